@@ -1,0 +1,272 @@
+"""Dequantisation kernels: one function a block format, bytes to float32.
+
+Each follows ggml's ``dequantize_row_*`` (ggml/src/ggml-quants.c) operation by operation, so that results
+agree to the bit: the same products in the same order, no fused multiply-add, no fast-math.
+
+Every kernel takes ``raw`` (uint8, whole blocks) and ``out`` (float32, one value an element). Inner loops
+have constant bounds and write one run of the output: that is what LLVM needs to vectorise them. numba
+computes integers in 64 bits unless told otherwise: `np.int32` just before a conversion to float32 lets LLVM
+narrow.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import numpy as np
+from numba import njit, types
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+    Floats = NDArray[np.float32]
+    Kernel = Callable[[Bytes, Floats], None]
+
+_SIGNATURE = types.void(types.Array(types.uint8, 1, "C", readonly=True), types.float32[::1])
+_F = TypeVar("_F")
+_log = logging.getLogger(__name__)
+
+
+def load(name: str) -> Kernel:
+    """Return the compiled kernel of a type, from numba's cache if it is there, compiling it if not.
+
+    Without a cache that can be read and written, the kernel is compiled for this process only (about 0.3 s).
+    """
+    function = _KERNELS[name]
+    try:
+        return cast("Kernel", njit(_SIGNATURE, nogil=True, cache=True)(function))
+    except (RuntimeError, OSError, EOFError, pickle.PickleError) as error:
+        # numba says "no locator available" when no cache directory is writable, and passes on what the
+        # file system says when it cannot save.
+        _log.debug("kernel %s is compiled without a cache: %s", name, error)
+        return cast("Kernel", njit(_SIGNATURE, nogil=True)(function))
+
+
+def _inlined(function: _F) -> _F:
+    return cast("_F", njit(inline="always")(function))
+
+
+@_inlined
+def _widened(half: np.uint16) -> np.uint32:
+    """Return the bits of a float16 as a float32's (``ggml_compute_fp16_to_fp32``; numba has no float16)."""
+    w = np.uint32(np.uint32(half) << np.uint32(16))
+    rest = np.uint32(w + w)  # without the sign
+    normal = np.uint32((rest >> np.uint32(4)) + np.uint32(0x70000000)).view(np.float32)
+    normal = np.float32(normal * np.float32(2.0**-112))
+    tiny = np.uint32((rest >> np.uint32(17)) | np.uint32(126 << 23)).view(np.float32)
+    tiny = np.float32(tiny - np.float32(0.5))
+    value = normal.view(np.uint32) if rest >= np.uint32(1 << 27) else tiny.view(np.uint32)
+    return np.uint32(w & np.uint32(0x80000000) | value)
+
+
+@_inlined
+def _half(low: np.uint8, high: np.uint8) -> np.float32:
+    """Return the float16 of two bytes."""
+    return np.uint32(_widened(np.uint16(low | high << 8))).view(np.float32)
+
+
+def _f16(raw: Bytes, out: Floats) -> None:
+    """2 bytes, one value."""
+    halves = raw.view(np.uint16)
+    words = out.view(np.uint32)
+    for i in range(out.size):
+        words[i] = _widened(halves[i])
+
+
+def _bf16(raw: Bytes, out: Floats) -> None:
+    """2 bytes, one value: the upper half of a float32."""
+    for i in range(out.size):
+        bits = np.uint32(raw[2 * i]) << np.uint32(16) | np.uint32(raw[2 * i + 1]) << np.uint32(24)
+        out[i] = np.uint32(bits).view(np.float32)
+
+
+def _q4_0(raw: Bytes, out: Floats) -> None:
+    """18 bytes, 32 values: f16 d, 16 bytes of nibbles (low: first half); ``(q - 8) * d``."""
+    for i in range(raw.size // 18):
+        block = raw[18 * i : 18 * i + 18]
+        y = out[32 * i : 32 * i + 32]
+        d = _half(block[0], block[1])
+        for j in range(16):
+            y[j] = np.float32(np.int32((block[2 + j] & 15) - 8)) * d
+        for j in range(16):
+            y[16 + j] = np.float32(np.int32((block[2 + j] >> 4) - 8)) * d
+
+
+def _q4_1(raw: Bytes, out: Floats) -> None:
+    """20 bytes, 32 values: f16 d, f16 m, 16 bytes of nibbles; ``q * d + m``."""
+    for i in range(raw.size // 20):
+        block = raw[20 * i : 20 * i + 20]
+        y = out[32 * i : 32 * i + 32]
+        d, m = _half(block[0], block[1]), _half(block[2], block[3])
+        for j in range(16):
+            y[j] = np.float32(block[4 + j] & 15) * d + m
+        for j in range(16):
+            y[16 + j] = np.float32(block[4 + j] >> 4) * d + m
+
+
+def _q5_0(raw: Bytes, out: Floats) -> None:
+    """22 bytes, 32 values: f16 d, 32 high bits, 16 bytes of nibbles; ``(q - 16) * d``."""
+    for i in range(raw.size // 22):
+        block = raw[22 * i : 22 * i + 22]
+        y = out[32 * i : 32 * i + 32]
+        d = _half(block[0], block[1])
+        low = np.int32(block[2]) | np.int32(block[3]) << 8
+        high = np.int32(block[4]) | np.int32(block[5]) << 8
+        for j in range(16):
+            q = (block[6 + j] & 15) | np.int32((low >> j & 1) << 4)
+            y[j] = np.float32(np.int32(q - 16)) * d
+        for j in range(16):
+            q = (block[6 + j] >> 4) | np.int32((high >> j & 1) << 4)
+            y[16 + j] = np.float32(np.int32(q - 16)) * d
+
+
+def _q5_1(raw: Bytes, out: Floats) -> None:
+    """24 bytes, 32 values: f16 d, f16 m, 32 high bits, 16 bytes of nibbles; ``q * d + m``."""
+    for i in range(raw.size // 24):
+        block = raw[24 * i : 24 * i + 24]
+        y = out[32 * i : 32 * i + 32]
+        d, m = _half(block[0], block[1]), _half(block[2], block[3])
+        low = np.int32(block[4]) | np.int32(block[5]) << 8
+        high = np.int32(block[6]) | np.int32(block[7]) << 8
+        for j in range(16):
+            q = (block[8 + j] & 15) | np.int32((low >> j & 1) << 4)
+            y[j] = np.float32(np.int32(q)) * d + m
+        for j in range(16):
+            q = (block[8 + j] >> 4) | np.int32((high >> j & 1) << 4)
+            y[16 + j] = np.float32(np.int32(q)) * d + m
+
+
+def _q8_0(raw: Bytes, out: Floats) -> None:
+    """34 bytes, 32 values: f16 d, 32 signed bytes; ``q * d``."""
+    for i in range(raw.size // 34):
+        block = raw[34 * i : 34 * i + 34]
+        y = out[32 * i : 32 * i + 32]
+        d = _half(block[0], block[1])
+        for j in range(32):
+            y[j] = np.float32(np.int8(block[2 + j])) * d
+
+
+def _q2_k(raw: Bytes, out: Floats) -> None:
+    """84 bytes, 256 values: 16 scales and minima (4 bits each), 64 bytes of 2-bit q, f16 d, f16 dmin.
+
+    ``(d * scale) * q - (dmin * min)``, a scale and a minimum for each 16 values.
+    """
+    for i in range(raw.size // 84):
+        block = raw[84 * i : 84 * i + 84]
+        d, dmin = _half(block[80], block[81]), _half(block[82], block[83])
+        for g in range(16):
+            y = out[256 * i + 16 * g : 256 * i + 16 * g + 16]
+            q = block[16 + 32 * (g // 8) + 16 * (g % 2) : 32 + 32 * (g // 8) + 16 * (g % 2)]
+            shift = np.uint8(2 * (g // 2 % 4))
+            scale = d * np.float32(block[g] & 15)
+            minimum = dmin * np.float32(block[g] >> 4)
+            for j in range(16):
+                y[j] = scale * np.float32(np.int32(q[j] >> shift & 3)) - minimum
+
+
+def _q3_k(raw: Bytes, out: Floats) -> None:
+    """110 bytes, 256 values: 32 bytes of high bits, 64 of low 2 bits, 16 6-bit scales in 12 bytes, f16 d.
+
+    ``(d * (scale - 32)) * (q - 4)``, a scale for each 16 values.
+    """
+    for i in range(raw.size // 110):
+        block = raw[110 * i : 110 * i + 110]
+        d = _half(block[108], block[109])
+        for g in range(16):
+            y = out[256 * i + 16 * g : 256 * i + 16 * g + 16]
+            half = 16 * (g % 2)
+            high = block[half : half + 16]
+            q = block[32 + 32 * (g // 8) + half : 48 + 32 * (g // 8) + half]
+            shift = np.uint8(2 * (g // 2 % 4))
+            bit = np.uint8(g // 2)
+            scale = block[96 + g % 8] >> (4 * (g // 8)) & 15 | (block[104 + g % 4] >> (2 * (g // 4)) & 3) << 4
+            scale = d * np.float32(scale - 32)
+            for j in range(16):
+                y[j] = scale * np.float32(np.int32((q[j] >> shift & 3) + 4 * (high[j] >> bit & 1) - 4))
+
+
+@_inlined
+def _scale_min(packed: Bytes, g: int) -> tuple[np.uint8, np.uint8]:
+    """Return the 6-bit scale and minimum of group `g` of eight (``get_scale_min_k4``)."""
+    if g < 4:
+        return packed[g] & 63, packed[g + 4] & 63
+    return (
+        packed[g + 4] & 15 | packed[g - 4] >> 6 << 4,
+        packed[g + 4] >> 4 | packed[g] >> 6 << 4,
+    )
+
+
+def _q4_k(raw: Bytes, out: Floats) -> None:
+    """144 bytes, 256 values: f16 d, f16 dmin, 8 scales and minima (6 bits) in 12 bytes, 128 bytes of nibbles.
+
+    ``(d * scale) * q - (dmin * min)``, a scale and a minimum for each 32 values.
+    """
+    for i in range(raw.size // 144):
+        block = raw[144 * i : 144 * i + 144]
+        d, dmin = _half(block[0], block[1]), _half(block[2], block[3])
+        for g in range(8):
+            y = out[256 * i + 32 * g : 256 * i + 32 * g + 32]
+            q = block[16 + 32 * (g // 2) : 48 + 32 * (g // 2)]
+            shift = np.uint8(4 * (g % 2))
+            s, m = _scale_min(block[4:16], g)
+            scale, minimum = d * np.float32(s), dmin * np.float32(m)
+            for j in range(32):
+                y[j] = scale * np.float32(np.int32(q[j] >> shift & 15)) - minimum
+
+
+def _q5_k(raw: Bytes, out: Floats) -> None:
+    """176 bytes, 256 values: as Q4_K, with 32 bytes of high bits before the nibbles."""
+    for i in range(raw.size // 176):
+        block = raw[176 * i : 176 * i + 176]
+        d, dmin = _half(block[0], block[1]), _half(block[2], block[3])
+        high = block[16:48]
+        for g in range(8):
+            y = out[256 * i + 32 * g : 256 * i + 32 * g + 32]
+            q = block[48 + 32 * (g // 2) : 80 + 32 * (g // 2)]
+            shift, bit = np.uint8(4 * (g % 2)), np.uint8(g)
+            s, m = _scale_min(block[4:16], g)
+            scale, minimum = d * np.float32(s), dmin * np.float32(m)
+            for j in range(32):
+                y[j] = (
+                    scale * np.float32(np.int32((q[j] >> shift & 15) + 16 * (high[j] >> bit & 1))) - minimum
+                )
+
+
+def _q6_k(raw: Bytes, out: Floats) -> None:
+    """210 bytes, 256 values: 128 bytes of low nibbles, 64 bytes of high 2 bits, 16 signed scales, f16 d.
+
+    ``(d * scale) * (q - 32)``, a scale for each 16 values.
+    """
+    for i in range(raw.size // 210):
+        block = raw[210 * i : 210 * i + 210]
+        d = _half(block[208], block[209])
+        for g in range(16):
+            y = out[256 * i + 16 * g : 256 * i + 16 * g + 16]
+            half = g // 8
+            low = block[64 * half + 16 * (g % 4) : 64 * half + 16 * (g % 4) + 16]
+            high = block[128 + 32 * half + 16 * (g % 2) : 144 + 32 * half + 16 * (g % 2)]
+            shift, pair = np.uint8(4 * (g // 4 % 2)), np.uint8(2 * (g // 2 % 4))
+            scale = d * np.float32(np.int8(block[192 + g]))
+            for j in range(16):
+                y[j] = scale * np.float32(np.int32((low[j] >> shift & 15 | (high[j] >> pair & 3) << 4) - 32))
+
+
+_KERNELS: dict[str, Kernel] = {
+    "F16": _f16,
+    "BF16": _bf16,
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+}
