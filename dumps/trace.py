@@ -1,0 +1,128 @@
+"""A trace: everything one engine recorded in one run, in memory or on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from firstdiff.dumps.errors import TraceError
+from firstdiff.dumps.tensors import Held, Real, Tensor, dtype_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from firstdiff.dumps.site import Site, Step
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trace:
+    """What one engine recorded. Open one with `open_trace`, or make one with `Trace.from_arrays`.
+
+    Parameters
+    ----------
+    path
+        Where it is on disk, None for one in memory.
+    engine, model
+        What the manifest says about them: name, version, backend, arithmetic, options; file, sha256.
+    steps
+        The tokens and positions of each forward pass that can be read.
+    tensors
+        The recorded tensors in execution order, read when asked for.
+    complete
+        False if the run was cut short, or if steps of it cannot be read.
+    notes
+        What the reader should know, such as ``step 3 is unreadable: …``.
+    names
+        The names' convention, or a table from the engine's names to points, or None if nothing says.
+    layouts
+        The axes of a point's tensors, outermost first, where the manifest gives them.
+    """
+
+    path: Path | None
+    engine: dict[str, Any]
+    model: dict[str, Any]
+    steps: tuple[Step, ...]
+    tensors: Mapping[Site, Tensor]
+    complete: bool = True
+    notes: tuple[str, ...] = ()
+    names: str | dict[str, str] | None = "firstdiff"
+    layouts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def sites(self) -> list[Site]:
+        """Return the recorded sites in execution order."""
+        return list(self.tensors)
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.tensors)
+
+    def __contains__(self, site: object) -> bool:
+        return site in self.tensors
+
+    def __getitem__(self, site: Site) -> Real:
+        """Return a site's values, read-only, as float32 or float64 (see `firstdiff.dumps.tensors.widened`).
+
+        Raises
+        ------
+        KeyError
+            If the site is not recorded.
+        TraceError
+            If its file has gone or shrunk since the trace was opened.
+        """
+        return self._tensor(site).read()
+
+    def shape(self, site: Site) -> tuple[int, ...]:
+        """Return a site's recorded shape without reading its values."""
+        return self._tensor(site).shape
+
+    def dtype(self, site: Site) -> str:
+        """Return the dtype a site was recorded in, such as ``f16``, ``bf16``, ``f8_e4m3`` or ``i32``."""
+        return self._tensor(site).dtype
+
+    def without(self, drop: Callable[[Site], bool]) -> Trace:
+        """Return the trace as if the sites for which `drop` is true had not been recorded."""
+        kept = {site: tensor for site, tensor in self.tensors.items() if not drop(site)}
+        return replace(self, tensors=kept)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        steps: Sequence[Step],
+        tensors: Mapping[Site, NDArray[Any]],
+        *,
+        engine: dict[str, Any],
+        model: dict[str, Any],
+        names: str | dict[str, str] | None = "firstdiff",
+        layouts: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> Trace:
+        """Make a trace of arrays in memory, which are not copied.
+
+        Parameters
+        ----------
+        steps
+            The forward passes.
+        tensors
+            The recorded arrays by site, in execution order.
+
+        Raises
+        ------
+        TraceError
+            If a site's step is not among the steps, or an array's dtype cannot be recorded.
+        """
+        held: dict[Site, Tensor] = {}
+        for site, values in tensors.items():
+            if site.step >= len(steps):
+                raise TraceError(f"{site}: there is no step {site.step}, only {len(steps)} steps")
+            array = np.asarray(values)
+            held[site] = Held(array, dtype_of(array))
+        return cls(None, engine, model, tuple(steps), held, names=names, layouts=layouts or {})
+
+    def _tensor(self, site: Site) -> Tensor:
+        try:
+            return self.tensors[site]
+        except KeyError:
+            raise KeyError(str(site)) from None
