@@ -1,0 +1,133 @@
+"""The reference engine: a model opened from a file, and its forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from types import ModuleType
+from typing import Any, Protocol
+
+from firstdiff.model import llama
+from firstdiff.model.arithmetic import Array
+from firstdiff.model.errors import ModelError
+from firstdiff.model.fields import Fields
+from firstdiff.model.gguf import GGUF, open_gguf
+from firstdiff.model.probe import Probe
+from firstdiff.model.quants import SUPPORTED
+from firstdiff.model.weights import Weights
+
+ARCHITECTURES: dict[str, ModuleType] = {"llama": llama}
+
+# Tables of cos and sin that old converters wrote and no engine reads (llama.cpp skips them too).
+UNREAD = (
+    "rope_freqs.weight",
+    "attn_rot_embd.weight",
+    "attn.rot_embd.weight",
+    "attention.rotary_emb.inv_freq",
+)
+
+
+class StepLike(Protocol):
+    """One forward pass: its tokens and their positions."""
+
+    @property
+    def tokens(self) -> Sequence[int]: ...
+    @property
+    def positions(self) -> Sequence[int]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model whose weights stay in the mapped file."""
+
+    gguf: GGUF
+    architecture: str
+    hp: Any
+    weights: Weights
+
+    def forward(self, steps: Sequence[StepLike], probe: Probe) -> Iterator[Array]:
+        """Run the steps one after another through a KV cache, yielding logits [T, n_vocab] of each.
+
+        Every operation goes through `probe`, whose `step` and `layer` are set here.
+        """
+        architecture = ARCHITECTURES[self.architecture]
+        cache = architecture.Cache()
+        for index, step in enumerate(steps):
+            probe.step, probe.layer = index, None
+            yield architecture.forward(probe, step.tokens, step.positions, self.weights, self.hp, cache)
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Refuse tokens that the model cannot run.
+
+        Raises
+        ------
+        ModelError
+            For no token, an id outside the vocabulary, or more tokens than the context holds.
+        """
+        path, hp = self.gguf.path, self.hp
+        if not tokens:
+            raise ModelError(f"{path}: no token to run: give a prompt that is not empty, or --tokens")
+        for place, token in enumerate(tokens):
+            if not 0 <= token < hp.n_vocab:
+                raise ModelError(
+                    f"{path}: token id {token} (the {place + 1}. of {len(tokens)}) is outside the vocabulary "
+                    f"(0 to {hp.n_vocab - 1})"
+                )
+        if len(tokens) > hp.n_ctx_train:
+            raise ModelError(
+                f"{path}: {len(tokens)} tokens do not fit the model's context of {hp.n_ctx_train}: "
+                "give a shorter prompt or fewer decode steps"
+            )
+
+
+def open_model(path: str | PathLike[str]) -> Model:
+    """Open a GGUF file as a model; no weight is read yet.
+
+    Raises
+    ------
+    ModelError
+        For a file that is no GGUF, is damaged, has another architecture, lacks a tensor or a hyperparameter, or
+        has a tensor of another shape or of a type that cannot be dequantised.
+    """
+    gguf = open_gguf(path)
+    name = gguf.metadata.get("general.architecture")
+    if name not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        said = (
+            "the file names no architecture"
+            if name is None
+            else f"architecture {name!r:.80} is not supported"
+        )
+        raise ModelError(f"{gguf.path}: {said} (supported: {known})")
+    architecture = ARCHITECTURES[name]
+    hp = architecture.read(Fields(gguf, name))
+    _check_tensors(gguf, architecture.tensors(hp))
+    return Model(gguf, name, hp, Weights(gguf))
+
+
+def _check_tensors(gguf: GGUF, expected: Iterator[tuple[str, tuple[int, ...], bool]]) -> None:
+    known = set()
+    for name, shape, required in expected:
+        known.add(name)
+        info = gguf.tensors.get(name)
+        if info is None:
+            if required:
+                raise ModelError(f"{gguf.path}: tensor '{name}' is missing: the file holds no whole model")
+            continue
+        if info.shape != shape:
+            raise ModelError(
+                f"{gguf.path}: tensor '{name}' has shape {list(info.shape)}, but the hyperparameters call for "
+                f"{list(shape)}"
+            )
+        if info.type.name not in SUPPORTED:
+            raise ModelError(
+                f"{gguf.path}: tensor '{name}' has quantisation type {info.type.name}, which is not supported "
+                f"(supported: {', '.join(sorted(SUPPORTED))})"
+            )
+    strangers = [n for n in gguf.tensors if n not in known and not n.endswith(UNREAD)]
+    if strangers:
+        raise ModelError(
+            f"{gguf.path}: tensor '{strangers[0]}' ({len(strangers)} such) is not one that the reference's "
+            "architecture reads: its result would not be this model's"
+        )

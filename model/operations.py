@@ -1,0 +1,161 @@
+"""The operations of a forward pass: pure functions of arrays, weights and attributes.
+
+Each takes the `arithmetic` it shall round like as a keyword and computes in its dtype. Shapes are those of
+:mod:`firstdiff.model.llama`: T tokens, S cached positions, H heads, D numbers a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.model import quants
+from firstdiff.model.arithmetic import Arithmetic, Array, round_to
+from firstdiff.model.rope import angles
+from firstdiff.model.weights import Weight
+
+Operation = Callable[..., Array]
+
+
+def embed(tokens: Sequence[int], weight: Weight, *, arithmetic: Arithmetic) -> Array:
+    """Rows of the embedding, [T] -> [T, n_embd] (``ggml_get_rows``)."""
+    return arithmetic.widen(weight.gather(np.asarray(tokens, np.int64)))
+
+
+def rms_norm(x: Array, weight: Weight | None, *, eps: float, arithmetic: Arithmetic) -> Array:
+    """Root mean square norm (Zhang & Sennrich 2019), [T, n] -> [T, n] (``ggml_rms_norm``, then ``ggml_mul``).
+
+    The mean is summed in float64 in every arithmetic, as ggml does; a float32 engine that sums with care agrees
+    with it to rounding.
+    """
+    x = arithmetic.widen(x)
+    mean = np.einsum("...i,...i->...", x, x, dtype=np.float64)[..., None] / x.shape[-1]
+    mean = arithmetic.widen(mean)
+    scale = arithmetic.dtype(1) / np.sqrt(mean + arithmetic.dtype(eps))
+    scaled = x * scale
+    return scaled if weight is None else scaled * arithmetic.widen(weight.values())
+
+
+def linear(
+    x: Array, weight: Weight, bias: Weight | None = None, *, heads: int | None = None, arithmetic: Arithmetic
+) -> Array:
+    """Product with a weight matrix, [T, in] -> [T, out], or [T, heads, out / heads] (``ggml_mul_mat``).
+
+    The weight is dequantised a few rows at a time. With `ggml_products`, activations are first rounded as ggml's
+    CPU backend does for the weight's type; Q4_1 and Q5_1 then take the block sums that ggml stores beside the
+    codes, rounded to f16, for the products with the minima.
+    """
+    x = arithmetic.widen(x)
+    sums = None
+    if arithmetic.ggml_products:
+        x, sums = quants.round_activations(np.ascontiguousarray(x, np.float32), weight.kind)
+    y = np.empty((x.shape[0], weight.shape[0]), arithmetic.dtype)
+    buffer = weight.buffer()
+    for start, stop in weight.chunks():
+        rows = arithmetic.widen(weight.rows(start, stop, buffer))
+        np.matmul(x, rows.T, out=y[:, start:stop])
+        if sums is not None and (minima := weight.minima(start, stop)) is not None:
+            y[:, start:stop] += sums @ minima.T
+    if bias is not None:
+        y += arithmetic.widen(bias.values())
+    return y if heads is None else y.reshape(x.shape[0], heads, -1)
+
+
+def rope(
+    x: Array,
+    positions: Sequence[int],
+    factors: Weight | None = None,
+    *,
+    pairing: str,
+    base: float,
+    scale: float = 1.0,
+    arithmetic: Arithmetic,
+) -> Array:
+    """Rotary position embedding (Su et al. 2021), [T, H, D] -> [T, H, D] (``ggml_rope_ext``).
+
+    Parameters
+    ----------
+    pairing
+        ``interleaved``: dimensions (2i, 2i + 1) turn together (ggml's NORM, the llama architecture);
+        ``half``: (i, i + D / 2) do (ggml's NEOX, transformers' ``rotate_half``).
+    base, scale, factors
+        See :func:`firstdiff.model.rope.angles`.
+    """
+    x = arithmetic.widen(x)
+    theta = angles(
+        positions,
+        x.shape[-1],
+        base=base,
+        scale=scale,
+        factors=None if factors is None else factors.values(),
+        like_ggml=arithmetic.ggml_products,
+    )
+    cos = arithmetic.widen(np.cos(theta))[:, None, :]  # [T, 1, D / 2]
+    sin = arithmetic.widen(np.sin(theta))[:, None, :]
+    half = x.shape[-1] // 2
+    first, second = (
+        (np.s_[..., 0::2], np.s_[..., 1::2])
+        if pairing == "interleaved"
+        else (np.s_[..., :half], np.s_[..., half:])
+    )
+    y = np.empty_like(x)
+    y[first] = x[first] * cos - x[second] * sin
+    y[second] = x[first] * sin + x[second] * cos
+    return y
+
+
+def append(past: Array | None, new: Array, *, arithmetic: Arithmetic) -> Array:
+    """What a layer's cache holds after this step, [S - T, H_kv, D] and [T, H_kv, D] -> [S, H_kv, D]."""
+    new = arithmetic.widen(round_to(new, arithmetic.cache))
+    return new if past is None else np.concatenate([arithmetic.widen(past), new])
+
+
+def scores(q: Array, keys: Array, *, group: int, arithmetic: Arithmetic) -> Array:
+    """Raw attention scores, unscaled: [T, H, D] and [S, H_kv, D] -> [H, T, S]; head h reads KV head h // group."""
+    q = arithmetic.operand(q)
+    tokens, heads, dim = q.shape
+    grouped = q.transpose(1, 0, 2).reshape(heads // group, group * tokens, dim)  # [H_kv, group * T, D]
+    kq = grouped @ arithmetic.widen(keys).transpose(1, 2, 0)  # [H_kv, group * T, S]
+    return kq.reshape(heads, tokens, -1)
+
+
+def soft_max(kq: Array, *, scale: float, offset: int = 0, arithmetic: Arithmetic) -> Array:
+    """Causal softmax over the keys, [H, T, S] -> [H, T, S]; hidden entries are 0 (``ggml_soft_max_ext``).
+
+    A query sees the keys up to its own position plus `offset`.
+    """
+    hidden = ~visible(*kq.shape[-2:], offset)
+    z = arithmetic.widen(kq) * arithmetic.dtype(scale)
+    z[:, hidden] = -np.inf
+    z -= z.max(-1, keepdims=True)
+    p = np.exp(z)
+    total = p.sum(-1, keepdims=True, dtype=np.float64)
+    return p * arithmetic.widen(1.0 / total)
+
+
+def visible(queries: int, keys: int, offset: int = 0) -> npt.NDArray[np.bool_]:
+    """Which keys a query may see, bool [T, S]: the last `queries` positions of `keys`, each up to itself."""
+    own = np.arange(keys - queries, keys)[:, None]
+    return np.arange(keys)[None, :] <= own + offset
+
+
+def attend(p: Array, values: Array, *, group: int, arithmetic: Arithmetic) -> Array:
+    """Attention output with heads merged: [H, T, S] and [S, H_kv, D] -> [T, H * D]."""
+    heads, tokens, keys = p.shape
+    grouped = arithmetic.operand(p).reshape(heads // group, group * tokens, keys)  # [H_kv, group * T, S]
+    out = grouped @ arithmetic.widen(values).transpose(1, 0, 2)  # [H_kv, group * T, D]
+    return np.ascontiguousarray(out.reshape(heads, tokens, -1).transpose(1, 0, 2)).reshape(tokens, -1)
+
+
+def add(a: Array, b: Array, *, arithmetic: Arithmetic) -> Array:
+    """Sum of two branches, [T, n_embd] (``ggml_add``)."""
+    return arithmetic.widen(a) + arithmetic.widen(b)
+
+
+def swiglu(gate: Array, up: Array, *, arithmetic: Arithmetic) -> Array:
+    """Gated linear unit with SiLU (Shazeer 2020), [T, n_ff] (``ggml_swiglu_split``)."""
+    gate = arithmetic.widen(gate)
+    with np.errstate(over="ignore"):  # exp of a large negative gate is infinite, and the quotient rightly 0
+        return gate / (1 + np.exp(-gate)) * arithmetic.widen(up)

@@ -1,0 +1,76 @@
+"""How large the terms are that a product adds up.
+
+Rounding is relative to what is summed, not to the sum. Where the sum is much smaller than its terms, a correct
+engine's error is large beside the result: on SmolLM2's ``attn_output`` in Q4_1 the codes' part and the minima's
+part are each 12.5 times their sum, and llama.cpp's own float32 sums are then 1.1e-6 off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.model import quants
+from firstdiff.model.arithmetic import F64, Array
+from firstdiff.model.operations import attend, linear, scores
+from firstdiff.model.probe import Call
+from firstdiff.model.weights import Weight
+
+CODES = {  # where a block keeps its codes (ggml-common.h): with these bytes 0, a block's values are its minima
+    "Q4_1": slice(4, 20),
+    "Q5_1": slice(4, 24),
+    "Q2_K": slice(16, 80),
+    "Q4_K": slice(16, 144),
+    "Q5_K": slice(16, 176),
+}
+
+
+def terms(call: Call) -> npt.NDArray[np.float64] | None:
+    """Root of the sum of the squared terms of each result, shaped as the result; None for what is no product.
+
+    For weights whose blocks have minima, the products with the minima count as terms of their own, since
+    block-wise kernels sum them apart.
+    """
+    function = _TERMS.get(call.op)
+    return None if function is None else function(call)
+
+
+def _linear(call: Call) -> npt.NDArray[np.float64]:
+    x, weight = np.asarray(call.inputs[0], np.float64), call.inputs[1]
+    squares = np.empty((x.shape[0], weight.shape[0]))
+    for start, stop in weight.chunks():
+        rows = weight.rows(start, stop).astype(np.float64)
+        squares[:, start:stop] = x**2 @ (rows**2).T
+        minima = _minima(weight, start, stop)
+        if minima is not None:
+            squares[:, start:stop] += (x @ minima.T) ** 2
+    heads = call.attributes.get("heads")
+    return np.sqrt(squares if heads is None else squares.reshape(x.shape[0], heads, -1))
+
+
+def _minima(weight: Weight, start: int, stop: int) -> npt.NDArray[np.float64] | None:
+    codes = CODES.get(weight.kind.name)
+    if codes is None or weight.dense is not None:
+        return None
+    blocks = weight.raw_rows(start, stop).reshape(-1, weight.kind.nbytes).copy()
+    blocks[:, codes] = 0
+    return quants.dequantize(blocks.reshape(-1), weight.kind).reshape(stop - start, -1).astype(np.float64)
+
+
+def _scores(call: Call) -> npt.NDArray[np.float64]:
+    q, keys = (np.asarray(x, np.float64) ** 2 for x in call.inputs)
+    return np.sqrt(np.asarray(scores(q, keys, arithmetic=F64, **call.attributes), np.float64))
+
+
+def _attend(call: Call) -> npt.NDArray[np.float64]:
+    p, values = (np.asarray(x, np.float64) ** 2 for x in call.inputs)
+    return np.sqrt(np.asarray(attend(p, values, arithmetic=F64, **call.attributes), np.float64))
+
+
+_TERMS: dict[Callable[..., Array], Callable[[Call], npt.NDArray[np.float64]]] = {
+    linear: _linear,
+    scores: _scores,
+    attend: _attend,
+}

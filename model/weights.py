@@ -1,0 +1,117 @@
+"""Weights: handles on tensors that stay in the mapped file until an operation uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.model import quants
+from firstdiff.model.gguf import GGUF
+from firstdiff.model.quants import QuantType
+
+WITH_MINIMA = ("Q4_1", "Q5_1")
+"""Types whose product ggml takes with the block's minimum and the activations' block sum apart."""
+
+CHUNK = 1 << 18
+"""Elements dequantised at a time: 1 MiB of float32, which a core's second-level cache holds until the product
+has read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One tensor of the model, dequantised when used.
+
+    Parameters
+    ----------
+    name
+        llama.cpp's name, such as ``blk.3.attn_q.weight``.
+    kind
+        Its quantisation type.
+    shape
+        Row-major: ``(out, in)`` for a matrix (GGUF writes ``ne = [in, out]``).
+    raw
+        Its bytes, uint8 [n].
+    dense
+        Values that stand in for what `raw` holds, float32 of `shape`. Only a hypothesis sets them.
+    """
+
+    name: str
+    kind: QuantType
+    shape: tuple[int, ...]
+    raw: npt.NDArray[np.uint8]
+    dense: npt.NDArray[np.float32] | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        return self.shape[-1] // self.kind.block * self.kind.nbytes
+
+    def raw_rows(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Bytes of the rows from `start` to `stop`, uint8 [n]."""
+        return self.raw[start * self.row_bytes : stop * self.row_bytes]
+
+    def rows(
+        self, start: int, stop: int, buffer: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Values of the rows from `start` to `stop`, float32 [stop - start, in], in `buffer` if one is given."""
+        if self.dense is not None:
+            return self.dense[start:stop]
+        out = None if buffer is None else buffer[: (stop - start) * self.shape[-1]]
+        return quants.dequantize(self.raw_rows(start, stop), self.kind, out).reshape(-1, self.shape[-1])
+
+    def values(self) -> npt.NDArray[np.float32]:
+        """All values, float32 of `shape`."""
+        if self.dense is not None:
+            return self.dense
+        return quants.dequantize(self.raw, self.kind).reshape(self.shape)
+
+    def gather(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
+        """The rows with the given indices, float32 [len(rows), in]; no other row is read."""
+        if self.dense is not None:
+            return self.dense[rows]
+        picked = self.raw.reshape(self.shape[0], self.row_bytes)[rows]
+        return quants.dequantize(picked.reshape(-1), self.kind).reshape(-1, self.shape[-1])
+
+    def minima(self, start: int, stop: int) -> npt.NDArray[np.float32] | None:
+        """Block minima of the rows, float32 [stop - start, in / 32], for types whose product keeps them apart."""
+        if self.dense is not None or self.kind.name not in WITH_MINIMA:
+            return None
+        return quants.minima(self.raw_rows(start, stop), self.kind).reshape(stop - start, -1)
+
+    def buffer(self) -> npt.NDArray[np.float32] | None:
+        """Memory for one of :meth:`chunks`, to be used again for the next; None where values need none."""
+        if self.dense is not None or self.kind.name == "F32":
+            return None
+        return np.empty(max(stop - start for start, stop in self.chunks()) * self.shape[-1], np.float32)
+
+    def chunks(self) -> Iterator[tuple[int, int]]:
+        """Bounds of runs of rows of some `CHUNK` elements."""
+        step = max(1, CHUNK // self.shape[-1])
+        for start in range(0, self.shape[0], step):
+            yield start, min(start + step, self.shape[0])
+
+
+class Weights:
+    """The tensors of a file by their names within a layer: ``weights.layer(3)["attn_q.weight"]``."""
+
+    def __init__(self, gguf: GGUF, prefix: str = "") -> None:
+        self._gguf = gguf
+        self._prefix = prefix
+
+    def layer(self, index: int) -> Weights:
+        """The tensors of layer `index`."""
+        return Weights(self._gguf, f"blk.{index}.")
+
+    def __contains__(self, name: str) -> bool:
+        return self._prefix + name in self._gguf.tensors
+
+    def __getitem__(self, name: str) -> Weight:
+        full = self._prefix + name
+        info = self._gguf.tensors[full]
+        return Weight(full, info.type, info.shape, self._gguf.raw(full))
+
+    def get(self, name: str) -> Weight | None:
+        """The tensor, or None where the file has none of that name."""
+        return self[name] if name in self else None  # noqa: SIM401 - this is the method that does it
