@@ -1,0 +1,178 @@
+"""Capture from llama.cpp: every intermediate of a run, through the scheduler's eval callback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff import ggml
+from firstdiff.dumps import Step, TraceWriter
+from firstdiff.llamacpp import LlamaCpp
+
+Array = npt.NDArray[Any]
+
+# llama.cpp's node, by name and operation -> point. Names alone are no keys: `Qcur-0` is a product, a reshape,
+# a sum with the bias and a rotation in turn. Where two nodes give one point (a product, then its bias) the last holds.
+NODES: dict[tuple[str, str], str] = {
+    ("embd", "GET_ROWS"): "embd",
+    ("attn_norm", "MUL"): "attn_norm",
+    **{(f"{x}cur", op): f"{x}cur" for x in "QKV" for op in ("MUL_MAT", "ADD")},
+    ("Qcur", "ROPE"): "Qcur_rope",
+    ("Kcur", "ROPE"): "Kcur_rope",
+    ("kq", "MUL_MAT"): "kq",
+    ("kq_soft_max", "SOFT_MAX"): "kq_soft_max",
+    ("kqv", "MUL_MAT"): "v_cache",  # its first operand
+    ("kqv_out", "CONT"): "kqv_out",
+    ("attn_out", "MUL_MAT"): "attn_out",
+    ("attn_out", "ADD"): "attn_out",
+    ("ffn_inp", "ADD"): "ffn_inp",
+    ("ffn_norm", "MUL"): "ffn_norm",
+    ("ffn_gate", "MUL_MAT"): "ffn_gate",
+    ("ffn_gate_b", "ADD"): "ffn_gate",
+    ("ffn_up", "MUL_MAT"): "ffn_up",
+    ("ffn_up_b", "ADD"): "ffn_up",
+    ("ffn_swiglu", "SWIGLU"): "ffn_swiglu",
+    ("ffn_out", "MUL_MAT"): "ffn_out",
+    ("ffn_out", "ADD"): "ffn_out",
+    ("l_out", "ADD"): "l_out",
+    ("result_norm", "MUL"): "result_norm",
+    ("result_output", "MUL_MAT"): "result_output",
+}
+
+HEADS_OF = {"Qcur": "Qcur_rope", "Kcur": "Kcur_rope", "Vcur": "v_cache"}
+"""Points that llama.cpp has as [token, feature], and those whose heads they share."""
+
+
+@dataclass
+class Hook:
+    """The eval callback: decides which nodes are wanted and copies them out.
+
+    `tensors` holds the current step's, by key (``Kcur_rope-3``), in execution order; `keys` is how many cached
+    positions exist, to which llama.cpp's padded attention tensors are cut.
+    """
+
+    keys: int = 0
+    tensors: dict[str, Array] = field(default_factory=dict)
+    failure: BaseException | None = None
+    _wanted: dict[tuple[bytes, int], tuple[str, str] | None] = field(default_factory=dict)
+
+    def __call__(self, address: int, ask: bool, _user: object) -> bool:  # noqa: FBT001 - ggml's signature
+        try:
+            found = self._point(address)
+            if ask or found is None:
+                return found is not None
+            self._take(address, *found)
+        except BaseException as e:  # noqa: BLE001 - none may cross the C frames; it is raised after the decode
+            self.failure = e
+            return False
+        return True
+
+    def _point(self, address: int) -> tuple[str, str] | None:
+        """Point and layer suffix of a node (``("kq", "-3")``), None where it is not wanted."""
+        tensor = ggml.Tensor.from_address(address)
+        key = (tensor.name, tensor.op)
+        if key not in self._wanted:
+            name, dash, layer = tensor.name.decode(errors="replace").partition("-")
+            point = NODES.get((name, ggml.library().ggml_op_desc(address).decode()))
+            self._wanted[key] = None if point is None else (point, dash + layer)
+        return self._wanted[key]
+
+    def _take(self, address: int, point: str, layer: str) -> None:
+        if point == "v_cache":  # [1, H_kv, D, padded S] -> [S, H_kv, D]
+            values = self._operand(address)[0, :, :, : self.keys].transpose(2, 0, 1)
+            self.tensors["v_cache" + layer] = np.ascontiguousarray(values)
+            return
+        if point == "kq":  # [1, H_kv, padded S, D] -> [S, H_kv, D]
+            keys = self._operand(address)[0, :, : self.keys].transpose(1, 0, 2)
+            self.tensors["k_cache" + layer] = np.ascontiguousarray(keys)
+        x = ggml.read(address)[0]
+        if point in ("kq", "kq_soft_max"):  # [H, T, padded S] -> [H, T, S]
+            x = x[:, :, : self.keys]
+        elif x.shape[0] == 1 and point not in ("Qcur_rope", "Kcur_rope"):  # [1, T, n] -> [T, n]
+            x = x[0]
+        self.tensors[point + layer] = np.ascontiguousarray(x)
+
+    @staticmethod
+    def _operand(address: int) -> Array:
+        source = ggml.Tensor.from_address(address).src[0]
+        assert source is not None
+        return ggml.read(source)
+
+    def finish(self) -> dict[str, Array]:
+        """The step's tensors with their heads apart; ready for the next step afterwards."""
+        tensors, self.tensors = self.tensors, {}
+        for key, x in tensors.items():
+            point, dash, layer = key.partition("-")
+            if point in HEADS_OF and (like := tensors.get(HEADS_OF[point] + dash + layer)) is not None:
+                tensors[key] = x.reshape(x.shape[0], *like.shape[1:])
+        return tensors
+
+
+def capture(
+    engine: LlamaCpp,
+    prompt: Sequence[int],
+    writer: TraceWriter,
+    *,
+    decode: int = 0,
+    forced: Sequence[Sequence[int]] = (),
+) -> float | None:
+    """Run a prompt and some decode steps through llama.cpp and write every intermediate, step by step.
+
+    Parameters
+    ----------
+    engine
+        The open model.
+    prompt
+        Token ids of step 0.
+    writer
+        Where each step goes as soon as it is done: what is written stays, whatever happens later.
+    decode
+        Steps to decode greedily after the prompt.
+    forced
+        Tokens of later steps that are given (a candidate's), in place of decoding.
+
+    Returns
+    -------
+    The largest difference between the logits of this hooked run and of the same run without a hook: 0.0 where
+    the capture provably changed nothing, None where the unhooked logits are not finite.
+
+    Raises
+    ------
+    CaptureError
+        Where llama.cpp fails to decode, or a node cannot be read.
+    """
+    ggml.check_layout()
+    hook = Hook()
+    total = len(prompt) + (sum(map(len, forced)) if forced else decode)
+    widest = max(map(len, [prompt, *forced]))
+    steps, logits = [list(prompt), *map(list, forced)], []
+    with engine.context(total, widest, hook) as context:
+        position = 0
+        for index in range(1 + (len(forced) if forced else decode)):
+            if index == len(steps):
+                steps.append([int(logits[-1][-1].argmax())])
+            tokens = steps[index]
+            hook.keys = position + len(tokens)
+            logits.append(context.decode(tokens, position))
+            writer.step(Step(tuple(tokens), tuple(range(position, position + len(tokens)))), hook.finish())
+            position += len(tokens)
+    return _difference(engine, steps, logits, total, widest)
+
+
+def _difference(
+    engine: LlamaCpp, steps: list[list[int]], hooked: list[Array], total: int, widest: int
+) -> float | None:
+    """The largest difference that the hook made to any logit."""
+    worst, position = 0.0, 0
+    with engine.context(total, widest, None) as context:
+        for tokens, seen in zip(steps, hooked, strict=True):
+            plain = context.decode(tokens, position)
+            if not (np.isfinite(plain).all() and np.isfinite(seen).all()):
+                return None
+            worst = max(worst, float(np.abs(plain - seen).max()))
+            position += len(tokens)
+    return worst

@@ -1,0 +1,337 @@
+"""The command line. Only argparse is imported before a command is known, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from firstdiff.run import Input
+    from firstdiff.verdict import Verdict
+
+DESCRIPTION = """\
+Which tensor of your inference engine is the first to go wrong, and why.
+
+Runs a GGUF model through a reference engine and llama.cpp, records every intermediate, and judges
+each operation on its own recorded inputs.
+"""
+
+EPILOG = """\
+exit codes: 0 agrees, 1 diverges, 2 wrong usage, 3 unreadable input or failed capture, 4 nothing could be compared
+"""
+
+UNREADABLE, USAGE = 3, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except KeyboardInterrupt:
+        return _fail("interrupted: what was recorded so far can be read", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREADABLE
+    except Exception as e:
+        code = _code(e)
+        if code is None:
+            raise
+        return _fail(str(e) if not isinstance(e, OSError) else _system(e), code)
+
+
+def _code(error: Exception) -> int | None:
+    """The exit code of an error of ours or of the system; None for a fault of firstdiff's own."""
+    from firstdiff.dumps.errors import TraceError
+    from firstdiff.errors import CaptureError, UsageError
+    from firstdiff.model.errors import ModelError
+
+    if isinstance(error, UsageError):
+        return USAGE
+    return UNREADABLE if isinstance(error, TraceError | ModelError | CaptureError | OSError) else None
+
+
+def _system(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(("\r\x1b[2K" if sys.stderr.isatty() else "") + f"firstdiff: {message}\n")
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, and where help is."""
+        self.exit(USAGE, f"firstdiff: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        "firstdiff",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.set_defaults(command=lambda o: _version() if o.version else (parser.print_help() or USAGE))
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    def add(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=function)
+        return sub
+
+    demo = add("demo", _demo, "Plant a bug in a real model, and find it.")
+    demo.add_argument("--bug", metavar="ID", help="which bug; without, one that surprises")
+    demo.add_argument("--layer", type=_count, metavar="N", help="at which layer")
+    demo.add_argument("--model", type=Path, metavar="GGUF", help="another model than SmolLM2")
+    demo.add_argument(
+        "--decode", type=_count, default=1, metavar="N", help="steps to decode (default: %(default)s)"
+    )
+    demo.add_argument("--list", action="store_true", help="list the bugs that can be planted, and exit")
+    _common(demo)
+
+    run = add("run", _run, "Judge llama.cpp, or a candidate's trace, against the reference.")
+    run.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
+    _input(run)
+    run.add_argument(
+        "--decode", type=_count, metavar="N", help="steps to decode after the prompt (default: 2)"
+    )
+    run.add_argument(
+        "--candidate",
+        type=Path,
+        metavar="TRACE",
+        help="your engine's dump: it is judged, with llama.cpp as a witness",
+    )
+    _common(run)
+
+    record = add("record", _record, "Record every intermediate of one engine's run.")
+    record.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
+    record.add_argument(
+        "--engine",
+        default="llama.cpp:cpu",
+        metavar="ENGINE",
+        help="llama.cpp:cpu (default), reference:f64, reference:f32 or reference:ggml-cpu",
+    )
+    _input(record)
+    record.add_argument(
+        "--decode", type=_count, metavar="N", help="steps to decode after the prompt (default: 2)"
+    )
+    record.add_argument(
+        "--bug",
+        action="append",
+        default=[],
+        metavar="ID[@LAYER]",
+        help="plant a bug in the reference (see demo --list); repeatable",
+    )
+    record.add_argument("--out", type=Path, required=True, metavar="TRACE", help="folder of the trace")
+    _threads(record)
+
+    diff = add("diff", _diff, "Judge one recorded trace, with a second one of the same tokens as a witness.")
+    diff.add_argument("candidate", type=Path, metavar="TRACE_A", help="the trace to judge")
+    diff.add_argument("witness", type=Path, metavar="TRACE_B", help="the trace beside it")
+    diff.add_argument(
+        "--model", type=Path, metavar="MODEL", help="the GGUF file (default: the one that TRACE_A names)"
+    )
+    _json(diff)
+
+    add("doctor", _doctor, "Check that this installation is sound.")
+    return parser
+
+
+def _input(parser: argparse.ArgumentParser) -> None:
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--prompt", metavar="TEXT", help="a text, tokenised by llama.cpp")
+    text.add_argument("--tokens", type=_ids, metavar="IDS", help="token ids, such as 1,450,7483")
+    parser.add_argument("--chat", action="store_true", help="put the text into the model's chat template")
+    parser.add_argument(
+        "--no-special",
+        dest="special",
+        action="store_false",
+        help="add no BOS or EOS, read control tokens as plain text",
+    )
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for traces and verdict (default: a new one in firstdiff-runs/)",
+    )
+    _threads(parser)
+    _json(parser)
+
+
+def _threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", type=_count, metavar="N", help="threads of llama.cpp (default: one a core)"
+    )
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print verdict.json in place of the report")
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text!r} is no count: give a whole number from 0 on")
+    return value
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of token ids: give whole numbers, such as 1,450,7483"
+        ) from None
+
+
+def _version() -> int:
+    from firstdiff.run import own_version
+
+    print(f"firstdiff {own_version()}")
+    return 0
+
+
+def _source(options: argparse.Namespace) -> Input:
+    from firstdiff.errors import UsageError
+    from firstdiff.run import Input
+
+    if options.tokens is not None and options.chat:
+        raise UsageError("--chat is for a text: give --prompt in place of --tokens")
+    return Input(options.tokens, options.prompt, options.chat, options.special)
+
+
+def _cores(options: argparse.Namespace) -> int:
+    from firstdiff.doctor import physical_cores
+
+    return max(1, options.threads) if options.threads is not None else physical_cores()
+
+
+def _run(options: argparse.Namespace) -> int:
+    from firstdiff import run
+    from firstdiff.errors import UsageError
+
+    source, out = _source(options), run.run_folder(options.model, options.out)
+    if options.candidate is None:
+        decode = 2 if options.decode is None else options.decode
+        verdict = run.certify(options.model, source, decode=decode, threads=_cores(options), out=out)
+    else:
+        if options.decode is not None:
+            raise UsageError("--decode: a candidate's trace has its own steps; leave it out")
+        verdict = run.judge_candidate(
+            options.model, options.candidate, source, threads=_cores(options), out=out
+        )
+    return _report(verdict, options, out)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    if options.list:
+        from firstdiff.hypotheses import TABLE
+
+        width = max(map(len, TABLE))
+        print("\n".join(f"{id_:{width}}  {h.says}" for id_, h in TABLE.items()))
+        return 0
+    from firstdiff import run
+    from firstdiff.demo import BUG, demo, planted, smollm2
+
+    bug = options.bug or BUG
+    planted(bug, options.layer)
+    path = options.model or smollm2()
+    out = run.run_folder(path or Path("synthetic"), options.out)
+    if path is None:
+        print("SmolLM2 is not installed (pip install 'firstdiff[demo]'): this is a small synthetic model.\n")
+    done = demo(
+        bug=bug,
+        layer=options.layer,
+        model=options.model,
+        decode=options.decode,
+        threads=_cores(options),
+        out=out,
+    )
+    code = _report(done.verdict, options, out)
+    if not options.json:
+        hypothesis, layer = done.planted.hypothesis, done.planted.layer
+        print(f"\nPlanted on purpose: {hypothesis.id} at layer {layer}, {hypothesis.says}.")
+        print("Your own engine: firstdiff run MODEL --candidate YOUR_DUMP")
+    return 0 if code == 1 else 1
+
+
+def _record(options: argparse.Namespace) -> int:
+    from firstdiff import run
+    from firstdiff.demo import planted
+
+    plants = []
+    for text in options.bug:
+        bug, at, layer = text.partition("@")
+        plants.append(planted(bug, _layer(layer) if at else None))
+    decode = 2 if options.decode is None else options.decode
+    trace = run.record(
+        options.model,
+        _source(options),
+        options.out,
+        engine=options.engine,
+        decode=decode,
+        threads=_cores(options),
+        planted=plants,
+    )
+    run.tell("")
+    print(f"{options.out}: {len(trace.sites()):,} sites in {len(trace.steps)} steps")
+    return 0
+
+
+def _layer(text: str) -> int:
+    from firstdiff.errors import UsageError
+
+    try:
+        return _count(text)
+    except argparse.ArgumentTypeError as e:
+        raise UsageError(f"--bug: layer {e}") from None
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from firstdiff.diff import diff
+
+    verdict = diff(options.candidate, options.witness, options.model)
+    return _report(verdict, options, None) or (1 if verdict.witness and verdict.witness.diverges else 0)
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from firstdiff.doctor import examine
+
+    text, sound = examine()
+    print(text)
+    return 0 if sound else UNREADABLE
+
+
+def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> int:
+    """Write the verdict, print the report (or the verdict), and return the exit code."""
+    from firstdiff.run import tell
+
+    text = verdict.to_json()
+    if out is not None:
+        (out / "verdict.json").write_text(text)
+    tell("")
+    if options.json:
+        sys.stdout.write(text)
+        return verdict.exit_code
+    from rich.console import Console
+
+    from firstdiff.reports.terminal import show
+
+    show(verdict, Console())
+    if out is not None:
+        print(f"\nTraces and verdict: {out}")
+    return verdict.exit_code

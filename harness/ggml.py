@@ -1,0 +1,175 @@
+"""``struct ggml_tensor`` as the installed llama.cpp lays it out, checked before it is believed.
+
+No binding declares the struct, and it has drifted between releases. :func:`check_layout` makes tensors through
+ggml's own functions and compares what they say with what the struct says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.errors import CaptureError
+
+MAX_DIMS, MAX_SRC, MAX_NAME, OP_PARAMS = 4, 10, 64, 16
+F32, F16 = 0, 1
+DTYPES: dict[int, type[np.generic]] = {F32: np.float32, F16: np.float16, 26: np.int32, 27: np.int64}
+
+INSTALL = "install it with: pip install 'firstdiff[llama]'"
+
+
+class Tensor(ctypes.Structure):
+    """``struct ggml_tensor`` (ggml/include/ggml.h)."""
+
+
+Tensor._fields_ = [
+    ("type", ctypes.c_int),
+    ("buffer", ctypes.c_void_p),
+    ("ne", ctypes.c_int64 * MAX_DIMS),
+    ("nb", ctypes.c_size_t * MAX_DIMS),
+    ("op", ctypes.c_int),
+    ("op_params", ctypes.c_int32 * OP_PARAMS),
+    ("flags", ctypes.c_int32),
+    ("src", ctypes.c_void_p * MAX_SRC),
+    ("view_src", ctypes.c_void_p),
+    ("view_offs", ctypes.c_size_t),
+    ("data", ctypes.c_void_p),
+    ("name", ctypes.c_char * MAX_NAME),
+    ("extra", ctypes.c_void_p),
+    ("padding", ctypes.c_char * 8),
+]
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+
+
+@cache
+def bindings() -> ModuleType:
+    """llama-cpp-python.
+
+    Raises
+    ------
+    CaptureError
+        Where it is not installed, or does not load.
+    """
+    try:
+        import llama_cpp
+    except ModuleNotFoundError as e:
+        if e.name != "llama_cpp":
+            raise
+        raise CaptureError(f"llama.cpp cannot be run: llama_cpp is not installed: {INSTALL}") from None
+    except (OSError, RuntimeError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise CaptureError(
+            f"llama.cpp cannot be run: llama_cpp does not load ({reason}): build it again"
+        ) from e
+    return llama_cpp
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """``libggml-base`` of the installed llama.cpp, its functions declared."""
+    folder = Path(str(bindings().__file__)).parent / "lib"
+    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
+    found = sorted(folder.glob(f"*ggml-base.{suffix}"))
+    if not found:
+        raise CaptureError(
+            f"{folder}: holds no ggml-base library: this build of llama_cpp has another layout"
+        )
+    lib = ctypes.CDLL(str(found[0]))
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    for name, result, arguments in (
+        ("ggml_nbytes", size, [pointer]),
+        ("ggml_nelements", ctypes.c_int64, [pointer]),
+        ("ggml_get_name", ctypes.c_char_p, [pointer]),
+        ("ggml_op_desc", ctypes.c_char_p, [pointer]),
+        ("ggml_set_name", pointer, [pointer, ctypes.c_char_p]),
+        ("ggml_backend_tensor_get", None, [pointer, pointer, size, size]),
+        ("ggml_init", pointer, [_InitParams]),
+        ("ggml_free", None, [pointer]),
+        ("ggml_new_tensor_2d", pointer, [pointer, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]),
+        ("ggml_rms_norm", pointer, [pointer, pointer, ctypes.c_float]),
+        ("ggml_view_1d", pointer, [pointer, pointer, ctypes.c_int64, size]),
+        ("ggml_tensor_overhead", size, []),
+    ):
+        try:
+            function = getattr(lib, name)
+        except AttributeError:
+            raise CaptureError(f"{found[0]}: has no function {name}: {_PIN}") from None
+        function.restype, function.argtypes = result, arguments
+    return lib
+
+
+_PIN = "this release of llama.cpp is not one that firstdiff knows; install the pinned range with pip install 'firstdiff[llama]'"
+
+
+@cache
+def check_layout() -> None:
+    """Compare :class:`Tensor` with tensors that ggml itself makes.
+
+    Raises
+    ------
+    CaptureError
+        Naming the first field that differs, with both values.
+    """
+    lib = library()
+    context = lib.ggml_init(_InitParams(1 << 16, None, False))
+    try:
+        _check_tensors(lib, context)
+    finally:
+        lib.ggml_free(context)
+
+
+def _check_tensors(lib: ctypes.CDLL, context: int) -> None:
+    matrix = lib.ggml_new_tensor_2d(context, F16, 3, 5)
+    lib.ggml_set_name(matrix, b"firstdiff-layout")
+    source = lib.ggml_new_tensor_2d(context, F32, 7, 2)
+    normed = lib.ggml_rms_norm(context, source, 0.5)
+    view = lib.ggml_view_1d(context, source, 4, 8)
+    m, n, v = (Tensor.from_address(t) for t in (matrix, normed, view))
+    half = int(np.float32(0.5).view(np.int32))
+    for field, found, expected in (
+        ("size", ctypes.sizeof(Tensor) <= lib.ggml_tensor_overhead(), True),
+        ("type", m.type, F16),
+        ("ne", list(m.ne), [3, 5, 1, 1]),
+        ("nb", list(m.nb), [2, 6, 30, 30]),
+        ("ne against ggml_nelements", int(np.prod(list(m.ne))), lib.ggml_nelements(matrix)),
+        ("name", m.name, lib.ggml_get_name(matrix)),
+        ("data", m.data is not None, True),
+        ("op", lib.ggml_op_desc(normed), b"RMS_NORM"),
+        ("op against an input's", n.op != m.op, True),
+        ("op_params", n.op_params[0], half),
+        ("src", n.src[0], source),
+        ("src of an input", m.src[0], None),
+        ("view_src", v.view_src, source),
+        ("view_offs", v.view_offs, 8),
+    ):
+        if found != expected:
+            raise CaptureError(
+                f"struct ggml_tensor has another layout: {field} reads {found}, expected {expected}: {_PIN}"
+            )
+
+
+def read(address: int) -> npt.NDArray[Any]:
+    """Copy a tensor out of its backend, whatever memory it lives in; axes as ggml has them, slowest first.
+
+    Views keep their strides: the returned array can be a strided view of the copied bytes.
+    """
+    tensor, lib = Tensor.from_address(address), library()
+    dtype = DTYPES.get(tensor.type)
+    if dtype is None:
+        raise CaptureError(
+            f"tensor {tensor.name.decode(errors='replace')!r} has ggml type {tensor.type}: not read yet"
+        )
+    nbytes = lib.ggml_nbytes(address)
+    buffer = np.empty(nbytes, np.uint8)
+    lib.ggml_backend_tensor_get(address, buffer.ctypes.data, 0, nbytes)
+    return np.ndarray(tuple(tensor.ne)[::-1], dtype, buffer, strides=tuple(tensor.nb)[::-1])

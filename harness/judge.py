@@ -1,0 +1,156 @@
+"""Judging: a candidate's trace in, the verdict out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+
+import numpy as np
+
+from firstdiff.dumps import Site, Trace
+from firstdiff.model.arithmetic import ARITHMETICS, F32, GGML_CPU, Arithmetic, Array
+from firstdiff.model.engine import Model
+from firstdiff.replay import Drift, Replay, between
+from firstdiff.verdict import Logits, SiteVerdict, Status, Verdict, Witness
+
+Progress = Callable[[str], None]
+
+
+def judge(
+    model: Model,
+    candidate: Trace,
+    *,
+    witness: Trace | None = None,
+    notes: tuple[str, ...] = (),
+    pieces: tuple[str, ...] = (),
+    progress: Progress = lambda _: None,
+) -> Verdict:
+    """Judge every site of a candidate's trace on its own inputs.
+
+    Parameters
+    ----------
+    model
+        The model that the trace was made with.
+    candidate
+        The trace to judge.
+    witness
+        Another engine's trace of the same tokens, llama.cpp's as a rule. It is judged as well: at a site where it
+        leaves the reference too, the reference is not trusted, and the candidate is not judged.
+    notes, pieces
+        Passed on into the verdict.
+    progress
+        Called with what is being done.
+    """
+    progress(f"judging {name(candidate)}")
+    arithmetic, sites = _replayed(model, candidate)
+    if witness is None:
+        progress("running the reference")
+        drift = Drift(F32, candidate)
+        free = [logits[-1] for logits in model.forward(candidate.steps, drift)]
+        drifts, against = drift.drifts, "reference:f32"
+    else:
+        progress(f"judging {name(witness)}")
+        _, seen = _replayed(model, witness)
+        sites = _settled(sites, seen)
+        drifts, against = between(candidate, witness), name(witness)
+        free = [_last_logits(witness, step) for step in range(len(witness.steps))]
+    sites = [replace(s, drift=drifts.get(s.site)) for s in sites]
+    return Verdict(
+        candidate=name(candidate),
+        against=against,
+        model=described(model),
+        tokens=tuple(step.tokens for step in candidate.steps),
+        arithmetic={"all": arithmetic.name},
+        sites=tuple(sites),
+        logits=tuple(_logits(candidate, free)),
+        witness=None if witness is None else _witness(witness, seen),
+        notes=(*candidate.notes, *notes),
+        pieces=pieces,
+    )
+
+
+def name(trace: Trace) -> str:
+    """An engine as reports name it: ``llama.cpp:cpu``."""
+    engine, backend = trace.engine.get("name", "candidate"), trace.engine.get("backend")
+    return f"{engine}:{backend}" if backend else str(engine)
+
+
+def described(model: Model) -> dict[str, object]:
+    """What a report says of the model."""
+    return {
+        "file": model.gguf.path.name,
+        "architecture": model.architecture,
+        "layers": model.hp.n_layer,
+    }
+
+
+def _replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict]]:
+    """Replay in the arithmetic that the trace declares, or in the one that fits its products better."""
+    declared = ARITHMETICS.get(str(trace.engine.get("arithmetic")))
+    tried = []
+    for arithmetic in (declared,) if declared else (F32, GGML_CPU):
+        probe = Replay(arithmetic, trace)
+        for _ in model.forward(trace.steps, probe):
+            pass
+        errors = [s.local_error for s in probe.sites if s.op == "linear" and s.local_error is not None]
+        tried.append((median(errors) if errors else 0.0, arithmetic, probe.sites))
+    _, arithmetic, sites = min(tried, key=lambda t: t[0])
+    return arithmetic, sites
+
+
+def _settled(sites: list[SiteVerdict], witness: list[SiteVerdict]) -> list[SiteVerdict]:
+    """Where the witness leaves the reference too, the reference may be wrong: no ground to accuse the candidate."""
+    doubtful = {w.site: w.local_error for w in witness if w.status is Status.DIVERGES}
+    return [
+        replace(
+            s,
+            status=Status.NOT_COMPARABLE,
+            reason=f"the witness leaves the reference here too (local error {doubtful[s.site]:.2g}): "
+            "the reference may be wrong",
+        )
+        if s.status is Status.DIVERGES and s.site in doubtful
+        else s
+        for s in sites
+    ]
+
+
+def _witness(trace: Trace, sites: list[SiteVerdict]) -> Witness:
+    agrees = sum(s.status in (Status.AGREES, Status.INHERITS) for s in sites)
+    return Witness(name(trace), agrees, tuple(s.site for s in sites if s.status is Status.DIVERGES))
+
+
+def _last_logits(trace: Trace, step: int) -> Array | None:
+    site = Site(step, None, "result_output")
+    return trace[site][-1] if site in trace else None
+
+
+def _logits(candidate: Trace, free: list[Array | None]) -> list[Logits]:
+    pairs = [(step, _last_logits(candidate, step), other) for step, other in enumerate(free)]
+    return [
+        compare_logits(step, own, other)
+        for step, own, other in pairs
+        if own is not None and other is not None and own.shape == other.shape and np.isfinite(own).all()
+    ]
+
+
+def compare_logits(step: int, candidate: Array, against: Array) -> Logits:
+    """The last token's logits [n_vocab] of a step, compared before any sampler."""
+    c, a = np.asarray(candidate, np.float64), np.asarray(against, np.float64)
+    top, other = int(c.argmax()), int(a.argmax())
+    rival = top if top != other else int(np.where(np.arange(len(a)) == other, -np.inf, a).argmax())
+    log_p, log_q = a - _log_sum(a), c - _log_sum(c)
+    difference = c - a
+    return Logits(
+        step=step,
+        top1=top,
+        top1_against=other,
+        margin=float(a[other] - a[rival]),
+        kl=max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum())),
+        noise=float((difference - difference.mean()).std()),
+    )
+
+
+def _log_sum(x: Array) -> float:
+    top = x.max()
+    return float(top + np.log(np.exp(x - top).sum()))

@@ -1,0 +1,205 @@
+"""Measuring how two recordings of one tensor differ: how much, where, and the worst element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Real = npt.NDArray[np.floating]
+Mask = npt.NDArray[np.bool_]
+
+AXES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("Qcur", "Kcur", "Vcur", "Qcur_rope", "Kcur_rope", "k_cache", "v_cache"), ("tokens", "heads", "dims")
+    ),
+    **dict.fromkeys(("kq", "kq_soft_max"), ("heads", "tokens", "keys")),
+}
+"""What the axes of a point are; of any other point, tokens and dims."""
+
+LOCATED = 10.0
+"""An element counts as wrong in :func:`locate` from this many floors on, relative to its row's rms. Rounding is near
+to normally distributed with a root mean square of a fifth of the floor, so correct elements stay below half of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worst:
+    """The element with the largest error relative to its row."""
+
+    index: tuple[int, ...]
+    candidate: float
+    reference: float
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How a candidate's tensor differs from the reference's.
+
+    Parameters
+    ----------
+    error
+        The largest relative error of a token: the norm of its difference over the norm of its reference values
+        (or of the terms they are the sum of, if these are larger). Infinite where the candidate has NaN or infinity and
+        the reference a number.
+    worst
+        The worst element; where numbers turn NaN or infinite, the first of these.
+    not_finite
+        How many of the candidate's elements are NaN or infinite where the reference is a number.
+    """
+
+    error: float
+    worst: Worst | None
+    not_finite: int
+
+
+def axes_of(point: str) -> tuple[str, ...]:
+    """Names of the axes of a point, as used in reports."""
+    return AXES.get(point, ("tokens", "dims"))
+
+
+def measure(
+    candidate: Real,
+    reference: Real,
+    *,
+    axes: tuple[str, ...],
+    floor: float,
+    seen: Mask | None = None,
+    terms: Callable[[], Real | None] = lambda: None,
+) -> Difference:
+    """Compare a candidate's tensor with the reference's, token by token.
+
+    Tokens are measured apart, because some (the first, above all) can be a thousand times larger than the others and
+    would hide an error in these.
+
+    Parameters
+    ----------
+    candidate, reference
+        Same shape.
+    axes
+        Names of their axes.
+    floor
+        The error up to which `terms` need not be asked for.
+    seen
+        Entries that count, broadcastable to the shape: attention hides the others.
+    terms
+        Gives the size of the terms that each reference value is a sum of, same shape: see :mod:`firstdiff.model.terms`.
+    """
+    rest = _all_but(axes, "tokens")
+    quick = _quick(candidate, reference, rest, seen)
+    if quick is not None and quick <= floor:
+        return Difference(quick, None, 0)
+    c, r = np.asarray(candidate, np.float64), np.asarray(reference, np.float64)
+    judged = np.isfinite(r) if seen is None else np.isfinite(r) & seen
+    broken = judged & ~np.isfinite(c)
+    if broken.any():
+        first = _first(broken, axes)
+        return Difference(np.inf, Worst(first, float(c[first]), float(r[first])), int(broken.sum()))
+    delta = np.where(judged, c - r, 0.0)
+    if not delta.any():
+        return Difference(0.0, None, 0)
+    norm = _norm(delta, rest)  # [tokens]
+    size = _norm(np.where(judged, r, 0.0), rest)
+    error = _ratio(norm, size)
+    if error.max() > floor and (larger := terms()) is not None:
+        size = np.maximum(size, _norm(np.where(judged, larger, 0.0), rest))
+        error = _ratio(norm, size)
+    scaled = np.abs(delta) / np.where(size > 0, size, 1.0).reshape(_along(axes, size.shape[0]))
+    index = tuple(int(i) for i in np.unravel_index(int(scaled.argmax()), scaled.shape))
+    return Difference(float(error.max()), Worst(index, float(c[index]), float(r[index])), 0)
+
+
+def relative(candidate: Real, reference: Real, seen: Mask | None = None) -> float:
+    """The norm of the difference over the norm of the reference, all tokens together; infinite if not finite."""
+    c, r = np.asarray(candidate, np.float64), np.asarray(reference, np.float64)
+    if seen is not None:
+        c, r = np.where(seen, c, 0.0), np.where(seen, r, 0.0)
+    if not np.isfinite(c).all():
+        return float("inf")
+    size = float(np.sqrt((r**2).sum()))
+    difference = float(np.sqrt(((c - r) ** 2).sum()))
+    return difference / size if size else (float("inf") if difference else 0.0)
+
+
+def locate(
+    candidate: Real, reference: Real, *, axes: tuple[str, ...], floor: float, seen: Mask | None = None
+) -> dict[str, str]:
+    """Say along each axis where the candidate is wrong: ``{"tokens": "all but 0", "heads": "3-5", "dims": "all"}``."""
+    c, r = np.asarray(candidate, np.float64), np.asarray(reference, np.float64)
+    judged = np.isfinite(r) if seen is None else np.isfinite(r) & seen
+    delta = np.where(judged, c - r, 0.0)
+    delta[np.isnan(delta)] = np.inf
+    rest = _all_but(axes, "tokens")
+    count = np.maximum(np.broadcast_to(judged, r.shape).sum(rest), 1)
+    rms = _norm(np.where(judged, r, 0.0), rest) / np.sqrt(count)
+    wrong = np.abs(delta) > LOCATED * floor * rms.reshape(_along(axes, len(rms)))
+    if not wrong.any():
+        wrong = np.abs(delta) >= np.abs(delta).max()
+    return {
+        name: spans(np.flatnonzero(wrong.any(_all_but(axes, name))), r.shape[i])
+        for i, name in enumerate(axes)
+    }
+
+
+def spans(indices: Sequence[int] | npt.NDArray[np.integer], size: int) -> str:
+    """Write a set of indices for people: ``all``, ``all but 0``, ``3-5, 9``, ``0, 2, 4, … (31 of 64)``."""
+    chosen = [int(i) for i in indices]
+    if len(chosen) == size:
+        return "all" if size > 1 else "0"
+    missing = sorted(set(range(size)) - set(chosen))
+    if len(missing) <= 3 and len(chosen) > len(missing):
+        return "all but " + ", ".join(map(str, missing))
+    runs: list[tuple[int, int]] = []
+    for i in chosen:
+        if runs and i == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], i)
+        else:
+            runs.append((i, i))
+    shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs[:4])
+    return shown if len(runs) <= 4 else f"{shown}, … ({len(chosen)} of {size})"
+
+
+def _quick(candidate: Real, reference: Real, rest: tuple[int, ...], seen: Mask | None) -> float | None:
+    """The error in float32, for what nearly always agrees; None where float32 does not do to measure it."""
+    if candidate.dtype != np.float32 or reference.dtype != np.float32:
+        return None
+    if seen is not None:
+        candidate, reference = np.where(seen, candidate, 0), np.where(seen, reference, 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = _norm(reference, rest)
+        norm = _norm(candidate - reference, rest)
+    # Squares of values below 1e-12 times an error of 1e-7 leave float32's range.
+    if not (np.isfinite(norm).all() and size.min() > 1e-10):
+        return None
+    return float((norm / size).max())
+
+
+def _norm(x: Real, axis: tuple[int, ...]) -> Real:
+    """Euclidean norm over some axes, in the dtype of `x`."""
+    kept = next(i for i in range(x.ndim) if i not in axis)
+    rows = np.moveaxis(x, kept, 0)
+    letters = "abcd"[: x.ndim]
+    return np.sqrt(np.einsum(f"{letters},{letters}->a", rows, rows))
+
+
+def _all_but(axes: tuple[str, ...], name: str) -> tuple[int, ...]:
+    return tuple(i for i, other in enumerate(axes) if other != name)
+
+
+def _ratio(norm: Real, size: Real) -> Real:
+    """Error of each token; infinite where something stands in place of exact zeros."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(norm > 0, norm / size, 0.0)
+
+
+def _along(axes: tuple[str, ...], tokens: int) -> tuple[int, ...]:
+    return tuple(tokens if name == "tokens" else 1 for name in axes)
+
+
+def _first(broken: Mask, axes: tuple[str, ...]) -> tuple[int, ...]:
+    """Index of the first true element, by token before all else."""
+    token = axes.index("tokens")
+    index = np.argwhere(np.moveaxis(broken, token, 0))[0]
+    ordered = np.insert(index[1:], token, index[0])
+    return tuple(int(i) for i in ordered)

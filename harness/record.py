@@ -1,0 +1,116 @@
+"""Recording: the reference engine's run, every intermediate kept; with hypotheses planted in it, if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from firstdiff.dumps import Site, Step, TraceWriter
+from firstdiff.errors import UsageError
+from firstdiff.hypotheses import Hypothesis
+from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.engine import Model
+from firstdiff.model.probe import Call, Probe
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A hypothesis made true on purpose, at one layer or (None) at every layer."""
+
+    hypothesis: Hypothesis
+    layer: int | None = None
+
+    def apply(self, call: Call, model: Model) -> Call | None:
+        """The call gone wrong, or None where the plant does not touch it."""
+        if self.layer is not None and call.layer not in (self.layer, None):
+            return None
+        return self.hypothesis.apply(call, model)
+
+
+@dataclass
+class Recording(Probe):
+    """Stores every value of a step, with the planted hypotheses in effect.
+
+    `touched` lists, in execution order, the sites whose operation a planted hypothesis changed.
+    """
+
+    model: Model
+    planted: Sequence[Planted] = ()
+    tensors: dict[str, Array] = field(default_factory=dict, init=False)
+    touched: list[str] = field(default_factory=list, init=False)
+
+    def value(self, call: Call) -> Array:
+        """Compute the value, wrongly where a plant says so, and keep it."""
+        site = Site(call.step, call.layer, call.point)
+        for plant in self.planted:
+            if (changed := plant.apply(call, self.model)) is not None:
+                call = changed
+                self.touched.append(str(site))
+        value = self.tensors[site.key] = call.compute(self.arithmetic)
+        return value
+
+    def finish(self) -> dict[str, Array]:
+        """The step's tensors by key; ready for the next step afterwards."""
+        tensors, self.tensors = self.tensors, {}
+        return tensors
+
+
+def record_reference(
+    model: Model,
+    prompt: Sequence[int],
+    writer: TraceWriter | Any,  # noqa: ANN401 - anything with its `step`
+    *,
+    arithmetic: Arithmetic,
+    decode: int = 0,
+    forced: Sequence[Sequence[int]] = (),
+    planted: Sequence[Planted] = (),
+) -> list[str]:
+    """Run the reference and write every intermediate, step by step.
+
+    Parameters
+    ----------
+    model, prompt, writer, decode, forced
+        As in :func:`firstdiff.capture.capture`.
+    arithmetic
+        How to round.
+    planted
+        Hypotheses to make true.
+
+    Returns
+    -------
+    The sites that the planted hypotheses touched, in execution order.
+
+    Raises
+    ------
+    UsageError
+        Where a planted hypothesis touched nothing: it does not apply to this model, layer or run.
+    """
+    probe = Recording(arithmetic, model, planted)
+    steps = [_step(prompt, 0)]
+    total = len(prompt)
+    for tokens in forced:
+        steps.append(_step(tokens, total))
+        total += len(tokens)
+    count = len(steps) if forced else 1 + decode
+    for index, logits in enumerate(model.forward(steps, probe)):  # reads `steps` as it grows
+        writer.step(steps[index], probe.finish())
+        if len(steps) < count:
+            steps.append(_step([int(logits[-1].argmax())], total))
+            total += 1
+    for plant in planted:
+        if not any(_names(plant, site) for site in probe.touched):
+            where = "at any layer" if plant.layer is None else f"at layer {plant.layer}"
+            raise UsageError(
+                f"--bug {plant.hypothesis.id}: nothing it applies to {where} of {model.gguf.path.name} in "
+                f"{count} steps ({plant.hypothesis.says}; it applies to {', '.join(plant.hypothesis.points)})"
+            )
+    return probe.touched
+
+
+def _step(tokens: Sequence[int], position: int) -> Step:
+    return Step(tuple(tokens), tuple(range(position, position + len(tokens))))
+
+
+def _names(plant: Planted, site: str) -> bool:
+    return Site.parse(site).point in plant.hypothesis.points

@@ -1,0 +1,179 @@
+"""Replay: the reference's operations on the candidate's own recorded inputs, each judged where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff import floors
+from firstdiff.dumps import Site, Trace
+from firstdiff.measure import axes_of, locate, measure, relative
+from firstdiff.model.arithmetic import Array
+from firstdiff.model.engine import Model
+from firstdiff.model.operations import append, visible
+from firstdiff.model.probe import Call, Probe
+from firstdiff.model.terms import terms
+from firstdiff.verdict import Element, SiteVerdict, Status
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Origin:
+    """Where a value of the forward pass comes from.
+
+    `wrong` says that something upstream diverges; `pending` are the calls since the last recorded values.
+    """
+
+    value: Array  # held, so that its identity stays its own
+    wrong: bool
+    pending: tuple[Call, ...]
+    cached: bool
+
+
+@dataclass
+class Replay(Probe):
+    """Judges a candidate's trace site by site, and goes on with the candidate's own values.
+
+    What the candidate did not record is computed, and the judged segment then spans more operations.
+    """
+
+    trace: Trace
+    sites: list[SiteVerdict] = field(default_factory=list, init=False)
+    _origins: dict[int, _Origin] = field(default_factory=dict, init=False)
+    _current: int = field(default=0, init=False)
+
+    def value(self, call: Call) -> Array:
+        """Compare the computed value with the candidate's at this site, and return the candidate's."""
+        with np.errstate(all="ignore"):  # a candidate's NaN and infinities are judged, not warned of
+            computed = call.compute(self.arithmetic)
+        if call.step != self._current:
+            self._current = call.step
+            # Of an earlier step, only its cache is read again.
+            self._origins = {k: o for k, o in self._origins.items() if o.cached}
+        upstream = [self._origins[id(x)] for x in call.inputs if id(x) in self._origins]
+        wrong = any(o.wrong for o in upstream)
+        pending = tuple(dict.fromkeys(c for o in upstream for c in o.pending))
+        site = Site(call.step, call.layer, call.point)
+        recorded = reason = None
+        if site in self.trace:
+            recorded, reason = fitted(self.trace[site], computed)
+        if recorded is None:
+            status = Status.NOT_COMPARABLE if reason else Status.NOT_RECORDED
+            self.sites.append(_named(site, call, status, inputs_right=not wrong, reason=reason))
+            return self._keep(call, computed, wrong=wrong, pending=(*pending, call))
+        verdict = self._judge(site, call, recorded, computed, wrong=wrong, pending=pending)
+        self.sites.append(verdict)
+        return self._keep(call, recorded, wrong=wrong or verdict.status is Status.DIVERGES, pending=())
+
+    def _judge(
+        self,
+        site: Site,
+        call: Call,
+        recorded: Array,
+        computed: Array,
+        *,
+        wrong: bool,
+        pending: tuple[Call, ...],
+    ) -> SiteVerdict:
+        floor = floors.floor(self.arithmetic, (*pending, call))
+        axes, seen = axes_of(call.point), counted(call.point, computed)
+        difference = measure(
+            recorded,
+            computed,
+            axes=axes,
+            floor=floor,
+            seen=seen,
+            terms=lambda: terms(call) if not pending else None,
+        )
+        segment = tuple(str(Site(c.step, c.layer, c.point)) for c in pending)
+        if difference.error <= floor:
+            status = Status.INHERITS if wrong else Status.AGREES
+            return _named(
+                site,
+                call,
+                status,
+                local_error=difference.error,
+                floor=floor,
+                inputs_right=not wrong,
+                segment=segment,
+            )
+        worst = difference.worst
+        return _named(
+            site,
+            call,
+            Status.DIVERGES,
+            local_error=difference.error,
+            floor=floor,
+            worst=None if worst is None else Element(worst.index, worst.candidate, worst.reference),
+            where=locate(recorded, computed, axes=axes, floor=floor, seen=seen),
+            not_finite=difference.not_finite,
+            inputs_right=not wrong,
+            segment=segment,
+        )
+
+    def _keep(self, call: Call, value: Array, *, wrong: bool, pending: tuple[Call, ...]) -> Array:
+        self._origins[id(value)] = _Origin(value, wrong, pending, cached=call.op is append)
+        return value
+
+
+@dataclass
+class Drift(Probe):
+    """Runs freely, and notes how far a trace lies from it at every site. Keeps no tensor but the logits."""
+
+    trace: Trace
+    drifts: dict[str, float] = field(default_factory=dict, init=False)
+
+    def value(self, call: Call) -> Array:
+        """Compute, compare and go on with the computed value."""
+        computed = call.compute(self.arithmetic)
+        site = Site(call.step, call.layer, call.point)
+        if site in self.trace:
+            recorded, _ = fitted(self.trace[site], computed)
+            if recorded is not None:
+                self.drifts[str(site)] = relative(recorded, computed, counted(call.point, computed))
+        return computed
+
+
+def replay(model: Model, trace: Trace, probe: Replay | Drift) -> Iterable[Array]:
+    """Run a trace's steps through a probe; yields each step's logits as the probe returned them."""
+    return model.forward(trace.steps, probe)
+
+
+def between(candidate: Trace, other: Trace) -> dict[str, float]:
+    """Drift of every site that both traces hold."""
+    drifts = {}
+    for site in candidate.sites():
+        if site in other:
+            reference = other[site]
+            recorded, _ = fitted(candidate[site], reference)
+            if recorded is not None:
+                drifts[str(site)] = relative(recorded, reference, counted(site.point, reference))
+    return drifts
+
+
+def fitted(recorded: Array, computed: Array) -> tuple[Array | None, str | None]:
+    """The recorded tensor in the shape of the computed one, or why it cannot be.
+
+    A batch of one and merged heads are the same numbers in the same order; nothing else is taken for granted.
+    """
+    shape, wanted = recorded.shape, computed.shape
+    if shape == wanted:
+        return recorded, None
+    while len(shape) > 1 and shape[0] == 1 and len(shape) > len(wanted):
+        shape = shape[1:]
+    merged = (wanted[0], int(np.prod(wanted[1:])))
+    if shape in (wanted, merged):
+        return recorded.reshape(wanted), None
+    return None, f"recorded shape {list(recorded.shape)}, expected {list(wanted)}"
+
+
+def counted(point: str, computed: Array) -> npt.NDArray[np.bool_] | None:
+    """Which entries of a point count: causally hidden scores do not."""
+    return visible(*computed.shape[-2:]) if point == "kq" else None
+
+
+def _named(site: Site, call: Call, status: Status, **rest: Any) -> SiteVerdict:  # noqa: ANN401 - SiteVerdict's fields
+    return SiteVerdict(str(site), site.point, site.layer, site.step, call.op.__name__, status, **rest)

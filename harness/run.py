@@ -1,0 +1,245 @@
+"""The main job: record llama.cpp, judge it or a candidate against the reference, and keep everything in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from firstdiff.capture import capture
+from firstdiff.dumps import Trace, TraceError, TraceWriter, open_trace
+from firstdiff.errors import CaptureError, UsageError
+from firstdiff.judge import judge
+from firstdiff.llamacpp import LlamaCpp, version
+from firstdiff.model.arithmetic import ARITHMETICS
+from firstdiff.model.engine import Model, open_model
+from firstdiff.record import Planted, record_reference
+from firstdiff.verdict import Verdict
+
+Progress = Callable[[str], None]
+
+PROMPT = (
+    "A stitch in time saves nine, they say; but what does it save when 1,234 stitches are needed, "
+    "the thread is short, and nobody remembers who asked for the coat?"
+)
+"""What is run where nothing else is asked for: over 32 tokens, with digits and punctuation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What to run: token ids, or a text to tokenise.
+
+    Parameters
+    ----------
+    tokens
+        Token ids; given, they are used as they are.
+    prompt
+        A text, tokenised by llama.cpp.
+    chat
+        Put the text into the model's chat template.
+    special
+        Add the tokens that the model wants around a text, and read control tokens written in it.
+    """
+
+    tokens: tuple[int, ...] | None = None
+    prompt: str | None = None
+    chat: bool = False
+    special: bool = True
+
+    def ids(self, engine: LlamaCpp) -> list[int]:
+        """Token ids, by llama.cpp's tokeniser where they are not given."""
+        if self.tokens is not None:
+            return list(self.tokens)
+        text = PROMPT if self.prompt is None else self.prompt
+        return engine.tokenize(engine.chat(text) if self.chat else text, special=self.special)
+
+
+def tell(message: str) -> None:
+    """Progress on stderr, where somebody watches."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[2K{message} …" if message else "\r\x1b[2K")
+        sys.stderr.flush()
+
+
+def run_folder(model: Path, out: Path | None) -> Path:
+    """Make the folder that a run keeps its traces in: `out`, or a new one under ``firstdiff-runs/``."""
+    if out is None:
+        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{model.stem}"
+        base = Path("firstdiff-runs")
+        out = next(p for n in range(1000) if not (p := base / (stem + (f"-{n}" if n else ""))).exists())
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise CaptureError(f"{out}: cannot be made ({e.strerror}): give another folder with --out") from e
+    return out
+
+
+def identity(model: Model) -> dict[str, Any]:
+    """What a trace says of its model: file name and SHA-256 (of a split model, of its parts' digests)."""
+    digests = []
+    for part in model.gguf.files:
+        with part.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256"))
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(d.digest() for d in digests))
+    return {"file": model.gguf.path.name, "sha256": whole.hexdigest()}
+
+
+def record_llama(
+    model: Model,
+    source: Input | Sequence[Sequence[int]],
+    out: Path,
+    *,
+    decode: int = 0,
+    threads: int = 1,
+    said: dict[str, Any] | None = None,
+) -> tuple[Trace, tuple[str, ...], tuple[str, ...]]:
+    """Record llama.cpp's CPU backend into a folder.
+
+    Parameters
+    ----------
+    model
+        The model, opened by the reference, which has checked the file before llama.cpp sees it.
+    source
+        What to run, or the tokens of each step of a candidate.
+    out
+        Folder of the trace; llama.cpp's chatter goes to ``<out>.log``.
+    decode
+        Steps to decode after a prompt.
+    threads
+        Threads that llama.cpp computes with.
+    said
+        :func:`identity` of the model.
+
+    Returns
+    -------
+    The trace, notes on the capture, and the text of each token of step 0.
+    """
+    with LlamaCpp(model.gguf.path, threads=threads, log=out.with_name(out.name + ".log")) as engine:
+        steps = [source.ids(engine)] if isinstance(source, Input) else [list(s) for s in source]
+        model.check_tokens([t for s in steps for t in s] + [0] * decode)
+        options = {"threads": threads, "flash_attention": False, "kv": "f16", "repacked_weights": False}
+        said_engine = {
+            "name": "llama.cpp", "version": version(), "backend": "cpu", "arithmetic": "ggml-cpu", "options": options,
+        }  # fmt: skip
+        with TraceWriter(out, engine=said_engine, model=said or identity(model)) as writer:
+            worst = capture(engine, steps[0], writer, decode=decode, forced=steps[1:])
+        pieces = tuple(engine.piece(t) for t in steps[0])
+    notes = () if worst == 0 else (_changed(worst),)
+    return open_trace(out), notes, pieces
+
+
+def _changed(worst: float | None) -> str:
+    if worst is None:
+        return "llama.cpp's logits are not finite: whether recording changed them cannot be told"
+    return f"recording changed llama.cpp's own logits, by up to {worst:.2g}: its trace is not quite its plain run"
+
+
+def certify(
+    path: Path, source: Input, *, decode: int, threads: int, out: Path, progress: Progress = tell
+) -> Verdict:
+    """Record llama.cpp and judge it against the reference: the certificate that both can be trusted on a model."""
+    progress("opening the model")
+    model = open_model(path)
+    progress("recording llama.cpp")
+    trace, notes, pieces = record_llama(model, source, out / "llama.cpp", decode=decode, threads=threads)
+    return judge(model, trace, notes=notes, pieces=pieces, progress=progress)
+
+
+def judge_candidate(
+    path: Path, candidate: Path, source: Input, *, threads: int, out: Path, progress: Progress = tell
+) -> Verdict:
+    """Judge a candidate's trace, with llama.cpp on the same tokens as a witness where it is installed."""
+    progress("opening the model")
+    model = open_model(path)
+    trace = open_trace(candidate, tokens=_given(model, source))
+    said = identity(model)
+    check_same_model(trace, said)
+    model.check_tokens([t for step in trace.steps for t in step.tokens])
+    progress("recording llama.cpp")
+    steps = [step.tokens for step in trace.steps]
+    try:
+        from firstdiff.ggml import bindings
+
+        bindings()
+    except CaptureError as e:
+        return judge(model, trace, notes=(f"judged against the reference alone: {e}",), progress=progress)
+    witness, notes, pieces = record_llama(model, steps, out / "llama.cpp", threads=threads, said=said)
+    return judge(model, trace, witness=witness, notes=notes, pieces=pieces, progress=progress)
+
+
+def _given(model: Model, source: Input) -> Sequence[int] | None:
+    """Token ids for a trace that may have none of its own."""
+    if source.tokens is not None or source.prompt is None:
+        return source.tokens
+    with LlamaCpp(model.gguf.path, vocabulary_only=True) as engine:
+        return source.ids(engine)
+
+
+def check_same_model(trace: Trace, said: dict[str, Any]) -> None:
+    """Refuse a trace that states another model.
+
+    Raises
+    ------
+    TraceError
+        With both checksums.
+    """
+    theirs = trace.model.get("sha256")
+    if isinstance(theirs, str) and theirs.lower() != said["sha256"]:
+        raise TraceError(
+            f"{trace.path}: is a trace of another model ({trace.model.get('file', 'unnamed')!s:.80}, sha256 {theirs:.12}…) "
+            f"than {said['file']} (sha256 {said['sha256']:.12}…): give the model it was made with"
+        )
+
+
+def record(
+    path: Path,
+    source: Input,
+    out: Path,
+    *,
+    engine: str,
+    decode: int,
+    threads: int,
+    planted: Sequence[Planted] = (),
+    progress: Progress = tell,
+) -> Trace:
+    """Record one engine's run: ``llama.cpp:cpu``, ``reference:f64``, ``reference:f32`` or ``reference:ggml-cpu``."""
+    progress("opening the model")
+    model = open_model(path)
+    name, _, rest = engine.partition(":")
+    progress(f"recording {engine}")
+    if name == "llama.cpp" and rest in ("", "cpu"):
+        if planted:
+            raise UsageError(
+                "--bug: faults are planted in the reference, not in llama.cpp: give --engine reference"
+            )
+        trace, _, _ = record_llama(model, source, out, decode=decode, threads=threads)
+        return trace
+    arithmetic = ARITHMETICS.get(rest or "f64") if name == "reference" else None
+    if arithmetic is None:
+        known = ", ".join(["llama.cpp:cpu", *(f"reference:{a}" for a in ARITHMETICS)])
+        raise UsageError(f"--engine {engine}: no such engine (there are {known})")
+    tokens = source.tokens
+    if tokens is None:
+        with LlamaCpp(model.gguf.path, vocabulary_only=True) as tokeniser:
+            tokens = tuple(source.ids(tokeniser))
+    model.check_tokens([*tokens, *[0] * decode])
+    said_engine = {
+        "name": "reference",
+        "version": own_version(),
+        "backend": rest or "f64",
+        "arithmetic": arithmetic.name,
+    }
+    with TraceWriter(out, engine=said_engine, model=identity(model)) as writer:
+        record_reference(model, tokens, writer, arithmetic=arithmetic, decode=decode, planted=planted)
+    return open_trace(out)
+
+
+def own_version() -> str:
+    """Version of the installed package."""
+    from importlib.metadata import version as of
+
+    return of("firstdiff")

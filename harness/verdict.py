@@ -1,0 +1,234 @@
+"""The verdict: one frozen record that every report is rendered from, and its file format."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from math import isfinite
+from typing import Any
+
+FORMAT, VERSION = "firstdiff-verdict", 1
+
+
+class Status(StrEnum):
+    """What is said of a site: a closed set."""
+
+    AGREES = "agrees"
+    INHERITS = "inherits"
+    DIVERGES = "diverges"
+    NOT_RECORDED = "not recorded"
+    NOT_COMPARABLE = "not comparable"
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """One element of a tensor, with both values."""
+
+    index: tuple[int, ...]
+    candidate: float
+    reference: float
+
+
+@dataclass(frozen=True, slots=True)
+class SiteVerdict:
+    """What is said of one site.
+
+    Parameters
+    ----------
+    site, point, layer, step, op
+        Which site, and the reference's operation there.
+    status
+        See :class:`Status`.
+    local_error, floor
+        The largest relative error of a token, and the error that a correct engine of that arithmetic stays below.
+    drift
+        Relative difference to another engine's free-running output. Shown, never judged.
+    worst, where, not_finite
+        For a diverging site: the worst element, where along each axis it is wrong, how many NaN or infinities.
+    inputs_right
+        Whether nothing upstream of the site diverges.
+    segment
+        Sites between the last recorded inputs and this one, which were computed and not judged.
+    reason
+        Why a site is not comparable.
+    """
+
+    site: str
+    point: str
+    layer: int | None
+    step: int
+    op: str
+    status: Status
+    local_error: float | None = None
+    floor: float | None = None
+    drift: float | None = None
+    worst: Element | None = None
+    where: dict[str, str] | None = None
+    not_finite: int = 0
+    inputs_right: bool = True
+    segment: tuple[str, ...] = ()
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """The last token's logits of one step against another engine's free-running ones.
+
+    `kl` is the divergence of the candidate's distribution from the other's, in nats; `margin` is the other's top-1
+    logit less its logit of the candidate's top-1, or less its second where both agree; `noise` the root mean square
+    difference of the centred logits.
+    """
+
+    step: int
+    top1: int
+    top1_against: int
+    margin: float
+    kl: float
+    noise: float
+
+    @property
+    def top1_agrees(self) -> bool:
+        return self.top1 == self.top1_against
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether another top-1 token says nothing: the margin is no larger than a few times the noise."""
+        return self.margin <= 4 * self.noise
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """llama.cpp judged on the same tokens, beside a candidate: whether the reference can be trusted there."""
+
+    engine: str
+    agrees: int
+    diverges: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The whole result of judging one candidate."""
+
+    candidate: str
+    against: str
+    model: dict[str, Any]
+    tokens: tuple[tuple[int, ...], ...]
+    arithmetic: dict[str, str]
+    sites: tuple[SiteVerdict, ...]
+    logits: tuple[Logits, ...] = ()
+    witness: Witness | None = None
+    notes: tuple[str, ...] = ()
+    pieces: tuple[str, ...] = ()  # text of the tokens of step 0, where a tokeniser was at hand
+    preflight: dict[str, str] = field(default_factory=dict)
+    explanations: tuple[Any, ...] = ()
+
+    @property
+    def diverging(self) -> tuple[SiteVerdict, ...]:
+        return tuple(s for s in self.sites if s.status is Status.DIVERGES)
+
+    @property
+    def first(self) -> SiteVerdict | None:
+        """The first divergence in execution order."""
+        return next(iter(self.diverging), None)
+
+    @property
+    def judged(self) -> int:
+        """Sites that were compared."""
+        return sum(s.status in (Status.AGREES, Status.INHERITS, Status.DIVERGES) for s in self.sites)
+
+    @property
+    def verdict(self) -> str:
+        if not self.judged:
+            return "incomparable"
+        return "diverges" if self.first else "agrees"
+
+    @property
+    def exit_code(self) -> int:
+        return {"agrees": 0, "diverges": 1, "incomparable": 4}[self.verdict]
+
+    @property
+    def coverage(self) -> dict[str, int]:
+        count = Counter(s.status for s in self.sites)
+        recorded = len(self.sites) - count[Status.NOT_RECORDED]
+        return {"sites": len(self.sites), "recorded": recorded} | {
+            s.value.replace(" ", "_"): count[s] for s in Status if s is not Status.NOT_RECORDED
+        }
+
+    @property
+    def dump_next(self) -> tuple[str, ...]:
+        """Points whose recording would narrow the first divergence down, in execution order."""
+        if self.first is None:
+            return ()
+        names = (site.partition("@")[0] for site in self.first.segment)
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def worst_error(self) -> float:
+        """The largest local error of any site that was judged; 0 if none was."""
+        return max((s.local_error for s in self.sites if s.local_error is not None), default=0.0)
+
+    def to_json(self) -> str:
+        """The verdict as ``verdict.json`` holds it, ending in a newline. The same verdict gives the same bytes."""
+        logits = [
+            asdict(x) | {"top1_agrees": x.top1_agrees, "within_noise": x.within_noise} for x in self.logits
+        ]
+        record = {
+            "format": FORMAT,
+            "version": VERSION,
+            "verdict": self.verdict,
+            "first": None if self.first is None else _plain(self.first),
+            "diverging": [_plain(s) for s in self.diverging],
+            "dump_next": list(self.dump_next),
+            "explanations": list(self.explanations),
+            "candidate": self.candidate,
+            "against": self.against,
+            "witness": None if self.witness is None else asdict(self.witness),
+            "model": self.model,
+            "tokens": self.tokens,
+            "pieces": self.pieces,
+            "preflight": self.preflight,
+            "arithmetic": self.arithmetic,
+            "coverage": self.coverage,
+            "logits": _worst_logits(logits),
+            "notes": self.notes,
+            "sites": [_plain(s) for s in self.sites],
+        }
+        return json.dumps(_strict(record), indent=1, allow_nan=False) + "\n"
+
+
+def _worst_logits(logits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The step that disagrees most, and all steps beside it."""
+    if not logits:
+        return None
+    return max(logits, key=lambda x: (not x["top1_agrees"], x["kl"])) | {"steps": list(logits)}
+
+
+def _plain(site: SiteVerdict) -> dict[str, Any]:
+    """A site's fields, without those that have nothing to say."""
+    return {
+        f.name: v
+        for f in fields(site)
+        if (v := _value(getattr(site, f.name))) not in (None, (), 0) or f.name in _KEPT
+    }
+
+
+_KEPT = {"site", "point", "layer", "step", "op", "status", "local_error", "floor", "inputs_right"}
+
+
+def _value(value: Any) -> Any:  # noqa: ANN401 - any field of a record
+    return asdict(value) if isinstance(value, Element) else value
+
+
+def _strict(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Numbers that JSON does not have as the strings ``"nan"``, ``"inf"`` and ``"-inf"``."""
+    match value:
+        case float() if not isfinite(value):
+            return str(value)
+        case dict():
+            return {str(k): _strict(v) for k, v in value.items()}
+        case list() | tuple():
+            return [_strict(v) for v in value]
+    return value
