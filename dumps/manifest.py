@@ -65,9 +65,7 @@ def _manifest(table: dict[str, Any]) -> Manifest:
         raise TraceError(f"format {shown(found)} is not read: only {FORMAT!r} is")
     version = table.get("version", VERSION)
     if type(version) is not int or version != VERSION:
-        raise TraceError(
-            f"version {shown(version)} of the format is not read: this firstdiff reads {VERSION}"
-        )
+        raise TraceError(f"version {shown(version)} of the format is not read: this firstdiff reads {VERSION}")
     complete = table.get("complete", True)
     if not isinstance(complete, bool):
         raise TraceError(f"'complete' must be true or false, not {shown(complete)}")
@@ -122,13 +120,7 @@ def _object(table: dict[str, Any], key: str) -> dict[str, Any]:
 def _names(value: object) -> str | dict[str, str] | None:
     if value is None:
         return None
-    texts = (
-        [value]
-        if isinstance(value, str)
-        else [*value, *value.values()]
-        if isinstance(value, dict)
-        else [value]
-    )
+    texts = [value] if isinstance(value, str) else [*value, *value.values()] if isinstance(value, dict) else [value]
     for text in texts:
         if not isinstance(text, str):
             raise TraceError(f"'names' must be a convention's name or a table of names, not {shown(value)}")
@@ -163,9 +155,7 @@ def manifest_text(manifest: Manifest) -> bytes:
         "steps": [_step_object(step, order) for step in steps],
         "order": order,
     }
-    lines = ",\n".join(
-        f"  {json.dumps(key)}: {json.dumps(part, allow_nan=False)}" for key, part in parts.items()
-    )
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(part, allow_nan=False)}" for key, part in parts.items())
     return f"{{\n{lines}\n}}\n".encode()
 
 

@@ -123,9 +123,7 @@ def _refuse_other_formats(path: Path, mode: int) -> None:
     )
 
 
-def _open_steps(
-    root: Path, manifest: Manifest, files: dict[int, list[Path]], given: tuple[int, ...] | None
-) -> Trace:
+def _open_steps(root: Path, manifest: Manifest, files: dict[int, list[Path]], given: tuple[int, ...] | None) -> Trace:
     planned = max(files) + 1 if manifest.steps is None else len(manifest.steps)
     if planned == 0:
         raise TraceError(f"{root}: has no readable step: {MANIFEST} lists none")
@@ -198,9 +196,7 @@ def _numbers(path: Path, metadata: dict[str, str], what: str) -> tuple[int, ...]
         return None
     words = re.findall(r"[^\s,\[\]]+", metadata[what])
     try:
-        return whole_numbers(
-            [int(word) if re.fullmatch(r"[0-9]{1,10}", word) else word for word in words], what[:-1]
-        )
+        return whole_numbers([int(word) if re.fullmatch(r"[0-9]{1,10}", word) else word for word in words], what[:-1])
     except TraceError as error:
         raise TraceError(f"{path}: its metadata: {error}") from None
 
@@ -218,9 +214,7 @@ def _by_site(root: Path, read: list[_StepRead]) -> dict[Site, Tensor]:
     return sites
 
 
-def _tokens_of(
-    root: Path, read: list[_StepRead], planned: int, given: tuple[int, ...] | None
-) -> tuple[Step, ...]:
+def _tokens_of(root: Path, read: list[_StepRead], planned: int, given: tuple[int, ...] | None) -> tuple[Step, ...]:
     """Return each step's tokens and positions, from the trace or else from what was given."""
     said = [step.said.tokens for step in read]
     if any(tokens is not None for tokens in said):
@@ -238,9 +232,7 @@ def _tokens_of(
         assert tokens is not None
         positions = step.said.positions
         try:
-            steps.append(
-                Step(tokens, tuple(range(start, start + len(tokens))) if positions is None else positions)
-            )
+            steps.append(Step(tokens, tuple(range(start, start + len(tokens))) if positions is None else positions))
         except TraceError as error:
             raise TraceError(f"{root}: step {index}: {error}") from None
         start = steps[-1].positions[-1] + 1
@@ -267,9 +259,7 @@ def _shared_out(
     """
     rows = len(given) - (planned - 1)
     if rows < 1:
-        raise TraceError(
-            f"{root}: has {planned} steps and only {len(given)} tokens were given: give all of them"
-        )
+        raise TraceError(f"{root}: has {planned} steps and only {len(given)} tokens were given: give all of them")
     if planned > 1:
         later = read[1].tensors if len(read) > 1 else {}
         both = [(tensor.shape, later[key].shape) for key, tensor in read[0].tensors.items() if key in later]

@@ -77,9 +77,7 @@ class Site:
         check_key(key)
         point, layer, _ = _parts(key)
         if (site := cls(step, layer, point)).key != key:
-            raise TraceError(
-                f"the name {shown(key)} ends in '@N', which stands for a step: rename the tensor"
-            )
+            raise TraceError(f"the name {shown(key)} ends in '@N', which stands for a step: rename the tensor")
         return site
 
 
@@ -103,8 +101,7 @@ class Step:
             raise TraceError("a step needs at least one token, and this one has none")
         if len(self.tokens) != len(self.positions):
             raise TraceError(
-                f"{len(self.tokens)} tokens but {len(self.positions)} positions: "
-                "give one position for each token"
+                f"{len(self.tokens)} tokens but {len(self.positions)} positions: give one position for each token"
             )
 
 
@@ -119,9 +116,7 @@ def whole_numbers(values: object, what: str) -> tuple[int, ...]:
         except TypeError:
             number = -1
         if not 0 <= number <= MAX_TOKEN:
-            raise TraceError(
-                f"{what} {index} is {shown(value)}: it must be an integer from 0 to {MAX_TOKEN:,}"
-            )
+            raise TraceError(f"{what} {index} is {shown(value)}: it must be an integer from 0 to {MAX_TOKEN:,}")
         numbers.append(number)
     return tuple(numbers)
 
@@ -133,9 +128,7 @@ def check_key(key: object) -> None:
     if key == "__metadata__":
         raise TraceError("the name '__metadata__' is reserved by safetensors: rename the tensor")
     if not key.isprintable() or "/" in key or "\\" in key:
-        raise TraceError(
-            f"the name {shown(key)} holds a control character or a path separator: rename the tensor"
-        )
+        raise TraceError(f"the name {shown(key)} holds a control character or a path separator: rename the tensor")
 
 
 def _parts(text: str) -> tuple[str, int | None, int]:

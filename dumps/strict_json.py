@@ -32,9 +32,7 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
         raise TraceError(f"{where} has {len(raw):,} bytes, and at most {MAX_JSON:,} are read")
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False).encode(
-            "utf-8"
-        )  # half a surrogate pair could not be printed later
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair could not be printed later
     except RecursionError:
         raise TraceError(f"{where} is nested too deep to be read") from None
     except ValueError as error:

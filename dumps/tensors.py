@@ -198,9 +198,7 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     end, before = 0, ""
     for name, tensor in ordered.items():
         if tensor.begin < end:
-            raise TraceError(
-                f"{path}: tensors {shown(before)} and {shown(name)} overlap: write the file again"
-            )
+            raise TraceError(f"{path}: tensors {shown(before)} and {shown(name)} overlap: write the file again")
         end, before = tensor.end, name
     return ordered, metadata
 
@@ -219,9 +217,7 @@ def _header_bytes(path: Path) -> tuple[bytes, int]:
                     "the file is cut short, or is no safetensors file"
                 )
             if length > MAX_JSON:
-                raise TraceError(
-                    f"{path}: its header has {length:,} bytes, and at most {MAX_JSON:,} are read"
-                )
+                raise TraceError(f"{path}: its header has {length:,} bytes, and at most {MAX_JSON:,} are read")
             raw = file.read(length)
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from None
@@ -242,9 +238,7 @@ def _entry(file: MappedFile, data: int, name: str, entry: object) -> Stored:
     dtype, shape, offsets = (entry.get(part) for part in ("dtype", "shape", "data_offsets"))
     stored = dtype.lower() if isinstance(dtype, str) and dtype.isupper() else ""
     if stored not in RAW:
-        raise TraceError(
-            f"{where} has dtype {shown(dtype)}, which is not read: write one of {', '.join(RAW).upper()}"
-        )
+        raise TraceError(f"{where} has dtype {shown(dtype)}, which is not read: write one of {', '.join(RAW).upper()}")
     if not _is_counts(shape) or len(shape) > MAX_RANK:
         raise TraceError(f"{where} has shape {shown(shape)}: it must be up to {MAX_RANK} whole numbers")
     if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004 - begin and end

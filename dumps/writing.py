@@ -130,13 +130,9 @@ class TraceWriter:
         try:
             text = manifest_text(self._manifest)
         except (TypeError, ValueError, RecursionError) as error:
-            raise TraceError(
-                f"{self.path / MANIFEST}: engine or model cannot be written as JSON: {error}"
-            ) from None
+            raise TraceError(f"{self.path / MANIFEST}: engine or model cannot be written as JSON: {error}") from None
         if len(text) > MAX_JSON:
-            raise TraceError(
-                f"{self.path / MANIFEST}: would have {len(text):,} bytes, at most {MAX_JSON:,} are read"
-            )
+            raise TraceError(f"{self.path / MANIFEST}: would have {len(text):,} bytes, at most {MAX_JSON:,} are read")
         return text
 
     def _put_manifest(self) -> None:

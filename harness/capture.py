@@ -61,6 +61,7 @@ class Hook:
     _wanted: dict[tuple[bytes, int], tuple[str, str] | None] = field(default_factory=dict)
 
     def __call__(self, address: int, ask: bool, _user: object) -> bool:  # noqa: FBT001 - ggml's signature
+        """Answer ggml whether this node is wanted (`ask`), and then, with its data ready, whether to go on."""
         try:
             found = self._point(address)
             if ask or found is None:
@@ -149,7 +150,8 @@ def capture(
     hook = Hook()
     total = len(prompt) + (sum(map(len, forced)) if forced else decode)
     widest = max(map(len, [prompt, *forced]))
-    steps, logits = [list(prompt), *map(list, forced)], []
+    steps = [list(prompt), *map(list, forced)]
+    logits: list[Array] = []
     with engine.context(total, widest, hook) as context:
         position = 0
         for index in range(1 + (len(forced) if forced else decode)):
@@ -163,9 +165,7 @@ def capture(
     return _difference(engine, steps, logits, total, widest)
 
 
-def _difference(
-    engine: LlamaCpp, steps: list[list[int]], hooked: list[Array], total: int, widest: int
-) -> float | None:
+def _difference(engine: LlamaCpp, steps: list[list[int]], hooked: list[Array], total: int, widest: int) -> float | None:
     """The largest difference that the hook made to any logit."""
     worst, position = 0.0, 0
     with engine.context(total, widest, None) as context:

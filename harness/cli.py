@@ -25,13 +25,17 @@ exit codes: 0 agrees, 1 diverges, 2 wrong usage, 3 unreadable input or failed ca
 """
 
 UNREADABLE, USAGE = 3, 2
+MOST_THREADS = 512  # GGML_MAX_N_THREADS: above it, ggml writes past its arrays
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a character gets its escape
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return int(options.command(options))
+        result = int(options.command(options))
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail("interrupted: what was recorded so far can be read", 130)
     except BrokenPipeError:
@@ -42,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code is None:
             raise
         return _fail(str(e) if not isinstance(e, OSError) else _system(e), code)
+    return result
 
 
 def _code(error: Exception) -> int | None:
@@ -61,6 +66,8 @@ def _system(error: OSError) -> str:
 
 
 def _fail(message: str, code: int) -> int:
+    """Say in one line what is wrong: what a path or a file smuggles into it is escaped."""
+    message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
     sys.stderr.write(("\r\x1b[2K" if sys.stderr.isatty() else "") + f"firstdiff: {message}\n")
     return code
 
@@ -79,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    parser.set_defaults(command=lambda o: _version() if o.version else (parser.print_help() or USAGE))
+    parser.set_defaults(command=lambda o: _version() if o.version else _usage(parser))
     commands = parser.add_subparsers(metavar="COMMAND")
 
     def add(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -91,18 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--bug", metavar="ID", help="which bug; without, one that surprises")
     demo.add_argument("--layer", type=_count, metavar="N", help="at which layer")
     demo.add_argument("--model", type=Path, metavar="GGUF", help="another model than SmolLM2")
-    demo.add_argument(
-        "--decode", type=_count, default=1, metavar="N", help="steps to decode (default: %(default)s)"
-    )
+    demo.add_argument("--decode", type=_count, default=1, metavar="N", help="steps to decode (default: %(default)s)")
     demo.add_argument("--list", action="store_true", help="list the bugs that can be planted, and exit")
     _common(demo)
 
     run = add("run", _run, "Judge llama.cpp, or a candidate's trace, against the reference.")
     run.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
     _input(run)
-    run.add_argument(
-        "--decode", type=_count, metavar="N", help="steps to decode after the prompt (default: 2)"
-    )
+    run.add_argument("--decode", type=_count, metavar="N", help="steps to decode after the prompt (default: 2)")
     run.add_argument(
         "--candidate",
         type=Path,
@@ -120,9 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         help="llama.cpp:cpu (default), reference:f64, reference:f32 or reference:ggml-cpu",
     )
     _input(record)
-    record.add_argument(
-        "--decode", type=_count, metavar="N", help="steps to decode after the prompt (default: 2)"
-    )
+    record.add_argument("--decode", type=_count, metavar="N", help="steps to decode after the prompt (default: 2)")
     record.add_argument(
         "--bug",
         action="append",
@@ -136,9 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     diff = add("diff", _diff, "Judge one recorded trace, with a second one of the same tokens as a witness.")
     diff.add_argument("candidate", type=Path, metavar="TRACE_A", help="the trace to judge")
     diff.add_argument("witness", type=Path, metavar="TRACE_B", help="the trace beside it")
-    diff.add_argument(
-        "--model", type=Path, metavar="MODEL", help="the GGUF file (default: the one that TRACE_A names)"
-    )
+    diff.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file (default: the one that TRACE_A names)")
     _json(diff)
 
     add("doctor", _doctor, "Check that this installation is sound.")
@@ -170,32 +169,44 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 
 def _threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads", type=_count, metavar="N", help="threads of llama.cpp (default: one a core)"
-    )
+    parser.add_argument("--threads", type=_thread_count, metavar="N", help="threads of llama.cpp (default: one a core)")
 
 
 def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print verdict.json in place of the report")
 
 
+def _is_whole(text: str, *, digits: int) -> bool:
+    """Whether a text is a whole number as everybody writes it: int() also takes 1_0 and digits of other scripts."""
+    return text.isascii() and text.isdecimal() and len(text) <= digits
+
+
 def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 1 << 31:
-        raise argparse.ArgumentTypeError(f"{text!r} is no count: give a whole number from 0 on")
+    if not _is_whole(text, digits=9):
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no count: give a whole number from 0 on")
+    return int(text)
+
+
+def _thread_count(text: str) -> int:
+    value = int(text) if _is_whole(text, digits=3) else 0
+    if not 1 <= value <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no count of threads: give 1 to {MOST_THREADS}")
     return value
 
 
 def _ids(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.replace(",", " ").split())
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of token ids: give whole numbers, such as 1,450,7483"
-        ) from None
+    words = text.replace(",", " ").split()
+    for word in words:
+        if not _is_whole(word, digits=10):
+            raise argparse.ArgumentTypeError(f"{word!r:.40} is no token id: give whole numbers, such as 1,450,7483")
+    if not words:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} holds no token id: give whole numbers, such as 1,450,7483")
+    return tuple(map(int, words))
+
+
+def _usage(parser: argparse.ArgumentParser) -> int:
+    parser.print_help(sys.stderr)
+    return USAGE
 
 
 def _version() -> int:
@@ -217,23 +228,21 @@ def _source(options: argparse.Namespace) -> Input:
 def _cores(options: argparse.Namespace) -> int:
     from firstdiff.doctor import physical_cores
 
-    return max(1, options.threads) if options.threads is not None else physical_cores()
+    return options.threads or min(physical_cores(), MOST_THREADS)
 
 
 def _run(options: argparse.Namespace) -> int:
     from firstdiff import run
     from firstdiff.errors import UsageError
 
-    source, out = _source(options), run.run_folder(options.model, options.out)
+    source, out = _source(options), options.out or run.run_folder(options.model)
     if options.candidate is None:
         decode = 2 if options.decode is None else options.decode
         verdict = run.certify(options.model, source, decode=decode, threads=_cores(options), out=out)
     else:
         if options.decode is not None:
             raise UsageError("--decode: a candidate's trace has its own steps; leave it out")
-        verdict = run.judge_candidate(
-            options.model, options.candidate, source, threads=_cores(options), out=out
-        )
+        verdict = run.judge_candidate(options.model, options.candidate, source, threads=_cores(options), out=out)
     return _report(verdict, options, out)
 
 
@@ -250,9 +259,11 @@ def _demo(options: argparse.Namespace) -> int:
     bug = options.bug or BUG
     planted(bug, options.layer)
     path = options.model or smollm2()
-    out = run.run_folder(path or Path("synthetic"), options.out)
+    out = options.out or run.run_folder(path or Path("synthetic"))
     if path is None:
-        print("SmolLM2 is not installed (pip install 'firstdiff[demo]'): this is a small synthetic model.\n")
+        sys.stderr.write(
+            "firstdiff: SmolLM2 is not installed (pip install 'firstdiff[demo]'): this is a small synthetic model\n"
+        )
     done = demo(
         bug=bug,
         layer=options.layer,
@@ -261,12 +272,19 @@ def _demo(options: argparse.Namespace) -> int:
         threads=_cores(options),
         out=out,
     )
-    code = _report(done.verdict, options, out)
+    _report(done.verdict, options, out)
     if not options.json:
         hypothesis, layer = done.planted.hypothesis, done.planted.layer
         print(f"\nPlanted on purpose: {hypothesis.id} at layer {layer}, {hypothesis.says}.")
         print("Your own engine: firstdiff run MODEL --candidate YOUR_DUMP")
-    return 0 if code == 1 else 1
+    if not done.found:
+        hint = (
+            "it changes less than rounding does: plant it at another layer (--layer 0), or another one (--list)"
+            if done.verdict.first is None
+            else f"{done.verdict.first.site} is named in its place, which is a fault of firstdiff's: please report it"
+        )
+        return _fail(f"the planted bug was not found: {hint}", 1)
+    return 0
 
 
 def _record(options: argparse.Namespace) -> int:
@@ -318,11 +336,11 @@ def _doctor(_: argparse.Namespace) -> int:
 
 def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> int:
     """Write the verdict, print the report (or the verdict), and return the exit code."""
-    from firstdiff.run import tell
+    from firstdiff.run import keep_verdict, tell
 
     text = verdict.to_json()
     if out is not None:
-        (out / "verdict.json").write_text(text)
+        keep_verdict(out, text)
     tell("")
     if options.json:
         sys.stdout.write(text)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE
+from firstdiff.model.engine import open_model
 from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.record import Planted
-from firstdiff.run import Input, Progress, judge_candidate, record, tell
+from firstdiff.run import Input, Progress, judge_candidate, make_folder, record, tell
 from firstdiff.verdict import Verdict
 
-BUG, LAYER = "norm-eps", 17
+BUG, LAYER = "rope-base", 17  # the next token stays the same: no look at the text would find it
 QUESTION = "What is the capital of France?"
 
 
@@ -25,6 +26,14 @@ class Demo:
     model: Path
     real: bool
     verdict: Verdict
+
+    @property
+    def found(self) -> bool:
+        """Whether the first divergence is one that the plant can make, at its layer."""
+        first, hypothesis = self.verdict.first, self.planted.hypothesis
+        if first is None or first.point not in hypothesis.points:
+            return False
+        return hypothesis.outside_layers or first.layer == self.planted.layer
 
 
 def smollm2() -> Path | None:
@@ -62,11 +71,10 @@ def demo(
     real = path is not None
     source = Input(prompt=QUESTION, chat=model is None)
     if path is None:
+        make_folder(out)
         path = write_llama(out / "synthetic.gguf", Llama(n_layer=20, rope_base=100000.0))
-        source = Input(
-            tokens=(1, *(3 + byte for byte in QUESTION.encode()))
-        )  # its tokens are bytes from 3 on
-    plant = planted(bug, LAYER if layer is None else layer)
+        source = Input(tokens=(1, *(3 + byte for byte in QUESTION.encode())))  # its tokens are bytes from 3 on
+    plant = planted(bug, min(LAYER, open_model(path).hp.n_layer - 1) if layer is None else layer)
     candidate = out / "candidate"
     record(
         path,

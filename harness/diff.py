@@ -8,7 +8,7 @@ from firstdiff.dumps import Trace, TraceError, open_trace
 from firstdiff.errors import UsageError
 from firstdiff.judge import judge
 from firstdiff.model.engine import open_model
-from firstdiff.run import Progress, check_same_model, identity, tell
+from firstdiff.run import Progress, check_trace, identity, tell
 from firstdiff.verdict import Verdict
 
 
@@ -26,8 +26,7 @@ def diff(a: Path, b: Path, model: Path | None, *, progress: Progress = tell) -> 
     opened = open_model(model or _named(candidate))
     said = identity(opened)
     for trace in (candidate, witness):
-        check_same_model(trace, said)
-        opened.check_tokens([t for step in trace.steps for t in step.tokens])
+        check_trace(trace, opened, said)
     _check_same_tokens(candidate, witness)
     return judge(opened, candidate, witness=witness, progress=progress)
 
@@ -52,5 +51,6 @@ def _check_same_tokens(a: Trace, b: Trace) -> None:
             )
             raise TraceError(
                 f"{b.path}: its tokens differ from those of {a.path} at step {index}, place {place} "
-                f"({list(y.tokens[place : place + 3])} for {list(x.tokens[place : place + 3])}): record both from the same tokens"
+                f"({list(y.tokens[place : place + 3])} for {list(x.tokens[place : place + 3])}): "
+                "record both from the same tokens"
             )

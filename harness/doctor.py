@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -44,9 +45,7 @@ def physical_cores() -> int:
     siblings = set()
     for cpu in allowed:
         try:
-            siblings.add(
-                Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
-            )
+            siblings.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip())
         except OSError:
             return len(allowed)
     return len(siblings)
@@ -89,19 +88,13 @@ def _packages() -> str:
 
 
 def _processor() -> str:
-    words = set()
-    try:
+    words: set[str] = set()
+    with contextlib.suppress(OSError, IndexError):
         words = set(
-            re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[
-                0
-            ].split()
+            re.findall(r"^(?:flags|Features)\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0].split()
         )
-    except (OSError, IndexError):
-        pass
     found = [f for f in FEATURES if f in words]
-    return f"{platform.machine()}, {physical_cores()} physical cores for us" + (
-        f"\n{' '.join(found)}" if found else ""
-    )
+    return f"{platform.machine()}, {physical_cores()} physical cores for us" + (f"\n{' '.join(found)}" if found else "")
 
 
 def _kernels() -> str:

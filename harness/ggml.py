@@ -68,9 +68,7 @@ def bindings() -> ModuleType:
         raise CaptureError(f"llama.cpp cannot be run: llama_cpp is not installed: {INSTALL}") from None
     except (OSError, RuntimeError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise CaptureError(
-            f"llama.cpp cannot be run: llama_cpp does not load ({reason}): build it again"
-        ) from e
+        raise CaptureError(f"llama.cpp cannot be run: llama_cpp does not load ({reason}): build it again") from e
     return llama_cpp
 
 
@@ -81,9 +79,7 @@ def library() -> ctypes.CDLL:
     suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
     found = sorted(folder.glob(f"*ggml-base.{suffix}"))
     if not found:
-        raise CaptureError(
-            f"{folder}: holds no ggml-base library: this build of llama_cpp has another layout"
-        )
+        raise CaptureError(f"{folder}: holds no ggml-base library: this build of llama_cpp has another layout")
     lib = ctypes.CDLL(str(found[0]))
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     for name, result, arguments in (
@@ -108,7 +104,7 @@ def library() -> ctypes.CDLL:
     return lib
 
 
-_PIN = "this release of llama.cpp is not one that firstdiff knows; install the pinned range with pip install 'firstdiff[llama]'"
+_PIN = f"this release of llama.cpp is not one that firstdiff knows; {INSTALL}"
 
 
 @cache
@@ -136,7 +132,7 @@ def _check_tensors(lib: ctypes.CDLL, context: int) -> None:
     view = lib.ggml_view_1d(context, source, 4, 8)
     m, n, v = (Tensor.from_address(t) for t in (matrix, normed, view))
     half = int(np.float32(0.5).view(np.int32))
-    for field, found, expected in (
+    fields: tuple[tuple[str, object, object], ...] = (
         ("size", ctypes.sizeof(Tensor) <= lib.ggml_tensor_overhead(), True),
         ("type", m.type, F16),
         ("ne", list(m.ne), [3, 5, 1, 1]),
@@ -151,7 +147,8 @@ def _check_tensors(lib: ctypes.CDLL, context: int) -> None:
         ("src of an input", m.src[0], None),
         ("view_src", v.view_src, source),
         ("view_offs", v.view_offs, 8),
-    ):
+    )
+    for field, found, expected in fields:
         if found != expected:
             raise CaptureError(
                 f"struct ggml_tensor has another layout: {field} reads {found}, expected {expected}: {_PIN}"
@@ -166,9 +163,7 @@ def read(address: int) -> npt.NDArray[Any]:
     tensor, lib = Tensor.from_address(address), library()
     dtype = DTYPES.get(tensor.type)
     if dtype is None:
-        raise CaptureError(
-            f"tensor {tensor.name.decode(errors='replace')!r} has ggml type {tensor.type}: not read yet"
-        )
+        raise CaptureError(f"tensor {tensor.name.decode(errors='replace')!r} has ggml type {tensor.type}: not read yet")
     nbytes = lib.ggml_nbytes(address)
     buffer = np.empty(nbytes, np.uint8)
     lib.ggml_backend_tensor_get(address, buffer.ctypes.data, 0, nbytes)

@@ -42,10 +42,17 @@ class Hypothesis:
     says: str
     change: Change
 
+    @property
+    def outside_layers(self) -> bool:
+        """Whether it is at home outside the layers, so that asking for a layer means nothing."""
+        return set(self.points) <= {"embd", "result_norm", "result_output"}
+
     def apply(self, call: Call, model: Model) -> Call | None:
         """The call gone wrong, or None where the hypothesis does not apply."""
         return self.change(call, model) if call.point in self.points else None
 
+
+DEFAULT_BASE, LLAMA_3_BASE = 10000.0, 500000.0  # of the paper, and of Llama 3
 
 PRODUCTS = ("Qcur", "Kcur", "Vcur", "attn_out", "ffn_gate", "ffn_up", "ffn_out")
 
@@ -171,7 +178,7 @@ TABLE: dict[str, Hypothesis] = {
             "rope-base",
             ("Qcur_rope", "Kcur_rope"),
             "a rope base that is not the file's",
-            _attribute("base", lambda b: 500000.0 if b == 10000.0 else 10000.0),
+            _attribute("base", lambda b: LLAMA_3_BASE if b == DEFAULT_BASE else DEFAULT_BASE),
         ),
         Hypothesis(
             "rope-position",
@@ -183,7 +190,7 @@ TABLE: dict[str, Hypothesis] = {
             "norm-eps",
             ("attn_norm", "ffn_norm", "result_norm"),
             "an epsilon of 1e-6 in place of 1e-5, or the reverse",
-            _attribute("eps", lambda e: 1e-5 if e < 5e-6 else 1e-6),
+            _attribute("eps", lambda e: 1e-5 if np.isclose(e, 1e-6) else 1e-6),
         ),
         Hypothesis(
             "norm-weight-missing",
@@ -222,9 +229,7 @@ TABLE: dict[str, Hypothesis] = {
             "a causal mask that lets each token see the next one",
             _attribute("offset", lambda _: 1),
         ),
-        Hypothesis(
-            "residual-clipped", ("ffn_inp", "l_out"), "a residual stream clipped at a bound", _clipped
-        ),
+        Hypothesis("residual-clipped", ("ffn_inp", "l_out"), "a residual stream clipped at a bound", _clipped),
         Hypothesis("final-norm-missing", ("result_norm",), "no norm before the output matrix", _skipped),
         Hypothesis(
             "head-transposed",
@@ -238,8 +243,6 @@ TABLE: dict[str, Hypothesis] = {
             "codes of Q4_1 paired (2i, 2i + 1) in place of (i, i + 16)",
             _raw(("Q4_1",), _nibble_pairs),
         ),
-        Hypothesis(
-            "min-missing", PRODUCTS, "the minimum of Q4_1 blocks ignored", _raw(("Q4_1",), _no_minimum)
-        ),
+        Hypothesis("min-missing", PRODUCTS, "the minimum of Q4_1 blocks ignored", _raw(("Q4_1",), _no_minimum)),
     )
 }

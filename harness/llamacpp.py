@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -84,9 +84,7 @@ class LlamaCpp:
     have been seen to crash on virtual machines that announce AMX and do not provide it.
     """
 
-    def __init__(
-        self, path: Path, *, threads: int = 1, log: Path | None = None, vocabulary_only: bool = False
-    ) -> None:
+    def __init__(self, path: Path, *, threads: int = 1, log: Path | None = None, vocabulary_only: bool = False) -> None:
         llama = ggml.bindings()
         self.path, self.threads = path, threads
         self._stack = contextlib.ExitStack()
@@ -105,7 +103,7 @@ class LlamaCpp:
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
 
-    def __enter__(self) -> LlamaCpp:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -127,9 +125,7 @@ class LlamaCpp:
             params.cb_eval = callback
         pointer = llama.llama_init_from_model(self._model, params)
         if not pointer:
-            raise CaptureError(
-                f"{self.path}: llama.cpp makes no context of {positions} positions: not enough memory?"
-            )
+            raise CaptureError(f"{self.path}: llama.cpp makes no context of {positions} positions: not enough memory?")
         try:
             yield Context(pointer, self.n_vocab, hook)
         finally:
@@ -171,9 +167,7 @@ class LlamaCpp:
         llama = ggml.bindings()
         template = llama.llama_model_chat_template(self._model, None)
         if template is None:
-            raise CaptureError(
-                f"{self.path}: the file has no chat template: give the text with --prompt alone"
-            )
+            raise CaptureError(f"{self.path}: the file has no chat template: give the text with --prompt alone")
         messages = (llama.llama_chat_message * 1)(llama.llama_chat_message(b"user", message.encode()))
         size = 4096 + 2 * len(message.encode())
         for _ in range(2):
@@ -187,9 +181,7 @@ class LlamaCpp:
             if n <= size:
                 return buffer.raw[:n].decode(errors="replace")
             size = n
-        raise CaptureError(
-            f"{self.path}: llama.cpp does not settle on the length of the chat template's text"
-        )
+        raise CaptureError(f"{self.path}: llama.cpp does not settle on the length of the chat template's text")
 
     def piece(self, token: int) -> str:
         """The text of one token, control tokens included."""
@@ -200,15 +192,13 @@ class LlamaCpp:
 
 
 def version() -> str:
-    """Version of the bindings, and the CPU features that ggml was built with and found."""
-    llama = ggml.bindings()
-    return f"llama-cpp-python {llama.__version__}"
+    """Version of the bindings, which pins llama.cpp's."""
+    return f"llama-cpp-python {ggml.bindings().__version__}"
 
 
 @contextlib.contextmanager
 def _chatter(log: Path | None) -> Iterator[list[str]]:
     """Send llama.cpp's chatter to a file, or nowhere, and yield its last lines: the terminal stays the report's."""
-    llama = ggml.bindings()
     lines: list[str] = []
     with contextlib.ExitStack() as stack:
         file = None if log is None else stack.enter_context(log.open("ab"))

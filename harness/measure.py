@@ -54,6 +54,13 @@ class Difference:
     not_finite: int
 
 
+MISSING, RUNS = 3, 4
+"""How many indices ``all but`` names, and how many runs of indices a line has room for."""
+
+SMALL = 1e-10
+"""Norm of a token from which float32 holds the squares of errors of 1e-7."""
+
+
 def axes_of(point: str) -> tuple[str, ...]:
     """Names of the axes of a point, as used in reports."""
     return AXES.get(point, ("tokens", "dims"))
@@ -136,10 +143,7 @@ def locate(
     wrong = np.abs(delta) > LOCATED * floor * rms.reshape(_along(axes, len(rms)))
     if not wrong.any():
         wrong = np.abs(delta) >= np.abs(delta).max()
-    return {
-        name: spans(np.flatnonzero(wrong.any(_all_but(axes, name))), r.shape[i])
-        for i, name in enumerate(axes)
-    }
+    return {name: spans(np.flatnonzero(wrong.any(_all_but(axes, name))), r.shape[i]) for i, name in enumerate(axes)}
 
 
 def spans(indices: Sequence[int] | npt.NDArray[np.integer], size: int) -> str:
@@ -148,7 +152,7 @@ def spans(indices: Sequence[int] | npt.NDArray[np.integer], size: int) -> str:
     if len(chosen) == size:
         return "all" if size > 1 else "0"
     missing = sorted(set(range(size)) - set(chosen))
-    if len(missing) <= 3 and len(chosen) > len(missing):
+    if len(missing) <= MISSING and len(chosen) > len(missing):
         return "all but " + ", ".join(map(str, missing))
     runs: list[tuple[int, int]] = []
     for i in chosen:
@@ -156,8 +160,8 @@ def spans(indices: Sequence[int] | npt.NDArray[np.integer], size: int) -> str:
             runs[-1] = (runs[-1][0], i)
         else:
             runs.append((i, i))
-    shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs[:4])
-    return shown if len(runs) <= 4 else f"{shown}, … ({len(chosen)} of {size})"
+    shown = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs[:RUNS])
+    return shown if len(runs) <= RUNS else f"{shown}, … ({len(chosen)} of {size})"
 
 
 def _quick(candidate: Real, reference: Real, rest: tuple[int, ...], seen: Mask | None) -> float | None:
@@ -169,8 +173,7 @@ def _quick(candidate: Real, reference: Real, rest: tuple[int, ...], seen: Mask |
     with np.errstate(over="ignore", invalid="ignore"):
         size = _norm(reference, rest)
         norm = _norm(candidate - reference, rest)
-    # Squares of values below 1e-12 times an error of 1e-7 leave float32's range.
-    if not (np.isfinite(norm).all() and size.min() > 1e-10):
+    if not (np.isfinite(norm).all() and size.min() > SMALL):
         return None
     return float((norm / size).max())
 
@@ -180,7 +183,8 @@ def _norm(x: Real, axis: tuple[int, ...]) -> Real:
     kept = next(i for i in range(x.ndim) if i not in axis)
     rows = np.moveaxis(x, kept, 0)
     letters = "abcd"[: x.ndim]
-    return np.sqrt(np.einsum(f"{letters},{letters}->a", rows, rows))
+    squares: Real = np.einsum(f"{letters},{letters}->a", rows, rows)
+    return np.sqrt(squares)
 
 
 def _all_but(axes: tuple[str, ...], name: str) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ class Planted:
 
     def apply(self, call: Call, model: Model) -> Call | None:
         """The call gone wrong, or None where the plant does not touch it."""
-        if self.layer is not None and call.layer not in (self.layer, None):
+        if self.layer is not None and call.layer != self.layer and not self.hypothesis.outside_layers:
             return None
         return self.hypothesis.apply(call, model)
 

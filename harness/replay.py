@@ -86,7 +86,7 @@ class Replay(Probe):
             axes=axes,
             floor=floor,
             seen=seen,
-            terms=lambda: terms(call) if not pending else None,
+            terms=lambda: terms(call),
         )
         segment = tuple(str(Site(c.step, c.layer, c.point)) for c in pending)
         if difference.error <= floor:

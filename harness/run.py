@@ -17,6 +17,7 @@ from firstdiff.judge import judge
 from firstdiff.llamacpp import LlamaCpp, version
 from firstdiff.model.arithmetic import ARITHMETICS
 from firstdiff.model.engine import Model, open_model
+from firstdiff.model.errors import ModelError
 from firstdiff.record import Planted, record_reference
 from firstdiff.verdict import Verdict
 
@@ -55,6 +56,10 @@ class Input:
         if self.tokens is not None:
             return list(self.tokens)
         text = PROMPT if self.prompt is None else self.prompt
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise UsageError(f"--prompt: character {e.start} of the text is no UTF-8: give it in UTF-8") from None
         return engine.tokenize(engine.chat(text) if self.chat else text, special=self.special)
 
 
@@ -65,17 +70,43 @@ def tell(message: str) -> None:
         sys.stderr.flush()
 
 
-def run_folder(model: Path, out: Path | None) -> Path:
-    """Make the folder that a run keeps its traces in: `out`, or a new one under ``firstdiff-runs/``."""
-    if out is None:
-        stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{model.stem}"
-        base = Path("firstdiff-runs")
-        out = next(p for n in range(1000) if not (p := base / (stem + (f"-{n}" if n else ""))).exists())
+def run_folder(model: Path) -> Path:
+    """A folder that is not there yet, for a run to keep its traces in."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{model.stem}"
+    base = Path("firstdiff-runs")
+    return next(p for n in range(1000) if not (p := base / (stem + (f"-{n}" if n else ""))).exists())
+
+
+def make_folder(out: Path) -> None:
+    """Make a folder, once what goes in first is known to be readable: no mistake leaves an empty one.
+
+    Raises
+    ------
+    CaptureError
+        Where that cannot be.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise CaptureError(f"{out}: is a file, where a folder is wanted: give another one with --out") from None
+    except (OSError, ValueError) as e:
+        reason = e.strerror if isinstance(e, OSError) else e
+        raise CaptureError(f"{out}: cannot be made ({reason}): give another folder with --out") from e
+
+
+def keep_verdict(out: Path, text: str) -> None:
+    """Write ``verdict.json`` into a run's folder.
+
+    Raises
+    ------
+    CaptureError
+        Where it cannot be written.
+    """
+    path = out / "verdict.json"
+    try:
+        path.write_text(text, encoding="utf-8")
     except OSError as e:
-        raise CaptureError(f"{out}: cannot be made ({e.strerror}): give another folder with --out") from e
-    return out
+        raise CaptureError(f"{path}: cannot be written ({e.strerror}): give another folder with --out") from e
 
 
 def identity(model: Model) -> dict[str, Any]:
@@ -118,12 +149,14 @@ def record_llama(
     -------
     The trace, notes on the capture, and the text of each token of step 0.
     """
+    steps = [_tokens(model, source)] if isinstance(source, Input) else [list(s) for s in source]
+    model.check_tokens([t for s in steps for t in s], decode=decode)
+    release = version()  # fails where there is no llama.cpp, before anything is made
+    make_folder(out.parent)
     with LlamaCpp(model.gguf.path, threads=threads, log=out.with_name(out.name + ".log")) as engine:
-        steps = [source.ids(engine)] if isinstance(source, Input) else [list(s) for s in source]
-        model.check_tokens([t for s in steps for t in s] + [0] * decode)
         options = {"threads": threads, "flash_attention": False, "kv": "f16", "repacked_weights": False}
         said_engine = {
-            "name": "llama.cpp", "version": version(), "backend": "cpu", "arithmetic": "ggml-cpu", "options": options,
+            "name": "llama.cpp", "version": release, "backend": "cpu", "arithmetic": "ggml-cpu", "options": options,
         }  # fmt: skip
         with TraceWriter(out, engine=said_engine, model=said or identity(model)) as writer:
             worst = capture(engine, steps[0], writer, decode=decode, forced=steps[1:])
@@ -138,9 +171,7 @@ def _changed(worst: float | None) -> str:
     return f"recording changed llama.cpp's own logits, by up to {worst:.2g}: its trace is not quite its plain run"
 
 
-def certify(
-    path: Path, source: Input, *, decode: int, threads: int, out: Path, progress: Progress = tell
-) -> Verdict:
+def certify(path: Path, source: Input, *, decode: int, threads: int, out: Path, progress: Progress = tell) -> Verdict:
     """Record llama.cpp and judge it against the reference: the certificate that both can be trusted on a model."""
     progress("opening the model")
     model = open_model(path)
@@ -155,10 +186,11 @@ def judge_candidate(
     """Judge a candidate's trace, with llama.cpp on the same tokens as a witness where it is installed."""
     progress("opening the model")
     model = open_model(path)
-    trace = open_trace(candidate, tokens=_given(model, source))
+    nothing_given = source.tokens is None and source.prompt is None
+    trace = open_trace(candidate, tokens=None if nothing_given else _tokens(model, source))
     said = identity(model)
-    check_same_model(trace, said)
-    model.check_tokens([t for step in trace.steps for t in step.tokens])
+    check_trace(trace, model, said)
+    make_folder(out)
     progress("recording llama.cpp")
     steps = [step.tokens for step in trace.steps]
     try:
@@ -171,28 +203,32 @@ def judge_candidate(
     return judge(model, trace, witness=witness, notes=notes, pieces=pieces, progress=progress)
 
 
-def _given(model: Model, source: Input) -> Sequence[int] | None:
-    """Token ids for a trace that may have none of its own."""
-    if source.tokens is not None or source.prompt is None:
-        return source.tokens
+def _tokens(model: Model, source: Input) -> list[int]:
+    """Token ids of what to run; llama.cpp is asked only where there is a text."""
+    if source.tokens is not None:
+        return list(source.tokens)
     with LlamaCpp(model.gguf.path, vocabulary_only=True) as engine:
         return source.ids(engine)
 
 
-def check_same_model(trace: Trace, said: dict[str, Any]) -> None:
-    """Refuse a trace that states another model.
+def check_trace(trace: Trace, model: Model, said: dict[str, Any]) -> None:
+    """Refuse a trace that states another model than `said`, or holds tokens that the model cannot run.
 
     Raises
     ------
     TraceError
-        With both checksums.
+        With both checksums, or the token.
     """
     theirs = trace.model.get("sha256")
     if isinstance(theirs, str) and theirs.lower() != said["sha256"]:
         raise TraceError(
-            f"{trace.path}: is a trace of another model ({trace.model.get('file', 'unnamed')!s:.80}, sha256 {theirs:.12}…) "
-            f"than {said['file']} (sha256 {said['sha256']:.12}…): give the model it was made with"
+            f"{trace.path}: is a trace of another model ({trace.model.get('file', 'unnamed')!s:.80}, "
+            f"sha256 {theirs:.12}…) than {said['file']} (sha256 {said['sha256']:.12}…): give the model it was made with"
         )
+    try:
+        model.check_tokens([t for step in trace.steps for t in step.tokens])
+    except ModelError as e:
+        raise TraceError(f"{trace.path}: its tokens cannot be run: {e}") from None
 
 
 def record(
@@ -209,24 +245,25 @@ def record(
     """Record one engine's run: ``llama.cpp:cpu``, ``reference:f64``, ``reference:f32`` or ``reference:ggml-cpu``."""
     progress("opening the model")
     model = open_model(path)
+    for plant in planted:
+        if plant.layer is not None and plant.layer >= model.hp.n_layer and not plant.hypothesis.outside_layers:
+            raise UsageError(
+                f"--bug {plant.hypothesis.id}: there is no layer {plant.layer}: {path.name} has layers 0 to "
+                f"{model.hp.n_layer - 1}"
+            )
     name, _, rest = engine.partition(":")
     progress(f"recording {engine}")
     if name == "llama.cpp" and rest in ("", "cpu"):
         if planted:
-            raise UsageError(
-                "--bug: faults are planted in the reference, not in llama.cpp: give --engine reference"
-            )
+            raise UsageError("--bug: faults are planted in the reference, not in llama.cpp: give --engine reference")
         trace, _, _ = record_llama(model, source, out, decode=decode, threads=threads)
         return trace
     arithmetic = ARITHMETICS.get(rest or "f64") if name == "reference" else None
     if arithmetic is None:
         known = ", ".join(["llama.cpp:cpu", *(f"reference:{a}" for a in ARITHMETICS)])
         raise UsageError(f"--engine {engine}: no such engine (there are {known})")
-    tokens = source.tokens
-    if tokens is None:
-        with LlamaCpp(model.gguf.path, vocabulary_only=True) as tokeniser:
-            tokens = tuple(source.ids(tokeniser))
-    model.check_tokens([*tokens, *[0] * decode])
+    tokens = _tokens(model, source)
+    model.check_tokens(tokens, decode=decode)
     said_engine = {
         "name": "reference",
         "version": own_version(),

@@ -91,6 +91,7 @@ class Logits:
 
     @property
     def top1_agrees(self) -> bool:
+        """Whether both name the same token."""
         return self.top1 == self.top1_against
 
     @property
@@ -127,6 +128,7 @@ class Verdict:
 
     @property
     def diverging(self) -> tuple[SiteVerdict, ...]:
+        """Every site with an error of its own, in execution order."""
         return tuple(s for s in self.sites if s.status is Status.DIVERGES)
 
     @property
@@ -141,16 +143,19 @@ class Verdict:
 
     @property
     def verdict(self) -> str:
+        """``agrees``, ``diverges``, or ``incomparable`` where nothing could be compared: an error, never a pass."""
         if not self.judged:
             return "incomparable"
         return "diverges" if self.first else "agrees"
 
     @property
     def exit_code(self) -> int:
+        """Of the process: 0 agrees, 1 diverges, 4 incomparable."""
         return {"agrees": 0, "diverges": 1, "incomparable": 4}[self.verdict]
 
     @property
     def coverage(self) -> dict[str, int]:
+        """How many sites there are, were recorded, and have each status."""
         count = Counter(s.status for s in self.sites)
         recorded = len(self.sites) - count[Status.NOT_RECORDED]
         return {"sites": len(self.sites), "recorded": recorded} | {
@@ -172,9 +177,7 @@ class Verdict:
 
     def to_json(self) -> str:
         """The verdict as ``verdict.json`` holds it, ending in a newline. The same verdict gives the same bytes."""
-        logits = [
-            asdict(x) | {"top1_agrees": x.top1_agrees, "within_noise": x.within_noise} for x in self.logits
-        ]
+        logits = [asdict(x) | {"top1_agrees": x.top1_agrees, "within_noise": x.within_noise} for x in self.logits]
         record = {
             "format": FORMAT,
             "version": VERSION,
@@ -209,9 +212,7 @@ def _worst_logits(logits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def _plain(site: SiteVerdict) -> dict[str, Any]:
     """A site's fields, without those that have nothing to say."""
     return {
-        f.name: v
-        for f in fields(site)
-        if (v := _value(getattr(site, f.name))) not in (None, (), 0) or f.name in _KEPT
+        f.name: v for f in fields(site) if (v := _value(getattr(site, f.name))) not in (None, (), 0) or f.name in _KEPT
     }
 
 

@@ -1,0 +1,1 @@
+"""The reference engine: GGUF files, quantisation, operations, arithmetics, architectures."""

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from firstdiff.model import llama
 from firstdiff.model.arithmetic import Array
-from firstdiff.model.errors import ModelError
-from firstdiff.model.fields import Fields
+from firstdiff.model.errors import ModelError, quoted
+from firstdiff.model.fields import NOT_WHOLE, Fields
 from firstdiff.model.gguf import GGUF, open_gguf
 from firstdiff.model.probe import Probe
 from firstdiff.model.quants import SUPPORTED
@@ -32,9 +32,9 @@ class StepLike(Protocol):
     """One forward pass: its tokens and their positions."""
 
     @property
-    def tokens(self) -> Sequence[int]: ...
+    def tokens(self) -> Sequence[int]: ...  # noqa: D102
     @property
-    def positions(self) -> Sequence[int]: ...
+    def positions(self) -> Sequence[int]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,8 @@ class Model:
             probe.step, probe.layer = index, None
             yield architecture.forward(probe, step.tokens, step.positions, self.weights, self.hp, cache)
 
-    def check_tokens(self, tokens: Sequence[int]) -> None:
-        """Refuse tokens that the model cannot run.
+    def check_tokens(self, tokens: Sequence[int], *, decode: int = 0) -> None:
+        """Refuse tokens that the model cannot run, with `decode` more to come.
 
         Raises
         ------
@@ -71,13 +71,14 @@ class Model:
         for place, token in enumerate(tokens):
             if not 0 <= token < hp.n_vocab:
                 raise ModelError(
-                    f"{path}: token id {token} (the {place + 1}. of {len(tokens)}) is outside the vocabulary "
-                    f"(0 to {hp.n_vocab - 1})"
+                    f"{path}: token id {token} (number {place + 1:,} of {len(tokens):,}) is outside the vocabulary "
+                    f"(0 to {hp.n_vocab - 1}): give ids of this model's own tokeniser"
                 )
-        if len(tokens) > hp.n_ctx_train:
+        if len(tokens) + decode > hp.n_ctx_train:
+            steps = f" and {decode:,} decode steps" if decode else ""
             raise ModelError(
-                f"{path}: {len(tokens)} tokens do not fit the model's context of {hp.n_ctx_train}: "
-                "give a shorter prompt or fewer decode steps"
+                f"{path}: {len(tokens):,} tokens{steps} do not fit the model's context of {hp.n_ctx_train:,}: "
+                f"give {'a shorter prompt or fewer decode steps' if decode else 'fewer tokens'}"
             )
 
 
@@ -92,14 +93,10 @@ def open_model(path: str | PathLike[str]) -> Model:
     """
     gguf = open_gguf(path)
     name = gguf.metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        said = (
-            "the file names no architecture"
-            if name is None
-            else f"architecture {name!r:.80} is not supported"
-        )
-        raise ModelError(f"{gguf.path}: {said} (supported: {known})")
+        said = "the file names no architecture" if name is None else f"architecture {name!r:.60} is not supported"
+        raise ModelError(f"{gguf.path}: {said} (supported: {known}): take another model")
     architecture = ARCHITECTURES[name]
     hp = architecture.read(Fields(gguf, name))
     _check_tensors(gguf, architecture.tensors(hp))
@@ -113,21 +110,22 @@ def _check_tensors(gguf: GGUF, expected: Iterator[tuple[str, tuple[int, ...], bo
         info = gguf.tensors.get(name)
         if info is None:
             if required:
-                raise ModelError(f"{gguf.path}: tensor '{name}' is missing: the file holds no whole model")
+                raise ModelError(f"{gguf.path}: tensor '{name}' is missing: {NOT_WHOLE}")
             continue
         if info.shape != shape:
             raise ModelError(
                 f"{gguf.path}: tensor '{name}' has shape {list(info.shape)}, but the hyperparameters call for "
-                f"{list(shape)}"
+                f"{list(shape)}: the file is damaged, convert the model again"
             )
         if info.type.name not in SUPPORTED:
             raise ModelError(
                 f"{gguf.path}: tensor '{name}' has quantisation type {info.type.name}, which is not supported "
-                f"(supported: {', '.join(sorted(SUPPORTED))})"
+                f"(supported: {', '.join(sorted(SUPPORTED))}): requantise the model, for instance to Q8_0"
             )
     strangers = [n for n in gguf.tensors if n not in known and not n.endswith(UNREAD)]
     if strangers:
+        more = f" (and {len(strangers) - 1:,} more)" if len(strangers) > 1 else ""
         raise ModelError(
-            f"{gguf.path}: tensor '{strangers[0]}' ({len(strangers)} such) is not one that the reference's "
-            "architecture reads: its result would not be this model's"
+            f"{gguf.path}: tensor {quoted(strangers[0])}{more} is not one that the reference reads, so its result "
+            "would not be this model's: take another model"
         )

@@ -91,9 +91,7 @@ class GGUF:
         if info is None:
             near = difflib.get_close_matches(name, self.tensors, n=1)
             hint = f"the nearest name is {quoted(near[0])}" if near else "check the model's architecture"
-            raise ModelError(
-                f"{self.path}: has no tensor {quoted(name)} among its {len(self.tensors):,}: {hint}"
-            )
+            raise ModelError(f"{self.path}: has no tensor {quoted(name)} among its {len(self.tensors):,}: {hint}")
         return self.mapped[info.path][info.offset : info.offset + info.nbytes]
 
 
@@ -173,9 +171,7 @@ def _siblings(part: GGUF, count: int) -> list[Path]:
 
 def _open_sibling(path: Path, number: int, count: int) -> GGUF:
     if not path.exists():
-        raise ModelError(
-            f"{path}: part {number + 1:,} of {count:,} is missing: fetch it into the same folder"
-        )
+        raise ModelError(f"{path}: part {number + 1:,} of {count:,} is missing: fetch it into the same folder")
     return _open_file(path)
 
 

@@ -232,9 +232,7 @@ def _q5_k(raw: Bytes, out: Floats) -> None:
             s, m = _scale_min(block[4:16], g)
             scale, minimum = d * np.float32(s), dmin * np.float32(m)
             for j in range(32):
-                y[j] = (
-                    scale * np.float32(np.int32((q[j] >> shift & 15) + 16 * (high[j] >> bit & 1))) - minimum
-                )
+                y[j] = scale * np.float32(np.int32((q[j] >> shift & 15) + 16 * (high[j] >> bit & 1))) - minimum
 
 
 def _q6_k(raw: Bytes, out: Floats) -> None:

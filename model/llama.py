@@ -80,11 +80,12 @@ def read(fields: Fields) -> Hyperparameters:
     )
     if n_head % n_head_kv:
         raise ModelError(
-            f"{fields.path}: {n_head} heads cannot share {n_head_kv} KV heads: no whole number a group"
+            f"{fields.path}: {n_head} heads ('llama.attention.head_count') cannot share {n_head_kv} KV heads "
+            f"('llama.attention.head_count_kv') evenly: the file is damaged, convert the model again"
         )
-    fields.require("attention.value_length", head_dim, "as attention.key_length")
-    fields.require("rope.dimension_count", head_dim, "as attention.key_length: partial rotation")
-    fields.require("expert_count", 0, "mixtures of experts are not")
+    fields.require("attention.value_length", head_dim, "the same as attention.key_length")
+    fields.require("rope.dimension_count", head_dim, "no partial rotation")
+    fields.require("expert_count", 0, "no mixture of experts")
     return hp
 
 

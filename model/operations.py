@@ -34,7 +34,7 @@ def rms_norm(x: Array, weight: Weight | None, *, eps: float, arithmetic: Arithme
     mean = np.einsum("...i,...i->...", x, x, dtype=np.float64)[..., None] / x.shape[-1]
     mean = arithmetic.widen(mean)
     scale = arithmetic.dtype(1) / np.sqrt(mean + arithmetic.dtype(eps))
-    scaled = x * scale
+    scaled: Array = x * scale
     return scaled if weight is None else scaled * arithmetic.widen(weight.values())
 
 
@@ -96,9 +96,7 @@ def rope(
     sin = arithmetic.widen(np.sin(theta))[:, None, :]
     half = x.shape[-1] // 2
     first, second = (
-        (np.s_[..., 0::2], np.s_[..., 1::2])
-        if pairing == "interleaved"
-        else (np.s_[..., :half], np.s_[..., half:])
+        (np.s_[..., 0::2], np.s_[..., 1::2]) if pairing == "interleaved" else (np.s_[..., :half], np.s_[..., half:])
     )
     y = np.empty_like(x)
     y[first] = x[first] * cos - x[second] * sin
@@ -126,7 +124,7 @@ def soft_max(kq: Array, *, scale: float, offset: int = 0, arithmetic: Arithmetic
 
     A query sees the keys up to its own position plus `offset`.
     """
-    hidden = ~visible(*kq.shape[-2:], offset)
+    hidden = ~visible(kq.shape[-2], kq.shape[-1], offset)
     z = arithmetic.widen(kq) * arithmetic.dtype(scale)
     z[:, hidden] = -np.inf
     z -= z.max(-1, keepdims=True)
@@ -158,4 +156,5 @@ def swiglu(gate: Array, up: Array, *, arithmetic: Arithmetic) -> Array:
     """Gated linear unit with SiLU (Shazeer 2020), [T, n_ff] (``ggml_swiglu_split``)."""
     gate = arithmetic.widen(gate)
     with np.errstate(over="ignore"):  # exp of a large negative gate is infinite, and the quotient rightly 0
-        return gate / (1 + np.exp(-gate)) * arithmetic.widen(up)
+        h: Array = gate / (1 + np.exp(-gate)) * arithmetic.widen(up)
+    return h

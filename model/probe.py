@@ -38,6 +38,7 @@ class Probe:
     layer: int | None = field(default=None, init=False)
 
     def __call__(self, point: str, op: Operation, *inputs: Any, **attributes: Any) -> Array:  # noqa: ANN401 - an operation's own
+        """Run one operation of the forward pass and return the value to go on with."""
         return self.value(Call(self.step, self.layer, point, op, inputs, attributes))
 
     def value(self, call: Call) -> Array:

@@ -143,8 +143,7 @@ def dequantize(raw: Bytes, kind: QuantType, out: Floats | None = None) -> Floats
         out = np.empty(count, np.float32)
     elif out.shape != (count,) or out.dtype != np.float32 or not out.flags.carray:
         raise ValueError(
-            f"out must be a writable, contiguous float32 array of shape ({count},), "
-            f"not {out.dtype} {out.shape}",
+            f"out must be a writable, contiguous float32 array of shape ({count},), not {out.dtype} {out.shape}",
         )
     if kind.name == "F32":
         out.view(np.uint8)[:] = raw
@@ -276,13 +275,9 @@ def _check_supported(kind: QuantType) -> None:
 def _check(raw: Bytes, kind: QuantType) -> None:
     _check_supported(kind)
     if raw.ndim != 1 or raw.dtype != np.uint8 or not raw.flags.c_contiguous:
-        raise ValueError(
-            f"raw must be a contiguous uint8 array of one dimension, not {raw.dtype} {raw.shape}"
-        )
+        raise ValueError(f"raw must be a contiguous uint8 array of one dimension, not {raw.dtype} {raw.shape}")
     if raw.size % kind.nbytes:
-        raise ModelError(
-            f"{raw.size} bytes of {kind.name} are no whole number of blocks of {kind.nbytes} bytes"
-        )
+        raise ModelError(f"{raw.size} bytes of {kind.name} are no whole number of blocks of {kind.nbytes} bytes")
 
 
 @cache

@@ -159,7 +159,7 @@ def _value(value: object) -> bytes:
             return struct.pack("<II", 4, int(value))
         case list():
             return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(_string(v) for v in value)
-        case np.ndarray():
+        case _ if isinstance(value, np.ndarray):
             kind = {np.dtype(np.float32): 6, np.dtype(np.int32): 5}[value.dtype]
             return struct.pack("<IIQ", 9, kind, len(value)) + value.tobytes()
     raise TypeError(f"no GGUF value is made of {type(value).__name__}")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import F64, Array
-from firstdiff.model.operations import attend, linear, scores
+from firstdiff.model.operations import add, attend, linear, scores
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import Weight
 
@@ -28,7 +28,7 @@ CODES = {  # where a block keeps its codes (ggml-common.h): with these bytes 0, 
 
 
 def terms(call: Call) -> npt.NDArray[np.float64] | None:
-    """Root of the sum of the squared terms of each result, shaped as the result; None for what is no product.
+    """Root of the sum of the squared terms of each result, shaped as the result; None for what is no sum.
 
     For weights whose blocks have minima, the products with the minima count as terms of their own, since
     block-wise kernels sum them apart.
@@ -69,8 +69,14 @@ def _attend(call: Call) -> npt.NDArray[np.float64]:
     return np.sqrt(np.asarray(attend(p, values, arithmetic=F64, **call.attributes), np.float64))
 
 
+def _add(call: Call) -> npt.NDArray[np.float64]:
+    a, b = (np.asarray(x, np.float64) for x in call.inputs)
+    return np.hypot(a, b)
+
+
 _TERMS: dict[Callable[..., Array], Callable[[Call], npt.NDArray[np.float64]]] = {
     linear: _linear,
     scores: _scores,
     attend: _attend,
+    add: _add,
 }

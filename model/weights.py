@@ -46,15 +46,14 @@ class Weight:
 
     @property
     def row_bytes(self) -> int:
+        """Bytes of one row."""
         return self.shape[-1] // self.kind.block * self.kind.nbytes
 
     def raw_rows(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
         """Bytes of the rows from `start` to `stop`, uint8 [n]."""
         return self.raw[start * self.row_bytes : stop * self.row_bytes]
 
-    def rows(
-        self, start: int, stop: int, buffer: npt.NDArray[np.float32] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def rows(self, start: int, stop: int, buffer: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
         """Values of the rows from `start` to `stop`, float32 [stop - start, in], in `buffer` if one is given."""
         if self.dense is not None:
             return self.dense[start:stop]
@@ -70,7 +69,8 @@ class Weight:
     def gather(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
         """The rows with the given indices, float32 [len(rows), in]; no other row is read."""
         if self.dense is not None:
-            return self.dense[rows]
+            picked_rows: npt.NDArray[np.float32] = self.dense[rows]
+            return picked_rows
         picked = self.raw.reshape(self.shape[0], self.row_bytes)[rows]
         return quants.dequantize(picked.reshape(-1), self.kind).reshape(-1, self.shape[-1])
 

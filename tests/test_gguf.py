@@ -143,9 +143,7 @@ def test_a_real_model_opens_within_50_ms(smollm2: Path) -> None:
         start = time.perf_counter()
         open_gguf(smollm2)
         seconds.append(time.perf_counter() - start)
-    assert (
-        min(seconds) < 0.05
-    )  # 6 ms on a 2-core machine of 2024; the best of five, as others may run beside it
+    assert min(seconds) < 0.05  # 6 ms on a 2-core machine of 2024; the best of five, as others may run beside it
 
 
 def scalars(writer: GGUFWriter) -> None:
@@ -213,9 +211,7 @@ def test_an_array_is_decoded_once_and_only_when_looked_up(tmp_path: Path) -> Non
 
 def test_text_that_is_not_utf8_keeps_its_place(tmp_path: Path) -> None:
     words = array(STRING, 2, text(b"\xff\xfe") + text("ok"))
-    metadata = opened(
-        tmp_path, built([pair("words", ARRAY, words), pair("s", STRING, text(b"a\xc3"))])
-    ).metadata
+    metadata = opened(tmp_path, built([pair("words", ARRAY, words), pair("s", STRING, text(b"a\xc3"))])).metadata
     assert metadata["words"] == ["\ufffd\ufffd", "ok"]
     assert metadata["s"] == "a\ufffd"
 
@@ -228,9 +224,7 @@ def test_an_unknown_key_is_a_key_error(tmp_path: Path) -> None:
 def tensors(writer: GGUFWriter) -> None:
     writer.add_tensor("plain", np.arange(24, dtype=np.float32).reshape(2, 3, 4))
     writer.add_tensor("half", np.arange(7, dtype=np.float16))
-    writer.add_tensor(
-        "blocks", np.arange(5 * 68, dtype=np.uint8).reshape(5, 68), raw_dtype=GGMLQuantizationType.Q8_0
-    )
+    writer.add_tensor("blocks", np.arange(5 * 68, dtype=np.uint8).reshape(5, 68), raw_dtype=GGMLQuantizationType.Q8_0)
 
 
 @pytest.mark.parametrize("alignment", [32, 64, 4096])
@@ -298,9 +292,7 @@ def mapped(path: Path, data: bytes) -> Cursor:
 strings = st.one_of(
     st.binary(max_size=12),
     st.text(alphabet="ab\0", max_size=24).map(str.encode),
-    st.sampled_from(
-        [b"", b"x" * 255, b"y" * 256, b"z" * 5000, b"\1" + bytes(7), bytes(8), b"\1" + bytes(15)]
-    ),
+    st.sampled_from([b"", b"x" * 255, b"y" * 256, b"z" * 5000, b"\1" + bytes(7), bytes(8), b"\1" + bytes(15)]),
 )
 
 
@@ -330,9 +322,7 @@ def test_a_vocabulary_of_many_windows_is_skipped_exactly(tmp_path: Path) -> None
     rng = np.random.default_rng(0)
     words = [
         rng.bytes(n)
-        for n in rng.choice(
-            [0, 1, 2, 5, 9, 30, 200, 300, 70_000], 60_000, p=[0.01, *[0.164] * 6, 0.005, 0.001]
-        )
+        for n in rng.choice([0, 1, 2, 5, 9, 30, 200, 300, 70_000], 60_000, p=[0.01, *[0.164] * 6, 0.005, 0.001])
     ]
     cursor = mapped(tmp_path / "strings", b"GGU" + b"".join(map(text, words)) + bytes(99))
     skip_strings(cursor, len(words), "the words")
@@ -448,9 +438,7 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
         (b"tjgg\x03\0\0\0", "a GGML file from before GGUF"),
     ],
 )
-def test_a_file_of_another_kind_is_refused_by_what_it_looks_like(
-    tmp_path: Path, data: bytes, looks: str
-) -> None:
+def test_a_file_of_another_kind_is_refused_by_what_it_looks_like(tmp_path: Path, data: bytes, looks: str) -> None:
     assert looks in refusal(tmp_path, data)
 
 

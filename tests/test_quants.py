@@ -75,9 +75,7 @@ class Ggml:
     """The functions of ggml that are compared with."""
 
     def __init__(self, folder: Path) -> None:
-        self.base, self.cpu = (
-            ctypes.CDLL(str(next(iter(folder.glob(f"*ggml-{part}.*"))))) for part in ("base", "cpu")
-        )
+        self.base, self.cpu = (ctypes.CDLL(str(next(iter(folder.glob(f"*ggml-{part}.*"))))) for part in ("base", "cpu"))
         self.base.ggml_type_name.restype = ctypes.c_char_p
         self.base.ggml_blck_size.restype = ctypes.c_int64
         self.base.ggml_type_size.restype = ctypes.c_size_t
@@ -105,9 +103,7 @@ class Ggml:
     def quantize(self, values: Any, kind: QuantType) -> Any:
         """Return float32 [rows, n] as whole blocks."""
         raw = np.empty(values.size // kind.block * kind.nbytes, np.uint8)
-        written = self.base.ggml_quantize_chunk(
-            kind.id, values.ctypes.data, raw.ctypes.data, 0, *values.shape, None
-        )
+        written = self.base.ggml_quantize_chunk(kind.id, values.ctypes.data, raw.ctypes.data, 0, *values.shape, None)
         assert written == raw.size
         return raw
 
@@ -120,9 +116,7 @@ class Ggml:
 
     def dot(self, weight: QuantType, row: Any, activations: Any, n: int) -> float:
         out = np.zeros(1, np.float32)
-        self.traits_cpu(weight.id).vec_dot(
-            n, out.ctypes.data, 0, row.ctypes.data, 0, activations.ctypes.data, 0, 1
-        )
+        self.traits_cpu(weight.id).vec_dot(n, out.ctypes.data, 0, row.ctypes.data, 0, activations.ctypes.data, 0, 1)
         return float(out[0])
 
 
@@ -356,9 +350,7 @@ def test_activations_are_rounded_as_ggml_rounds_them(name: str, ggml: Ggml) -> N
         return
     assert offsets is not None
     with np.errstate(invalid="ignore"):
-        missed = blocks["s"].astype(np.float32) - d * blocks["qs"].sum(axis=1, dtype=np.int32).astype(
-            np.float32
-        )
+        missed = blocks["s"].astype(np.float32) - d * blocks["qs"].sum(axis=1, dtype=np.int32).astype(np.float32)
     np.testing.assert_array_equal(offsets, missed.reshape(len(x), -1))
 
 
@@ -405,9 +397,7 @@ def test_importing_the_type_table_does_not_import_numba() -> None:
 
 def test_without_any_cache_directory_kernels_still_work(tmp_path: Path) -> None:
     package = tmp_path / "firstdiff"
-    shutil.copytree(
-        Path(quants.__file__).parent, package / "model", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(Path(quants.__file__).parent, package / "model", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "__init__.py").touch()
     # A regular file where numba wants a directory: this stops even the superuser.
     blocked = package / "model" / "__pycache__"

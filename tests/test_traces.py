@@ -110,9 +110,7 @@ def test_a_name_that_could_harm_a_terminal_or_a_path_is_refused(text: str) -> No
         Site.parse(text)
 
 
-@pytest.mark.parametrize(
-    ("step", "layer", "point"), [(0, None, "a-3"), (0, None, "a@1"), (-1, 0, "a"), (0, -1, "a")]
-)
+@pytest.mark.parametrize(("step", "layer", "point"), [(0, None, "a-3"), (0, None, "a@1"), (-1, 0, "a"), (0, -1, "a")])
 def test_a_site_that_would_read_back_as_another_is_refused(step: int, layer: int | None, point: str) -> None:
     with pytest.raises(TraceError, match="is no site"):
         Site(step, layer, point)
@@ -340,9 +338,7 @@ def test_a_lone_file_is_a_trace_of_one_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["[7, 8]", "7 8", "7,8"])
 def test_tokens_may_stand_in_the_files_metadata(tmp_path: Path, text: str) -> None:
-    file = raw_file(
-        tmp_path / "d.safetensors", {"a": ("U8", [], b"1")}, metadata={"tokens": text, "positions": "4 5"}
-    )
+    file = raw_file(tmp_path / "d.safetensors", {"a": ("U8", [], b"1")}, metadata={"tokens": text, "positions": "4 5"})
     assert open_trace(file).steps == (Step((7, 8), (4, 5)),)
 
 
@@ -380,9 +376,7 @@ def test_tokens_that_do_not_fit_the_steps_are_refused(tmp_path: Path, tokens: li
 
 
 def test_a_manifest_of_tokens_alone_is_enough(tmp_path: Path) -> None:
-    folder = manifest(
-        dump_by_hand(tmp_path / "d", rows=(3, 2)), steps=[{"tokens": [1, 2, 3]}, {"tokens": [4, 5]}]
-    )
+    folder = manifest(dump_by_hand(tmp_path / "d", rows=(3, 2)), steps=[{"tokens": [1, 2, 3]}, {"tokens": [4, 5]}])
     trace = open_trace(folder)
     assert trace.steps == (Step((1, 2, 3), (0, 1, 2)), Step((4, 5), (3, 4)))
     assert trace.complete
@@ -439,9 +433,7 @@ def test_without_an_order_tensors_come_as_they_lie_in_the_file(tmp_path: Path) -
         ("I32", b"\xff\xff\xff\x7f", [2**31 - 1]),
     ],
 )
-def test_what_numpy_does_not_know_is_widened(
-    tmp_path: Path, dtype: str, content: bytes, values: list[float]
-) -> None:
+def test_what_numpy_does_not_know_is_widened(tmp_path: Path, dtype: str, content: bytes, values: list[float]) -> None:
     file = raw_file(tmp_path / "x.safetensors", {"a": (dtype, [len(values)], content)})
     trace = open_trace(file, tokens=[1])
     np.testing.assert_array_equal(trace[Site(0, None, "a")], values)
@@ -605,9 +597,7 @@ def entry(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[
         ({}, "hold no tensor"),
     ],
 )
-def test_a_hostile_header_is_refused_with_the_reason(
-    tmp_path: Path, header: dict[str, Any], why: str
-) -> None:
+def test_a_hostile_header_is_refused_with_the_reason(tmp_path: Path, header: dict[str, Any], why: str) -> None:
     file = raw_header(tmp_path / "x.safetensors", json.dumps(header).encode(), bytes(8))
     with pytest.raises(TraceError, match=why) as caught:
         open_trace(file, tokens=[1])

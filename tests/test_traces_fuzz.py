@@ -36,9 +36,7 @@ COUNTS = st.integers(-1, 40) | st.sampled_from([2**31, 2**32, 2**62, 2**63, 2**6
 ENTRY = st.fixed_dictionaries(
     {},
     optional={
-        "dtype": st.sampled_from(
-            ["F32", "F64", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "BOOL", "F4", "x"]
-        )
+        "dtype": st.sampled_from(["F32", "F64", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "BOOL", "F4", "x"])
         | SCALARS,
         "shape": st.lists(COUNTS, max_size=4) | JSON,
         "data_offsets": st.lists(COUNTS, min_size=1, max_size=3) | JSON,
@@ -72,9 +70,7 @@ def run() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         with TraceWriter(path, engine={"name": "fuzz"}, model={}) as writer:
-            writer.step(
-                Step((1, 2), (0, 1)), {"embd": np.ones((2, 3)), "l_out-0": np.ones((2, 3), np.float16)}
-            )
+            writer.step(Step((1, 2), (0, 1)), {"embd": np.ones((2, 3)), "l_out-0": np.ones((2, 3), np.float16)})
             writer.step(Step((3,), (2,)), {"embd": np.ones((1, 3)), "l_out-0": np.ones((1, 3), np.float16)})
         yield path
 
@@ -208,17 +204,12 @@ def test_every_code_of_a_short_float_is_widened_to_its_value(
 ) -> None:
     bits = 1 + exponent_bits + mantissa_bits
     codes = np.arange(2**bits, dtype=np.uint8 if bits == 8 else "<u2")
-    header = json.dumps(
-        {"a": {"dtype": dtype, "shape": [2**bits], "data_offsets": [0, codes.nbytes]}}
-    ).encode()
+    header = json.dumps({"a": {"dtype": dtype, "shape": [2**bits], "data_offsets": [0, codes.nbytes]}}).encode()
     header += b" " * (1 - len(header) % 2)  # odd: the values start unaligned
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + codes.tobytes())
     values = open_trace(tmp_path / "x.safetensors", tokens=[1])[Site(0, None, "a")]
     expected = np.array(
-        [
-            by_formula(code, exponent_bits, mantissa_bits, infinities=dtype != "F8_E4M3")
-            for code in range(2**bits)
-        ]
+        [by_formula(code, exponent_bits, mantissa_bits, infinities=dtype != "F8_E4M3") for code in range(2**bits)]
     )
     assert values.dtype == np.float32
     np.testing.assert_array_equal(values, expected)

