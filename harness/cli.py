@@ -25,7 +25,7 @@ exit codes: 0 agrees, 1 diverges, 2 wrong usage, 3 unreadable input or failed ca
 """
 
 UNREADABLE, USAGE = 3, 2
-MOST_THREADS = 512  # GGML_MAX_N_THREADS: above it, ggml writes past its arrays
+MOST_THREADS = 512  # GGML_MAX_N_THREADS: far above it llama.cpp crashes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,9 +7,8 @@ ggml's own functions and compares what they say with what the struct says.
 from __future__ import annotations
 
 import ctypes
-import sys
+import os
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +20,9 @@ from firstdiff.errors import CaptureError
 MAX_DIMS, MAX_SRC, MAX_NAME, OP_PARAMS = 4, 10, 64, 16
 F32, F16 = 0, 1
 DTYPES: dict[int, type[np.generic]] = {F32: np.float32, F16: np.float16, 26: np.int32, 27: np.int64}
+
+ABORT = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+UNREADABLE = 3  # the exit code of a failed capture
 
 INSTALL = "install it with: pip install 'firstdiff[llama]'"
 
@@ -62,11 +64,9 @@ def bindings() -> ModuleType:
     """
     try:
         import llama_cpp
-    except ModuleNotFoundError as e:
-        if e.name != "llama_cpp":
-            raise
-        raise CaptureError(f"llama.cpp cannot be run: llama_cpp is not installed: {INSTALL}") from None
-    except (OSError, RuntimeError) as e:
+    except (ImportError, OSError, RuntimeError) as e:
+        if isinstance(e, ModuleNotFoundError) and e.name == "llama_cpp":
+            raise CaptureError(f"llama.cpp cannot be run: llama_cpp is not installed: {INSTALL}") from None
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise CaptureError(f"llama.cpp cannot be run: llama_cpp does not load ({reason}): build it again") from e
     return llama_cpp
@@ -74,13 +74,13 @@ def bindings() -> ModuleType:
 
 @cache
 def library() -> ctypes.CDLL:
-    """``libggml-base`` of the installed llama.cpp, its functions declared."""
-    folder = Path(str(bindings().__file__)).parent / "lib"
-    suffix = {"darwin": "dylib", "win32": "dll"}.get(sys.platform, "so")
-    found = sorted(folder.glob(f"*ggml-base.{suffix}"))
-    if not found:
-        raise CaptureError(f"{folder}: holds no ggml-base library: this build of llama_cpp has another layout")
-    lib = ctypes.CDLL(str(found[0]))
+    """The functions of ggml, declared, from the very library that llama.cpp uses.
+
+    They are looked up through llama.cpp's library: a wheel holds ``libggml-base`` under several names as separate
+    files, and loading another one would be another ggml, with a state of its own.
+    """
+    path = bindings().llama_cpp._lib._name  # noqa: SLF001 - the bindings name their library nowhere else
+    lib = ctypes.CDLL(path)
     pointer, size = ctypes.c_void_p, ctypes.c_size_t
     for name, result, arguments in (
         ("ggml_nbytes", size, [pointer]),
@@ -95,13 +95,27 @@ def library() -> ctypes.CDLL:
         ("ggml_rms_norm", pointer, [pointer, pointer, ctypes.c_float]),
         ("ggml_view_1d", pointer, [pointer, pointer, ctypes.c_int64, size]),
         ("ggml_tensor_overhead", size, []),
+        ("ggml_set_abort_callback", pointer, [ABORT]),
     ):
         try:
             function = getattr(lib, name)
         except AttributeError:
-            raise CaptureError(f"{found[0]}: has no function {name}: {_PIN}") from None
+            raise CaptureError(f"{path}: has no function {name}: {_PIN}") from None
         function.restype, function.argtypes = result, arguments
     return lib
+
+
+@ABORT
+def _aborted(message: bytes) -> None:
+    """End the process with one clear line: ggml would end it with a stack trace. What was recorded is on disk."""
+    text = message.decode(errors="replace").strip().replace("\n", " ")
+    os.write(2, f"firstdiff: llama.cpp gave up: {text}: this file makes it fail, whatever runs it\n".encode())
+    os._exit(UNREADABLE)
+
+
+def end_cleanly() -> None:
+    """Have an assertion that fails inside ggml end the process with one clear line and exit code 3."""
+    library().ggml_set_abort_callback(_aborted)
 
 
 _PIN = f"this release of llama.cpp is not one that firstdiff knows; {INSTALL}"

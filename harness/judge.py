@@ -61,7 +61,7 @@ def judge(
         against=against,
         model=described(model),
         tokens=tuple(step.tokens for step in candidate.steps),
-        arithmetic={"all": arithmetic.name},
+        arithmetic={"linear": arithmetic.name, "attention": arithmetic.name},
         sites=tuple(sites),
         logits=tuple(_logits(candidate, free)),
         witness=None if witness is None else _witness(witness, seen),

@@ -88,6 +88,7 @@ class LlamaCpp:
         llama = ggml.bindings()
         self.path, self.threads = path, threads
         self._stack = contextlib.ExitStack()
+        ggml.end_cleanly()
         chatter = self._stack.enter_context(_chatter(log))
         llama.llama_backend_init()
         params = llama.llama_model_default_params()
@@ -98,7 +99,7 @@ class LlamaCpp:
         if not self._model:
             self._stack.close()
             reason = next((line for line in reversed(chatter) if "error" in line), "no reason given")
-            raise CaptureError(f"{path}: llama.cpp does not load this file ({reason})")
+            raise CaptureError(f"{path}: llama.cpp does not load this file ({reason}): is it a whole model?")
         self._stack.callback(llama.llama_model_free, self._model)
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)

