@@ -349,7 +349,7 @@ def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> 
 
     from firstdiff.reports.terminal import show
 
-    show(verdict, Console())
+    show(verdict, Console(), where=None if out is None else "verdict.json")
     if out is not None:
         print(f"\nTraces and verdict: {out}")
     return verdict.exit_code

@@ -69,7 +69,8 @@ def bindings() -> ModuleType:
             raise CaptureError(f"llama.cpp cannot be run: llama_cpp is not installed: {INSTALL}") from None
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise CaptureError(f"llama.cpp cannot be run: llama_cpp does not load ({reason}): build it again") from e
-    return llama_cpp
+    module: ModuleType = llama_cpp
+    return module
 
 
 @cache
@@ -105,7 +106,6 @@ def library() -> ctypes.CDLL:
     return lib
 
 
-@ABORT
 def _aborted(message: bytes) -> None:
     """End the process with one clear line: ggml would end it with a stack trace. What was recorded is on disk."""
     text = message.decode(errors="replace").strip().replace("\n", " ")
@@ -113,9 +113,12 @@ def _aborted(message: bytes) -> None:
     os._exit(UNREADABLE)
 
 
+_ABORTED = ABORT(_aborted)  # C holds the pointer, so the process must hold the object
+
+
 def end_cleanly() -> None:
     """Have an assertion that fails inside ggml end the process with one clear line and exit code 3."""
-    library().ggml_set_abort_callback(_aborted)
+    library().ggml_set_abort_callback(_ABORTED)
 
 
 _PIN = f"this release of llama.cpp is not one that firstdiff knows; {INSTALL}"

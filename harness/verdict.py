@@ -164,11 +164,20 @@ class Verdict:
 
     @property
     def dump_next(self) -> tuple[str, ...]:
-        """Points whose recording would narrow the first divergence down, in execution order."""
+        """Points whose recording would narrow the first divergence down, in execution order.
+
+        Of a segment that spans several layers these are their outputs alone, which name the layer to look into.
+        What was recorded and is not comparable is not asked for again.
+        """
         if self.first is None:
             return ()
-        names = (site.partition("@")[0] for site in self.first.segment)
-        return tuple(dict.fromkeys(names))
+        names = set(self.first.segment)
+        segment = [s for s in self.sites if s.site in names]
+        missing = [s for s in segment if s.status is Status.NOT_RECORDED]
+        outputs = [s for s in missing if s.point == "l_out"]
+        layers = {s.layer for s in segment if s.layer is not None}
+        wanted = outputs if outputs and len(layers) > 1 else missing
+        return tuple(dict.fromkeys(s.site.partition("@")[0] for s in wanted))
 
     @property
     def worst_error(self) -> float:

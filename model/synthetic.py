@@ -155,7 +155,7 @@ def _value(value: object) -> bytes:
             return struct.pack("<I", 8) + _string(value)
         case float():
             return struct.pack("<If", 6, value)
-        case np.uint32():
+        case _ if isinstance(value, np.uint32):
             return struct.pack("<II", 4, int(value))
         case list():
             return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(_string(v) for v in value)

@@ -87,7 +87,7 @@ def named(name: str) -> Callable[[SiteVerdict], bool]:
 
 
 def text(record: Verdict, *, width: int = 80) -> str:
-    return render(record, width=width)
+    return render(record, width=width, where="verdict.json")
 
 
 def words(record: Verdict, *, width: int = 80) -> str:
@@ -136,10 +136,17 @@ def test_no_line_is_wider_than_the_page_and_none_is_cut(name: str, width: int) -
 @pytest.mark.parametrize("name", EVERY_KIND)
 def test_black_and_white_has_no_ansi_codes_and_says_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    plain, colored = render(EVERY_KIND[name], width=80), render(EVERY_KIND[name], width=80, color=True)
+    plain, colored = (render(EVERY_KIND[name], width=80, color=color) for color in (False, True))
     assert "\x1b" not in plain
     assert "\x1b[" in colored
-    assert [Text.from_ansi(x).plain.rstrip() for x in colored.splitlines()] == plain.splitlines()
+    assert [Text.from_ansi(x).plain for x in colored.splitlines()] == plain.splitlines()
+
+
+@pytest.mark.parametrize("name", EVERY_KIND)
+def test_a_file_is_named_only_where_there_is_one(name: str) -> None:
+    assert "has all" not in render(EVERY_KIND[name], width=80)
+    named, unnamed = (" ".join(render(EVERY_KIND[name], width=80, where=x).split()) for x in ("runs/7.json", None))
+    assert named.replace(" (runs/7.json has all)", "") == unnamed
 
 
 def test_a_divergence_opens_with_what_is_wrong_where_and_by_how_much() -> None:
@@ -212,6 +219,36 @@ def test_what_was_recorded_in_the_wrong_shape_is_not_asked_for_again() -> None:
     report = words(verdict(planted(odd, named("Kcur_rope-1"), segment=("Kcur-1",))))
     assert "Its inputs are not judged: Kcur-1 was not comparable." in report
     assert "Dump" not in report
+    gap = [unrecorded(s) if s.site == "Kcur_rope-1" else s for s in odd]
+    both = verdict(planted(gap, named("kq-1"), segment=("Kcur-1", "Kcur_rope-1")))
+    assert "which were not comparable or not recorded, or in kq-1 itself. Dump this next: Kcur_rope-1." in words(both)
+
+
+def logits_alone(layers: int) -> list[SiteVerdict]:
+    return [s if s.point == "result_output" else unrecorded(s) for s in sites(layers=layers)]
+
+
+def test_a_segment_of_many_layers_asks_for_their_outputs_and_these_name_the_layer() -> None:
+    told = logits_alone(29)
+    segment = tuple(s.site for s in told[:-1])
+    record = verdict(planted(told, named("result_output"), segment=segment))
+    assert record.dump_next == tuple(f"l_out-{n}" for n in range(29))
+    assert "or in result_output itself. Dump l_out of layers 0-28 next." in words(record)
+    spoiled = [replace(s, status=Status.NOT_COMPARABLE) if s.site in {"l_out-3", "kq-3"} else s for s in told]
+    gaps = verdict(planted(spoiled, named("result_output"), segment=segment))
+    assert "Dump l_out of layers 0-2, 4-28 next." in words(gaps)
+    two = verdict(planted(told, named("result_output"), segment=("l_out-27", "attn_norm-28", "result_norm")))
+    assert two.dump_next == ("l_out-27",)
+    assert "Dump this next: l_out-27." in words(two)
+
+
+def test_a_segment_of_one_layer_asks_for_all_its_points_in_execution_order() -> None:
+    segment = (*reversed([f"{p}-0" for p in LLAMA]), "result_norm", "embd")
+    record = verdict(planted(logits_alone(1), named("result_output"), segment=segment))
+    assert record.dump_next == ("embd", *(f"{p}-0" for p in LLAMA), "result_norm")
+    assert "Dump these next: embd, attn_norm-0, " in words(record)
+    assert "ffn_inp" not in words(record).partition("Dump")[2].partition(".")[0]
+    assert " and 9 more (verdict.json has all)." in words(record)
 
 
 def test_nan_is_counted_and_its_first_place_shown() -> None:
@@ -364,6 +401,7 @@ def test_a_console_that_is_not_unicode_gets_ascii() -> None:
     assert ". agrees  ~ inherits  X diverges" in report
     assert "tokens 0, 2, 4, 6, ... (31 of 64)" in report
     assert "na\\xefve" in report
+    assert all(line == line.rstrip() for line in report.splitlines())
     assert max(map(len, report.splitlines())) <= 80
 
 
