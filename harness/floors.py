@@ -9,10 +9,6 @@ from firstdiff.model.arithmetic import Arithmetic
 from firstdiff.model.operations import append, attend, linear, scores
 from firstdiff.model.probe import Call
 
-OPERATION = 1e-6
-"""One operation on recorded inputs. The tests of floors hold llama.cpp to it at every site of SmolLM2 and of
-synthetic models in every quantisation type; products come closest, at some 4e-7."""
-
 FLIP = 0.1
 """What activations that round to another code may change a product by, times the square root of its length.
 
@@ -31,8 +27,8 @@ MOST = 0.3
 def floor(arithmetic: Arithmetic, calls: Sequence[Call]) -> float:
     """The floor of a segment: the calls since the last recorded values, and the judged one."""
     if len(calls) == 1:
-        return OPERATION
-    return min(MOST, 2 * OPERATION * len(calls) + sum(_rounding(arithmetic, call) for call in calls))
+        return arithmetic.floor
+    return min(MOST, 2 * arithmetic.floor * len(calls) + sum(_rounding(arithmetic, call) for call in calls))
 
 
 def _rounding(arithmetic: Arithmetic, call: Call) -> float:

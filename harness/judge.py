@@ -8,8 +8,9 @@ from statistics import median
 
 import numpy as np
 
+from firstdiff.align import Alignment, align, stated
 from firstdiff.dumps import Site, Trace
-from firstdiff.model.arithmetic import ARITHMETICS, F32, GGML_CPU, Arithmetic, Array
+from firstdiff.model.arithmetic import ARITHMETICS, F32, F64, Arithmetic, Array
 from firstdiff.model.engine import Model
 from firstdiff.replay import Drift, Replay, between
 from firstdiff.verdict import Logits, SiteVerdict, Status, Verdict, Witness
@@ -43,17 +44,17 @@ def judge(
         Called with what is being done.
     """
     progress(f"judging {name(candidate)}")
-    arithmetic, sites = _replayed(model, candidate)
+    arithmetic, sites, alignment = _replayed(model, candidate)
     if witness is None:
         progress("running the reference")
-        drift = Drift(F32, candidate)
+        drift = Drift(F32, candidate, alignment)
         free = [logits[-1] for logits in model.forward(candidate.steps, drift)]
         drifts, against = drift.drifts, "reference:f32"
     else:
         progress(f"judging {name(witness)}")
-        _, seen = _replayed(model, witness)
+        _, seen, _ = _replayed(model, witness)
         sites = _settled(sites, seen)
-        drifts, against = between(candidate, witness), name(witness)
+        drifts, against = between(candidate, witness, alignment), name(witness)
         free = [_last_logits(witness, step) for step in range(len(witness.steps))]
     sites = [replace(s, drift=drifts.get(s.site)) for s in sites]
     return Verdict(
@@ -63,7 +64,8 @@ def judge(
         tokens=tuple(step.tokens for step in candidate.steps),
         arithmetic={"linear": arithmetic.name, "attention": arithmetic.name},
         sites=tuple(sites),
-        logits=tuple(_logits(candidate, free)),
+        logits=tuple(_logits(candidate, alignment, free)),
+        layouts=alignment.described(),
         witness=None if witness is None else _witness(witness, seen),
         notes=(*candidate.notes, *notes),
         pieces=pieces,
@@ -85,18 +87,53 @@ def described(model: Model) -> dict[str, object]:
     }
 
 
-def _replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict]]:
-    """Replay in the arithmetic that the trace declares, or in the one that fits its products better."""
+def _replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict], Alignment]:
+    """Replay in the arithmetic that the trace declares, or in the one that fits its products best.
+
+    Layouts are searched for only where the plain ones do not do.
+    """
     declared = ARITHMETICS.get(str(trace.engine.get("arithmetic")))
-    tried = []
-    for arithmetic in (declared,) if declared else (F32, GGML_CPU):
-        probe = Replay(arithmetic, trace)
-        for _ in model.forward(trace.steps, probe):
-            pass
-        errors = [s.local_error for s in probe.sites if s.op == "linear" and s.local_error is not None]
-        tried.append((median(errors) if errors else 0.0, arithmetic, probe.sites))
-    _, arithmetic, sites = min(tried, key=lambda t: t[0])
-    return arithmetic, sites
+    first = declared or F32
+    alignment = stated(trace)
+    sites = _replay(model, trace, first, alignment)
+    if _misread(sites, trace):
+        found = align(model, trace, alignment)
+        if found != alignment:
+            alignment = found
+            sites = _replay(model, trace, first, alignment)
+    tried = {first: sites}
+    if declared is None:
+        for arithmetic in ARITHMETICS.values():
+            if arithmetic is not first and arithmetic is not F64:
+                tried[arithmetic] = _replay(model, trace, arithmetic, alignment)
+    best = min(tried, key=lambda arithmetic: _misfit(tried[arithmetic]))
+    return best, tried[best], alignment
+
+
+def _replay(model: Model, trace: Trace, arithmetic: Arithmetic, alignment: Alignment) -> list[SiteVerdict]:
+    probe = Replay(arithmetic, trace, alignment)
+    for _ in model.forward(trace.steps, probe):
+        pass
+    return probe.sites
+
+
+def _misread(sites: list[SiteVerdict], trace: Trace) -> bool:
+    """Whether a point does not fit its shape, or its numbers at most of its layers, or is one the reference has not."""
+    if {site.point for site in trace.sites()} - {site.point for site in sites}:
+        return True
+    if any(site.status is Status.NOT_COMPARABLE for site in sites):
+        return True
+    odd: dict[str, list[bool]] = {}
+    for site in sites:
+        if site.status is not Status.NOT_RECORDED:
+            odd.setdefault(site.point, []).append(site.status is Status.DIVERGES)
+    return any(2 * sum(values) > len(values) for values in odd.values())
+
+
+def _misfit(sites: list[SiteVerdict]) -> float:
+    """Median error of the products: 0 where none was judged on its own inputs."""
+    errors = [s.local_error for s in sites if s.op == "linear" and s.local_error is not None and not s.segment]
+    return median(errors) if errors else 0.0
 
 
 def _settled(sites: list[SiteVerdict], witness: list[SiteVerdict]) -> list[SiteVerdict]:
@@ -125,8 +162,13 @@ def _last_logits(trace: Trace, step: int) -> Array | None:
     return trace[site][-1] if site in trace else None
 
 
-def _logits(candidate: Trace, free: list[Array | None]) -> list[Logits]:
-    pairs = [(step, _last_logits(candidate, step), other) for step, other in enumerate(free)]
+def _logits(candidate: Trace, alignment: Alignment, free: list[Array | None]) -> list[Logits]:
+    pairs: list[tuple[int, Array | None, Array | None]] = []
+    for step, other in enumerate(free):
+        if other is not None:
+            like = np.broadcast_to(other, (len(candidate.steps[step].tokens), len(other)))
+            own, _ = alignment.read(candidate, Site(step, None, "result_output"), like)
+            pairs.append((step, None if own is None else own[-1], other))
     return [
         compare_logits(step, own, other)
         for step, own, other in pairs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff import floors
+from firstdiff.align import Alignment
 from firstdiff.dumps import Site, Trace
 from firstdiff.measure import axes_of, locate, measure, relative
 from firstdiff.model.arithmetic import Array
-from firstdiff.model.engine import Model
 from firstdiff.model.operations import append, visible
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.terms import terms
@@ -41,6 +40,7 @@ class Replay(Probe):
     """
 
     trace: Trace
+    alignment: Alignment = field(default_factory=Alignment)
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
     _origins: dict[int, _Origin] = field(default_factory=dict, init=False)
     _current: int = field(default=0, init=False)
@@ -57,9 +57,7 @@ class Replay(Probe):
         wrong = any(o.wrong for o in upstream)
         pending = tuple(dict.fromkeys(c for o in upstream for c in o.pending))
         site = Site(call.step, call.layer, call.point)
-        recorded = reason = None
-        if site in self.trace:
-            recorded, reason = fitted(self.trace[site], computed)
+        recorded, reason = self.alignment.read(self.trace, site, computed)
         if recorded is None:
             status = Status.NOT_COMPARABLE if reason else Status.NOT_RECORDED
             self.sites.append(_named(site, call, status, inputs_right=not wrong, reason=reason))
@@ -124,50 +122,28 @@ class Drift(Probe):
     """Runs freely, and notes how far a trace lies from it at every site. Keeps no tensor but the logits."""
 
     trace: Trace
+    alignment: Alignment = field(default_factory=Alignment)
     drifts: dict[str, float] = field(default_factory=dict, init=False)
 
     def value(self, call: Call) -> Array:
         """Compute, compare and go on with the computed value."""
         computed = call.compute(self.arithmetic)
         site = Site(call.step, call.layer, call.point)
-        if site in self.trace:
-            recorded, _ = fitted(self.trace[site], computed)
-            if recorded is not None:
-                self.drifts[str(site)] = relative(recorded, computed, counted(call.point, computed))
+        recorded, _ = self.alignment.read(self.trace, site, computed)
+        if recorded is not None:
+            self.drifts[str(site)] = relative(recorded, computed, counted(call.point, computed))
         return computed
 
 
-def replay(model: Model, trace: Trace, probe: Replay | Drift) -> Iterable[Array]:
-    """Run a trace's steps through a probe; yields each step's logits as the probe returned them."""
-    return model.forward(trace.steps, probe)
-
-
-def between(candidate: Trace, other: Trace) -> dict[str, float]:
-    """Drift of every site that both traces hold."""
+def between(candidate: Trace, other: Trace, alignment: Alignment) -> dict[str, float]:
+    """Drift of every site that both traces hold; the other one is laid out as the reference has it."""
     drifts = {}
-    for site in candidate.sites():
-        if site in other:
-            reference = other[site]
-            recorded, _ = fitted(candidate[site], reference)
-            if recorded is not None:
-                drifts[str(site)] = relative(recorded, reference, counted(site.point, reference))
+    for site in other.sites():
+        reference = other[site]
+        recorded, _ = alignment.read(candidate, site, reference)
+        if recorded is not None:
+            drifts[str(site)] = relative(recorded, reference, counted(site.point, reference))
     return drifts
-
-
-def fitted(recorded: Array, computed: Array) -> tuple[Array | None, str | None]:
-    """The recorded tensor in the shape of the computed one, or why it cannot be.
-
-    A batch of one and merged heads are the same numbers in the same order; nothing else is taken for granted.
-    """
-    shape, wanted = recorded.shape, computed.shape
-    if shape == wanted:
-        return recorded, None
-    merged = (wanted[0], int(np.prod(wanted[1:])))
-    while shape not in (wanted, merged) and shape[:1] == (1,):
-        shape = shape[1:]
-    if shape in (wanted, merged):
-        return recorded.reshape(wanted), None
-    return None, f"recorded shape {list(recorded.shape)}, expected {list(wanted)}"
 
 
 def counted(point: str, computed: Array) -> npt.NDArray[np.bool_] | None:

@@ -122,6 +122,7 @@ class Verdict:
     logits: tuple[Logits, ...] = ()
     witness: Witness | None = None
     notes: tuple[str, ...] = ()
+    layouts: dict[str, str] = field(default_factory=dict)  # of points that are not laid out plainly
     pieces: tuple[str, ...] = ()  # text of the tokens of step 0, where a tokeniser was at hand
     preflight: dict[str, str] = field(default_factory=dict)
     explanations: tuple[Any, ...] = ()
@@ -203,6 +204,7 @@ class Verdict:
             "pieces": self.pieces,
             "preflight": self.preflight,
             "arithmetic": self.arithmetic,
+            "layouts": self.layouts,
             "coverage": self.coverage,
             "logits": _worst_logits(logits),
             "notes": self.notes,

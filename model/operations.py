@@ -35,7 +35,7 @@ def rms_norm(x: Array, weight: Weight | None, *, eps: float, arithmetic: Arithme
     mean = arithmetic.widen(mean)
     scale = arithmetic.dtype(1) / np.sqrt(mean + arithmetic.dtype(eps))
     scaled: Array = x * scale
-    return scaled if weight is None else scaled * arithmetic.widen(weight.values())
+    return scaled if weight is None else arithmetic.keep(scaled) * arithmetic.keep(arithmetic.widen(weight.values()))
 
 
 def linear(
@@ -54,12 +54,12 @@ def linear(
     y = np.empty((x.shape[0], weight.shape[0]), arithmetic.dtype)
     buffer = weight.buffer()
     for start, stop in weight.chunks():
-        rows = arithmetic.widen(weight.rows(start, stop, buffer))
+        rows = arithmetic.keep(arithmetic.widen(weight.rows(start, stop, buffer)))
         np.matmul(x, rows.T, out=y[:, start:stop])
         if sums is not None and (minima := weight.minima(start, stop)) is not None:
             y[:, start:stop] += sums @ minima.T
     if bias is not None:
-        y += arithmetic.widen(bias.values())
+        y += arithmetic.keep(arithmetic.widen(bias.values()))
     return y if heads is None else y.reshape(x.shape[0], heads, -1)
 
 
@@ -92,8 +92,8 @@ def rope(
         factors=None if factors is None else factors.values(),
         like_ggml=arithmetic.ggml_products,
     )
-    cos = arithmetic.widen(np.cos(theta))[:, None, :]  # [T, 1, D / 2]
-    sin = arithmetic.widen(np.sin(theta))[:, None, :]
+    cos = arithmetic.keep(arithmetic.widen(np.cos(theta)))[:, None, :]  # [T, 1, D / 2]
+    sin = arithmetic.keep(arithmetic.widen(np.sin(theta)))[:, None, :]
     half = x.shape[-1] // 2
     first, second = (
         (np.s_[..., 0::2], np.s_[..., 1::2]) if pairing == "interleaved" else (np.s_[..., :half], np.s_[..., half:])

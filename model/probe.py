@@ -22,7 +22,7 @@ class Call:
 
     def compute(self, arithmetic: Arithmetic) -> Array:
         """Run the operation."""
-        return self.op(*self.inputs, arithmetic=arithmetic, **self.attributes)
+        return arithmetic.keep(self.op(*self.inputs, arithmetic=arithmetic, **self.attributes))
 
 
 @dataclass

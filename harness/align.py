@@ -1,0 +1,309 @@
+"""Alignment: how a candidate's tensors are laid out, found once per point, and read as the reference has them.
+
+A layout is inferred from the shapes and, where the plain reading fits the shape and not the numbers, from the data:
+over all layers together, never layer by layer, which would hide bugs. A permutation that one layer needs and the others
+do not is a finding, not a layout.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from firstdiff.dumps import Site, Trace, TraceError
+from firstdiff.measure import relative
+from firstdiff.model.arithmetic import F32, Array
+from firstdiff.model.engine import Model
+from firstdiff.model.operations import visible
+from firstdiff.model.probe import Call, Probe
+
+Shape = tuple[int, ...]
+Read = Callable[[Array, Shape], Array | None]
+
+PLAUSIBLE = 0.1
+"""Median error up to which a layout can be the right one: quantised activations alone make up to 0.04."""
+
+BETTER = 0.2
+"""A layout other than the plain one is taken where it leaves less than this share of the plain one's median error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way of laying a point out.
+
+    Parameters
+    ----------
+    says
+        In words, for the verdict; empty for the plain one.
+    read
+        Gives the recorded tensor as the reference has it, or None where its shape does not fit the expected one.
+    source
+        The candidate's point that holds it, where that is another one (a fused product).
+    """
+
+    says: str
+    read: Read
+    source: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """The layout taken for each point; plain where nothing else is said."""
+
+    layouts: dict[str, Layout] = field(default_factory=dict)
+
+    def read(self, trace: Trace, site: Site, like: Array) -> tuple[Array | None, str | None]:
+        """A site's tensor laid out as `like`; or None, with the reason if it is recorded and does not fit.
+
+        Where only the last token's row is recorded, the others are taken from `like`.
+        """
+        layout = self.layouts.get(site.point, PLAIN)
+        held = Site(site.step, site.layer, layout.source or site.point)
+        if held not in trace:
+            return None, None
+        recorded = trace[held]
+        fitted = layout.read(recorded, like.shape)
+        if fitted is not None:
+            return fitted, None
+        if like.ndim == 2 and recorded.size == like.shape[-1]:  # noqa: PLR2004 - [token, feature]
+            return np.concatenate([like[:-1], recorded.reshape(1, -1)]), None
+        return None, f"recorded shape {list(recorded.shape)}, expected {list(like.shape)}"
+
+    def described(self) -> dict[str, str]:
+        """What is said of each point that is not laid out plainly."""
+        return {point: layout.says for point, layout in self.layouts.items() if layout.says}
+
+
+def plain(x: Array, shape: Shape) -> Array | None:
+    """The same numbers in the same order: a batch of one dropped, heads merged or apart."""
+    merged = (shape[0], int(np.prod(shape[1:])))
+    recorded = x.shape
+    while recorded not in (shape, merged) and recorded[:1] == (1,):
+        recorded = recorded[1:]
+    return x.reshape(shape) if recorded in (shape, merged) else None
+
+
+def _moved(*axes: int) -> Read:
+    """Axes in another order: recorded axis `axes[i]` is the reference's axis i."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        while x.ndim > len(axes) and x.shape[0] == 1:
+            x = x[0]
+        if x.ndim != len(axes) or len(shape) < len(axes):
+            return None
+        return plain(x.transpose(axes), shape)
+
+    return read
+
+
+def _merged_last(x: Array, shape: Shape) -> Array | None:
+    """[feature, token], the order in which ggml writes dimensions."""
+    while x.ndim > 2 and x.shape[0] == 1:  # noqa: PLR2004 - a matrix
+        x = x[0]
+    return plain(x.T, shape) if x.ndim == 2 else None  # noqa: PLR2004
+
+
+def _half_split(inner: Read) -> Read:
+    """Head dimensions (i, i + D / 2) where the reference has (2i, 2i + 1): before GGUF's conversion."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        y = inner(x, shape)
+        if y is None or y.ndim != 3 or y.shape[-1] % 2:  # noqa: PLR2004 - [token, head, head_dim]
+            return None
+        return np.stack(np.split(y, 2, axis=-1), axis=-1).reshape(y.shape)
+
+    return read
+
+
+def _repeated(inner: Read, heads: int) -> Read:
+    """KV heads repeated for each query head that reads them."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        group = heads // shape[1]
+        y = inner(x, (shape[0], heads, *shape[2:])) if group > 1 else None
+        return None if y is None else y[:, ::group]
+
+    return read
+
+
+def _padded(x: Array, shape: Shape) -> Array | None:
+    """More keys than exist."""
+    while x.ndim > len(shape) and x.shape[0] == 1:
+        x = x[0]
+    fits = x.ndim == len(shape) and x.shape[:-1] == shape[:-1] and x.shape[-1] > shape[-1]
+    return x[..., : shape[-1]] if fits else None
+
+
+def _times(inner: Read, factor: float) -> Read:
+    def read(x: Array, shape: Shape) -> Array | None:
+        y = inner(x, shape)
+        with np.errstate(all="ignore"):
+            return None if y is None else y * y.dtype.type(factor)
+
+    return read
+
+
+def _slice(start: int, stop: int) -> Read:
+    def read(x: Array, shape: Shape) -> Array | None:
+        rows = plain(x, (shape[0], x.shape[-1]))
+        return None if rows is None or stop > x.shape[-1] else plain(rows[:, start:stop], shape)
+
+    return read
+
+
+def _per_group(part: slice, width: int) -> Read:
+    """Interleaved per KV head: [q of its group, k, v] for one head after another."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        rows = plain(x, (shape[0], x.shape[-1]))
+        if rows is None or rows.shape[-1] % width:
+            return None
+        return plain(np.ascontiguousarray(rows.reshape(shape[0], -1, width)[:, :, part]).reshape(shape[0], -1), shape)
+
+    return read
+
+
+PLAIN = Layout("", plain)
+HALF = "head dimensions in half-split order (Hugging Face's, before GGUF's conversion)"
+ROTATED = ("Qcur", "Kcur", "Qcur_rope", "Kcur_rope", "k_cache")
+HEADS = (*ROTATED, "Vcur", "v_cache", "Qcur_normed", "Kcur_normed")
+
+
+def candidates(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401 - an architecture's hyperparameters
+    """Ways in which a point may be laid out, the likeliest first."""
+    yield PLAIN
+    if point in HEADS:
+        yield from _of_heads(point, hp)
+    elif point in ("kq", "kq_soft_max"):
+        yield Layout("[query, head, key]", _moved(1, 0, 2))
+        yield Layout("[key, query, head]", _moved(2, 1, 0))
+        yield Layout("padded to more keys than there are", _padded)
+        if point == "kq":
+            yield Layout("already scaled by 1 / sqrt(head_dim)", _times(plain, hp.head_dim**0.5))
+            yield Layout("padded, and already scaled", _times(_padded, hp.head_dim**0.5))
+    else:
+        yield Layout("[feature, token]", _merged_last)
+    if point in ("ffn_gate", "ffn_up"):
+        first = point == "ffn_gate"
+        half = _slice(0, hp.n_ff) if first else _slice(hp.n_ff, 2 * hp.n_ff)
+        other = _slice(hp.n_ff, 2 * hp.n_ff) if first else _slice(0, hp.n_ff)
+        yield Layout("from the fused gate and up, gate first", half, "ffn_gate_up")
+        yield Layout("from the fused gate and up, up first", other, "ffn_gate_up")
+
+
+def _of_heads(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401
+    orders = (
+        ("[token, head, head_dim]", plain),
+        ("[head, token, head_dim]", _moved(1, 0, 2)),
+        ("[head_dim, head, token]", _moved(2, 1, 0)),
+        ("[feature, token]", _merged_last),
+    )
+    if point[:1] in "Kkv" or point == "Vcur":
+        orders += tuple((f"{says}, KV heads repeated", _repeated(read, hp.n_head)) for says, read in orders[:2])
+    yield from (Layout(says, read) for says, read in orders[1:])
+    if point in ROTATED:
+        yield from (Layout(HALF if read is plain else f"{says}, {HALF}", _half_split(read)) for says, read in orders)
+    if point in ("Qcur", "Kcur", "Vcur"):
+        yield from _fused(point, hp)
+
+
+def _fused(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401
+    q, kv, d, group = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim, hp.head_dim, hp.n_head // hp.n_head_kv
+    blocks = {"Qcur": (0, q), "Kcur": (q, q + kv), "Vcur": (q + kv, q + 2 * kv)}[point]
+    part = {
+        "Qcur": slice(0, group * d),
+        "Kcur": slice(group * d, (group + 1) * d),
+        "Vcur": slice((group + 1) * d, None),
+    }
+    for says, read in (
+        ("from the fused product, blocks of Q, K and V", _slice(*blocks)),
+        ("from the fused product, interleaved by KV head", _per_group(part[point], (group + 2) * d)),
+    ):
+        yield Layout(says, read, "wqkv")
+        if point in ROTATED:
+            yield Layout(f"{says}, {HALF}", _half_split(read), "wqkv")
+
+
+@dataclass
+class _Trial(Probe):
+    """Measures every layout of every point, at every layer, on the candidate's own inputs."""
+
+    trace: Trace
+    hp: Any
+    errors: dict[str, dict[int, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    _known: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
+
+    def value(self, call: Call) -> Array:
+        """Measure each layout that fits, and go on with the one that fits best here."""
+        with np.errstate(all="ignore"):
+            computed = call.compute(self.arithmetic)
+        layouts = self._known.setdefault(call.point, tuple(candidates(call.point, self.hp)))
+        seen = visible(*computed.shape[-2:]) if call.point == "kq" else None
+        site = Site(call.step, call.layer, call.point)
+        best: tuple[float, Array] | None = None
+        for index, layout in enumerate(layouts):
+            read, _ = Alignment({call.point: layout}).read(self.trace, site, computed)
+            if read is None:
+                continue
+            error = relative(read, computed, seen)
+            self.errors[call.point][index].append(error)
+            if best is None or error < BETTER * best[0]:
+                best = error, read
+        return computed if best is None else best[1]
+
+
+AXES = {
+    **dict.fromkeys(HEADS, ("token", "head", "head_dim")),
+    **dict.fromkeys(("kq", "kq_soft_max"), ("head", "query", "key")),
+}
+"""Names of the axes of a point in a manifest; of any other point, token and feature."""
+
+
+def stated(trace: Trace) -> Alignment:
+    """The layouts that a trace's manifest states, as lists of axes.
+
+    Raises
+    ------
+    TraceError
+        For axes that a point does not have.
+    """
+    layouts = {}
+    for point, given in trace.layouts.items():
+        axes = AXES.get(point, ("token", "feature"))
+        if sorted(given) != sorted(axes):
+            raise TraceError(f"{trace.path}: layout of '{point}' has axes {list(given)}: its axes are {list(axes)}")
+        if tuple(given) != axes:
+            layouts[point] = Layout(f"[{', '.join(given)}]", _moved(*(list(given).index(axis) for axis in axes)))
+    return Alignment(layouts)
+
+
+def align(model: Model, trace: Trace, given: Alignment) -> Alignment:
+    """Find the layout of every point of a trace, from the prompt's step over all layers; a `given` one stays.
+
+    A point that is recorded under no layout that fits stays with the plain one, and is then not comparable.
+    """
+    trial = _Trial(F32, trace, model.hp)
+    for _ in model.forward(trace.steps[:1], trial):
+        pass
+    chosen = {}
+    for point, errors in trial.errors.items():
+        layouts = tuple(candidates(point, model.hp))
+        middle = {index: median(values) for index, values in errors.items()}
+        best = _choice(middle)
+        if best:
+            chosen[point] = layouts[best]
+    return Alignment(chosen | given.layouts)
+
+
+def _choice(middle: dict[int, float]) -> int:
+    """Index of the layout to take: plain (0) unless its shape does not fit, or another one's numbers fit far better."""
+    first = min(middle)
+    best = min(middle, key=lambda index: middle[index])
+    if best != first and middle[best] <= PLAUSIBLE and middle[best] < BETTER * middle[first]:
+        return best
+    return first
