@@ -38,6 +38,7 @@ class Manifest:
     complete: bool = True
     names: str | dict[str, str] | None = None
     layouts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    tensors: tuple[Any, ...] | None = None  # as they stand there; `firstdiff.dumps.listed_files` checks them
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -80,6 +81,7 @@ def _manifest(table: dict[str, Any]) -> Manifest:
         complete=complete,
         names=_names(table.get("names")),
         layouts=_layouts(_object(table, "layouts")),
+        tensors=_tensors(table.get("tensors")),
     )
 
 
@@ -106,6 +108,14 @@ def _order(value: object) -> tuple[str, ...] | None:
     if not isinstance(value, list) or not all(isinstance(key, str) for key in value):
         raise TraceError(f"'order' must be a list of tensor names, not {shown(value)}")
     return tuple(value)
+
+
+def _tensors(value: object) -> tuple[Any, ...] | None:
+    if isinstance(value, dict):  # {"their.3.q": {"file": …}}
+        return tuple({"name": name, **entry} if isinstance(entry, dict) else entry for name, entry in value.items())
+    if value is not None and not isinstance(value, list):
+        raise TraceError(f"'tensors' must be a list, not {shown(value)}")
+    return None if value is None else tuple(value)
 
 
 def _object(table: dict[str, Any], key: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from firstdiff.dumps.errors import TraceError, shown
 
@@ -40,8 +41,7 @@ class Site:
     point: str
 
     def __post_init__(self) -> None:
-        check_key(self.key)
-        if self.step < 0 or _parts(str(self)) != (self.point, self.layer, self.step):
+        if not _reads_back(self.step, self.layer, self.point):
             raise TraceError(
                 f"{shown(self.point)} at layer {self.layer}, step {self.step} is no site: a point outside "
                 f"the layers must not end in '-N' or '@N', and layer and step count from 0"
@@ -79,6 +79,14 @@ class Site:
         if (site := cls(step, layer, point)).key != key:
             raise TraceError(f"the name {shown(key)} ends in '@N', which stands for a step: rename the tensor")
         return site
+
+
+@lru_cache(maxsize=1 << 16)  # a run names each of some thousands of sites many times
+def _reads_back(step: int, layer: int | None, point: str) -> bool:
+    """Whether a site of these parts, printed, would be read as the same site."""
+    key = point if layer is None else f"{point}-{layer}"
+    check_key(key)
+    return step >= 0 and _parts(f"{key}@{step}" if step else key) == (point, layer, step)
 
 
 @dataclass(frozen=True, slots=True)

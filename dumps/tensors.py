@@ -1,9 +1,6 @@
-"""Tensors of a trace, in a safetensors file or in memory, widened to float32 or float64 when read.
+"""Tensors of a trace, in a file or in memory, widened to float32 or float64 when read.
 
-The file format is that of https://huggingface.co/docs/safetensors: an unsigned 64-bit header length, a JSON
-header with each tensor's dtype, shape and byte range, then the bytes. The header is read here and not by the
-library because numpy knows neither bfloat16 nor the 8-bit floats, and because its every number is checked
-against the file.
+What finds them in files is in `firstdiff.dumps.formats`, one module a format.
 """
 
 from __future__ import annotations
@@ -20,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from firstdiff.dumps.errors import TraceError, shown
-from firstdiff.dumps.site import check_key
-from firstdiff.dumps.strict_json import MAX_JSON, parse_object
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+Buffer = bytes | bytearray | mmap.mmap
 Real = NDArray[np.float32] | NDArray[np.float64]
 
 MAX_RANK = 8  # safetensors sets no limit; numpy stops at 64, and no engine needs more than five
@@ -76,29 +73,128 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A tensor in a file: bytes `begin` to `end`, counted from the start of the file."""
+class Form:
+    """What a run of bytes stands for. Made by `form_of`, which checks it.
 
-    file: MappedFile
+    Parameters
+    ----------
+    dtype
+        The stored dtype, a key of `RAW`.
+    shape
+        Row-major, as numpy has it.
+    fortran
+        The first axis, not the last, is contiguous.
+    big_endian
+        The most significant byte comes first.
+    """
+
     dtype: str
     shape: tuple[int, ...]
+    fortran: bool = False
+    big_endian: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * RAW[self.dtype].itemsize
+
+    def values(self, raw: Buffer, begin: int = 0) -> Real:
+        """Return the values of the bytes from `begin` on, read-only; not copied where they need not be."""
+        kind = RAW[self.dtype].newbyteorder(">" if self.big_endian else "<")
+        if not self.size:  # numpy makes no array of an empty buffer
+            return widened(np.zeros(self.shape, kind), self.dtype)
+        flat = np.frombuffer(raw, kind, math.prod(self.shape), begin)
+        array = flat.reshape(self.shape, order="F" if self.fortran else "C")
+        return widened(np.ascontiguousarray(array) if self.fortran else array, self.dtype)
+
+
+def form_of(dtype: str, shape: object, where: str, *, fortran: bool = False, big_endian: bool = False) -> Form:
+    """Check a shape that a file states, and return the form; `where` begins the error message."""
+    if not is_shape(shape):
+        raise TraceError(f"{where} has shape {shown(shape)}: it must be up to {MAX_RANK} whole numbers")
+    if math.prod(filter(None, shape)) >= 2**56:  # more than any file, and numpy overflows even where a 0 is in it
+        raise TraceError(f"{where} has shape {shown(shape)}, which no file can hold")
+    return Form(dtype, tuple(shape), fortran, big_endian)
+
+
+def is_shape(value: object) -> TypeGuard[Sequence[int]]:
+    """Whether a value from a file is a list of so many sides that numpy takes them."""
+    if not isinstance(value, list | tuple) or len(value) > MAX_RANK:
+        return False
+    return all(type(side) is int and 0 <= side < 2**63 for side in value)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in a file, its first byte at `begin` from the start of the file."""
+
+    file: Source
+    form: Form
     begin: int
-    end: int
+
+    @property
+    def dtype(self) -> str:
+        """The dtype it was recorded in."""
+        return self.form.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The recorded shape."""
+        return self.form.shape
+
+    @property
+    def end(self) -> int:
+        """The byte after the last."""
+        return self.begin + self.form.size
 
     def read(self) -> Real:
-        """Return the values, read-only; float32 and float64 straight from the mapped file.
+        """Return the values, read-only; float32 and float64 straight from a mapped file.
 
         Raises
         ------
         TraceError
             If the file is gone or shorter than it was when the trace was opened.
         """
-        raw = RAW[self.dtype]
         if self.begin == self.end:
-            return widened(np.zeros(self.shape, raw), self.dtype)
-        count = (self.end - self.begin) // raw.itemsize
-        flat = np.frombuffer(self.file.mapped(), raw, count, self.begin)
-        return widened(flat.reshape(self.shape), self.dtype)
+            return self.form.values(b"")
+        return self.form.values(*self.file.bytes_at(self.begin, self.end))
+
+
+class Source(Protocol):
+    """A file that tensors lie in."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+
+    def bytes_at(self, begin: int, end: int) -> tuple[Buffer, int]:
+        """Return bytes that hold those asked for, and where in them these begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoneFile:
+    """A file of one tensor, read when that is asked for.
+
+    A map would keep a descriptor open as long as the values are in use, one a tensor: a step has more of them than
+    a process may have descriptors.
+    """
+
+    path: Path
+
+    def bytes_at(self, begin: int, end: int) -> tuple[bytes, int]:
+        """Return the bytes asked for."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(begin)
+                raw = file.read(end - begin)
+        except OSError as error:
+            raise TraceError(f"{self.path}: cannot be read any more: {error.strerror or error}") from None
+        if len(raw) < end - begin:
+            raise TraceError(
+                f"{self.path}: held {end:,} bytes when it was opened and holds {begin + len(raw):,} now: "
+                "open the trace again once nothing writes it"
+            )
+        return raw, 0
 
 
 class MappedFile:
@@ -110,6 +206,10 @@ class MappedFile:
         self.path = path
         self.size = size
         self._map: weakref.ref[mmap.mmap] | None = None
+
+    def bytes_at(self, begin: int, end: int) -> tuple[mmap.mmap, int]:  # noqa: ARG002 - all of them are there
+        """Return the whole file's bytes, and `begin`."""
+        return self.mapped(), begin
 
     def mapped(self) -> mmap.mmap:
         """Return the file's bytes."""
@@ -127,6 +227,18 @@ class MappedFile:
                 )
             self._map = weakref.ref(held)
         return held
+
+
+def size_of(path: Path) -> int:
+    """Return the size of a regular file."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise TraceError(f"{path}: cannot be read: {why}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise TraceError(f"{path}: is not a regular file")
+    return status.st_size
 
 
 def dtype_of(array: NDArray[Any]) -> str:
@@ -170,89 +282,3 @@ def _e4m3() -> NDArray[np.float32]:
     size[[0x7F, 0xFF]] = np.nan
     signed: NDArray[np.float64] = np.where(code & 128, -size, size)
     return signed.astype(np.float32)
-
-
-def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """Read the header of a safetensors file.
-
-    Returns
-    -------
-    tensors
-        By name, in the order of their bytes.
-    metadata
-        The texts under ``__metadata__``.
-
-    Raises
-    ------
-    TraceError
-        If the file is cut short, or its header is not sound in every number.
-    """
-    raw, size = _header_bytes(path)
-    header = parse_object(raw, f"{path}: its header")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise TraceError(f"{path}: __metadata__ must map texts to texts, not {shown(metadata)}")
-    file = MappedFile(path, size)
-    tensors = {name: _entry(file, 8 + len(raw), name, entry) for name, entry in header.items()}
-    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
-    end, before = 0, ""
-    for name, tensor in ordered.items():
-        if tensor.begin < end:
-            raise TraceError(f"{path}: tensors {shown(before)} and {shown(name)} overlap: write the file again")
-        end, before = tensor.end, name
-    return ordered, metadata
-
-
-def _header_bytes(path: Path) -> tuple[bytes, int]:
-    """Return the header's JSON and the size of the file."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise TraceError(f"{path}: is not a regular file")
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if status.st_size < 8 + length:
-                raise TraceError(
-                    f"{path}: a header of {length:,} bytes cannot be in a file of {status.st_size:,}: "
-                    "the file is cut short, or is no safetensors file"
-                )
-            if length > MAX_JSON:
-                raise TraceError(f"{path}: its header has {length:,} bytes, and at most {MAX_JSON:,} are read")
-            raw = file.read(length)
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(raw) < length:
-        raise TraceError(f"{path}: is cut short within its header: {len(raw):,} of {length:,} bytes")
-    return raw, status.st_size
-
-
-def _entry(file: MappedFile, data: int, name: str, entry: object) -> Stored:
-    """Check one tensor of the header: its name, dtype, shape, and that its bytes are in the file."""
-    where = f"{file.path}: tensor {shown(name)}"
-    try:
-        check_key(name)
-    except TraceError as error:
-        raise TraceError(f"{file.path}: {error}") from None
-    if not isinstance(entry, dict):
-        raise TraceError(f"{where} must be described by a JSON object, not {shown(entry)}")
-    dtype, shape, offsets = (entry.get(part) for part in ("dtype", "shape", "data_offsets"))
-    stored = dtype.lower() if isinstance(dtype, str) and dtype.isupper() else ""
-    if stored not in RAW:
-        raise TraceError(f"{where} has dtype {shown(dtype)}, which is not read: write one of {', '.join(RAW).upper()}")
-    if not _is_counts(shape) or len(shape) > MAX_RANK:
-        raise TraceError(f"{where} has shape {shown(shape)}: it must be up to {MAX_RANK} whole numbers")
-    if not _is_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:  # noqa: PLR2004 - begin and end
-        raise TraceError(f"{where} has data_offsets {shown(offsets)}: they must be a begin and an end")
-    begin, end = offsets
-    if data + end > file.size:
-        raise TraceError(
-            f"{where} ends {data + end - file.size:,} bytes past the end of the file (size {file.size:,}): "
-            "the file is cut short, so record that step again"
-        )
-    if end - begin != math.prod(shape) * RAW[stored].itemsize or math.prod(filter(None, shape)) >= 2**56:
-        raise TraceError(f"{where} has {end - begin:,} bytes, which shape {shown(shape)} of {dtype} is not")
-    return Stored(file, stored, tuple(shape), data + begin, data + end)
-
-
-def _is_counts(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from firstdiff.dumps.site import Site, Step
+    from firstdiff.dumps.understood import Named, Unknown
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,9 +39,14 @@ class Trace:
     notes
         What the reader should know, such as ``step 3 is unreadable: …``.
     names
-        The names' convention, or a table from the engine's names to points, or None if nothing says.
+        The names' convention, or a table from the engine's names to points. None if nothing says it, and the
+        names are points as they stand or are not understood.
     layouts
         The axes of a point's tensors, outermost first, where the manifest gives them.
+    unknown
+        The names that are not understood. Their tensors are at the sites of the names themselves.
+    named
+        How each of the engine's names was read; empty for a trace in memory, whose sites are given.
     """
 
     path: Path | None
@@ -52,6 +58,8 @@ class Trace:
     notes: tuple[str, ...] = ()
     names: str | dict[str, str] | None = "firstdiff"
     layouts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unknown: tuple[Unknown, ...] = ()
+    named: tuple[Named, ...] = ()
 
     def sites(self) -> list[Site]:
         """Return the recorded sites in execution order."""
