@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
-
-if TYPE_CHECKING:
-    from firstdiff.run import Input
-    from firstdiff.verdict import Verdict
+from typing import NoReturn
 
 DESCRIPTION = """\
 Which tensor of your inference engine is the first to go wrong, and why.
@@ -30,14 +26,18 @@ MOST_THREADS = 512  # GGML_MAX_N_THREADS: far above it llama.cpp crashes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    # OpenBLAS's threads and llama.cpp's spin while they wait, and take the cores from each other. Alone, one core
+    # is nearly as fast (`make bench`); with other work on the machine, several times faster.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    parser = _parser()
+    options = parser.parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a character gets its escape
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        result = int(options.command(options))
+        result = _dispatch(parser, options)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        return _fail("interrupted: what was recorded so far can be read", 130)
+        return fail("interrupted: what was recorded so far can be read", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNREADABLE
@@ -45,8 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = _code(e)
         if code is None:
             raise
-        return _fail(str(e) if not isinstance(e, OSError) else _system(e), code)
+        return fail(str(e) if not isinstance(e, OSError) else _system(e), code)
     return result
+
+
+def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if options.command is None:
+        return _version() if options.version else _usage(parser)
+    from firstdiff import commands
+
+    return int(getattr(commands, options.command)(options))
 
 
 def _code(error: Exception) -> int | None:
@@ -65,7 +73,7 @@ def _system(error: OSError) -> str:
     return f"{where}{error.strerror or error}"
 
 
-def _fail(message: str, code: int) -> int:
+def fail(message: str, code: int) -> int:
     """Say in one line what is wrong: what a path or a file smuggles into it is escaped."""
     message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
     sys.stderr.write(("\r\x1b[2K" if sys.stderr.isatty() else "") + f"firstdiff: {message}\n")
@@ -86,15 +94,15 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    parser.set_defaults(command=lambda o: _version() if o.version else _usage(parser))
+    parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="COMMAND")
 
-    def add(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def add(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=function)
+        sub.set_defaults(command=name)
         return sub
 
-    demo = add("demo", _demo, "Plant a bug in a real model, and find it.")
+    demo = add("demo", "Plant a bug in a real model, and find it.")
     demo.add_argument("--bug", metavar="ID", help="which bug; without, one that surprises")
     demo.add_argument("--layer", type=_count, metavar="N", help="at which layer")
     demo.add_argument("--model", type=Path, metavar="GGUF", help="another model than SmolLM2")
@@ -102,19 +110,28 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--list", action="store_true", help="list the bugs that can be planted, and exit")
     _common(demo)
 
-    run = add("run", _run, "Judge llama.cpp, or a candidate's trace, against the reference.")
+    run = add("run", "Judge llama.cpp, or a candidate's trace, against the reference.")
     run.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
     _input(run)
     run.add_argument("--decode", type=_count, metavar="N", help="steps to decode after the prompt (default: 2)")
     run.add_argument(
         "--candidate",
         type=Path,
+        action="append",
+        default=[],
         metavar="TRACE",
-        help="your engine's dump: it is judged, with llama.cpp as a witness",
+        help="your engine's dump: it is judged, with llama.cpp as a witness; repeatable",
     )
+    run.add_argument(
+        "--engine",
+        metavar="CMD",
+        help="your engine, to be run: 'CMD --model {model} --tokens {tokens} --decode {decode} --dump {dump}'",
+    )
+    run.add_argument("--timeout", type=_seconds, metavar="S", help="seconds that the engine may take (default: 600)")
+    _names(run)
     _common(run)
 
-    record = add("record", _record, "Record every intermediate of one engine's run.")
+    record = add("record", "Record every intermediate of one engine's run.")
     record.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
     record.add_argument(
         "--engine",
@@ -134,13 +151,19 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("--out", type=Path, required=True, metavar="TRACE", help="folder of the trace")
     _threads(record)
 
-    diff = add("diff", _diff, "Judge one recorded trace, with a second one of the same tokens as a witness.")
+    diff = add("diff", "Judge one recorded trace, with a second one of the same tokens as a witness.")
     diff.add_argument("candidate", type=Path, metavar="TRACE_A", help="the trace to judge")
     diff.add_argument("witness", type=Path, metavar="TRACE_B", help="the trace beside it")
     diff.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file (default: the one that TRACE_A names)")
     _json(diff)
 
-    add("doctor", _doctor, "Check that this installation is sound.")
+    names = add("names", "Show how the tensors of a trace were understood.")
+    names.add_argument("trace", type=Path, metavar="TRACE", help="a dump of any engine")
+    names.add_argument("--tokens", type=_ids, metavar="IDS", help="token ids, where the dump has none")
+    _names(names)
+    _json(names)
+
+    add("doctor", "Check that this installation is sound.")
     return parser
 
 
@@ -168,8 +191,19 @@ def _common(parser: argparse.ArgumentParser) -> None:
     _json(parser)
 
 
+def _names(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--names", metavar="MAP", help="names in the dump: firstdiff, llama.cpp, hf, or a TOML or JSON table"
+    )
+
+
 def _threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=_thread_count, metavar="N", help="threads of llama.cpp (default: one a core)")
+    parser.add_argument(
+        "--threads",
+        type=_thread_count,
+        metavar="N",
+        help="threads of llama.cpp (default: one a core, and 1 for files below 1 GiB)",
+    )
 
 
 def _json(parser: argparse.ArgumentParser) -> None:
@@ -185,6 +219,12 @@ def _count(text: str) -> int:
     if not _is_whole(text, digits=9):
         raise argparse.ArgumentTypeError(f"{text!r:.40} is no count: give a whole number from 0 on")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not _is_whole(text, digits=6) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no time: give whole seconds from 1 on")
+    return float(text)
 
 
 def _thread_count(text: str) -> int:
@@ -214,142 +254,3 @@ def _version() -> int:
 
     print(f"firstdiff {own_version()}")
     return 0
-
-
-def _source(options: argparse.Namespace) -> Input:
-    from firstdiff.errors import UsageError
-    from firstdiff.run import Input
-
-    if options.tokens is not None and options.chat:
-        raise UsageError("--chat is for a text: give --prompt in place of --tokens")
-    return Input(options.tokens, options.prompt, options.chat, options.special)
-
-
-def _cores(options: argparse.Namespace) -> int:
-    from firstdiff.doctor import physical_cores
-
-    return options.threads or min(physical_cores(), MOST_THREADS)
-
-
-def _run(options: argparse.Namespace) -> int:
-    from firstdiff import run
-    from firstdiff.errors import UsageError
-
-    source, out = _source(options), options.out or run.run_folder(options.model)
-    if options.candidate is None:
-        decode = 2 if options.decode is None else options.decode
-        verdict = run.certify(options.model, source, decode=decode, threads=_cores(options), out=out)
-    else:
-        if options.decode is not None:
-            raise UsageError("--decode: a candidate's trace has its own steps; leave it out")
-        verdict = run.judge_candidate(options.model, options.candidate, source, threads=_cores(options), out=out)
-    return _report(verdict, options, out)
-
-
-def _demo(options: argparse.Namespace) -> int:
-    if options.list:
-        from firstdiff.hypotheses import TABLE
-
-        width = max(map(len, TABLE))
-        print("\n".join(f"{id_:{width}}  {h.says}" for id_, h in TABLE.items()))
-        return 0
-    from firstdiff import run
-    from firstdiff.demo import BUG, demo, planted, smollm2
-
-    bug = options.bug or BUG
-    planted(bug, options.layer)
-    path = options.model or smollm2()
-    out = options.out or run.run_folder(path or Path("synthetic"))
-    if path is None:
-        sys.stderr.write(
-            "firstdiff: SmolLM2 is not installed (pip install 'firstdiff[demo]'): this is a small synthetic model\n"
-        )
-    done = demo(
-        bug=bug,
-        layer=options.layer,
-        model=options.model,
-        decode=options.decode,
-        threads=_cores(options),
-        out=out,
-    )
-    _report(done.verdict, options, out)
-    if not options.json:
-        hypothesis, layer = done.planted.hypothesis, done.planted.layer
-        print(f"\nPlanted on purpose: {hypothesis.id} at layer {layer}, {hypothesis.says}.")
-        print("Your own engine: firstdiff run MODEL --candidate YOUR_DUMP")
-    if not done.found:
-        hint = (
-            "it changes less than rounding does: plant it at another layer (--layer 0), or another one (--list)"
-            if done.verdict.first is None
-            else f"{done.verdict.first.site} is named in its place, which is a fault of firstdiff's: please report it"
-        )
-        return _fail(f"the planted bug was not found: {hint}", 1)
-    return 0
-
-
-def _record(options: argparse.Namespace) -> int:
-    from firstdiff import run
-    from firstdiff.demo import planted
-
-    plants = []
-    for text in options.bug:
-        bug, at, layer = text.partition("@")
-        plants.append(planted(bug, _layer(layer) if at else None))
-    decode = 2 if options.decode is None else options.decode
-    trace = run.record(
-        options.model,
-        _source(options),
-        options.out,
-        engine=options.engine,
-        decode=decode,
-        threads=_cores(options),
-        planted=plants,
-    )
-    run.tell("")
-    print(f"{options.out}: {len(trace.sites()):,} sites in {len(trace.steps)} steps")
-    return 0
-
-
-def _layer(text: str) -> int:
-    from firstdiff.errors import UsageError
-
-    try:
-        return _count(text)
-    except argparse.ArgumentTypeError as e:
-        raise UsageError(f"--bug: layer {e}") from None
-
-
-def _diff(options: argparse.Namespace) -> int:
-    from firstdiff.diff import diff
-
-    verdict = diff(options.candidate, options.witness, options.model)
-    return _report(verdict, options, None) or (1 if verdict.witness and verdict.witness.diverges else 0)
-
-
-def _doctor(_: argparse.Namespace) -> int:
-    from firstdiff.doctor import examine
-
-    text, sound = examine()
-    print(text)
-    return 0 if sound else UNREADABLE
-
-
-def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> int:
-    """Write the verdict, print the report (or the verdict), and return the exit code."""
-    from firstdiff.run import keep_verdict, tell
-
-    text = verdict.to_json()
-    if out is not None:
-        keep_verdict(out, text)
-    tell("")
-    if options.json:
-        sys.stdout.write(text)
-        return verdict.exit_code
-    from rich.console import Console
-
-    from firstdiff.reports.terminal import show
-
-    show(verdict, Console(), where=None if out is None else "verdict.json")
-    if out is not None:
-        print(f"\nTraces and verdict: {out}")
-    return verdict.exit_code

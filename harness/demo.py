@@ -11,7 +11,7 @@ from firstdiff.hypotheses import TABLE
 from firstdiff.model.engine import open_model
 from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.record import Planted
-from firstdiff.run import Input, Progress, judge_candidate, make_folder, record, tell
+from firstdiff.run import Input, Progress, judge_candidates, make_folder, record, tell
 from firstdiff.verdict import Verdict
 
 BUG, LAYER = "rope-base", 17  # the next token stays the same: no look at the text would find it
@@ -86,5 +86,5 @@ def demo(
         planted=[plant],
         progress=progress,
     )
-    verdict = judge_candidate(path, candidate, Input(), threads=threads, out=out, progress=progress)
+    verdict = judge_candidates(path, [candidate], Input(), threads=threads, out=out, progress=progress)[0]
     return Demo(plant, path, real, verdict)

@@ -48,7 +48,9 @@ def judge(
     if witness is None:
         progress("running the reference")
         drift = Drift(F32, candidate, alignment)
-        free = [logits[-1] for logits in model.forward(candidate.steps, drift)]
+        (logits,) = model.forward([drift.all_steps], drift)
+        ends = np.cumsum([len(step.tokens) for step in candidate.steps])
+        free = [logits[end - 1] for end in ends]
         drifts, against = drift.drifts, "reference:f32"
     else:
         progress(f"judging {name(witness)}")

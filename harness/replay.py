@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from firstdiff import floors
 from firstdiff.align import Alignment
-from firstdiff.dumps import Site, Trace
+from firstdiff.dumps import Site, Step, Trace
 from firstdiff.measure import axes_of, locate, measure, relative
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.operations import append, visible
@@ -119,20 +119,39 @@ class Replay(Probe):
 
 @dataclass
 class Drift(Probe):
-    """Runs freely, and notes how far a trace lies from it at every site. Keeps no tensor but the logits."""
+    """Runs freely, and notes how far a trace lies from it at every site. Keeps no tensor but the logits.
+
+    All steps run as one pass, :attr:`all_steps`: what a token sees is the same, and each weight is dequantised once.
+    """
 
     trace: Trace
     alignment: Alignment = field(default_factory=Alignment)
     drifts: dict[str, float] = field(default_factory=dict, init=False)
 
+    @property
+    def all_steps(self) -> Step:
+        """The tokens and positions of all steps."""
+        steps = self.trace.steps
+        return Step(tuple(t for s in steps for t in s.tokens), tuple(p for s in steps for p in s.positions))
+
     def value(self, call: Call) -> Array:
-        """Compute, compare and go on with the computed value."""
+        """Compute, compare each step's part, and go on with the computed value."""
         computed = call.compute(self.arithmetic)
-        site = Site(call.step, call.layer, call.point)
-        recorded, _ = self.alignment.read(self.trace, site, computed)
-        if recorded is not None:
-            self.drifts[str(site)] = relative(recorded, computed, counted(call.point, computed))
+        stop = 0
+        for index, step in enumerate(self.trace.steps):
+            start, stop = stop, stop + len(step.tokens)
+            site, own = Site(index, call.layer, call.point), _of_step(call.point, computed, start, stop)
+            recorded, _ = self.alignment.read(self.trace, site, own)
+            if recorded is not None:
+                self.drifts[str(site)] = relative(recorded, own, counted(call.point, own))
         return computed
+
+
+def _of_step(point: str, computed: Array, start: int, stop: int) -> Array:
+    """What of a value of all tokens belongs to the step of tokens `start` to `stop`."""
+    if point in ("kq", "kq_soft_max"):
+        return computed[:, start:stop, :stop]
+    return computed[:stop] if point in ("k_cache", "v_cache") else computed[start:stop]
 
 
 def between(candidate: Trace, other: Trace, alignment: Alignment) -> dict[str, float]:

@@ -6,7 +6,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from firstdiff.record import Planted, record_reference
 from firstdiff.verdict import Verdict
 
 Progress = Callable[[str], None]
+
+LAST_WORDS = 5  # lines that an engine printed before it failed
 
 PROMPT = (
     "A stitch in time saves nine, they say; but what does it save when 1,234 stitches are needed, "
@@ -180,27 +182,108 @@ def certify(path: Path, source: Input, *, decode: int, threads: int, out: Path, 
     return judge(model, trace, notes=notes, pieces=pieces, progress=progress)
 
 
-def judge_candidate(
-    path: Path, candidate: Path, source: Input, *, threads: int, out: Path, progress: Progress = tell
-) -> Verdict:
-    """Judge a candidate's trace, with llama.cpp on the same tokens as a witness where it is installed."""
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The user's engine: its command line, steps to decode, and seconds it may take."""
+
+    command: str
+    decode: int
+    timeout: float
+
+
+def judge_candidates(
+    path: Path,
+    candidates: Sequence[Path],
+    source: Input,
+    *,
+    engine: Engine | None = None,
+    names: str | None = None,
+    threads: int,
+    out: Path,
+    progress: Progress = tell,
+) -> list[Verdict]:
+    """Judge candidates' traces, with llama.cpp on the same tokens as a witness where it is installed.
+
+    Parameters
+    ----------
+    path
+        The GGUF file.
+    candidates
+        Traces to judge.
+    source
+        What was run, for traces that hold no tokens, and for `engine`.
+    engine
+        The user's engine, to be run first; its dump is judged like any other.
+    names
+        How the traces' names are to be understood: see :func:`firstdiff.dumps.open_trace`.
+    threads, out, progress
+        As elsewhere.
+    """
     progress("opening the model")
     model = open_model(path)
-    nothing_given = source.tokens is None and source.prompt is None
-    trace = open_trace(candidate, tokens=None if nothing_given else _tokens(model, source))
+    told = source.tokens is not None or source.prompt is not None
+    tokens = _tokens(model, source) if told or engine is not None else None
+    traces = [open_trace(candidate, tokens=tokens if told else None, names=names) for candidate in candidates]
+    if engine is not None:
+        assert tokens is not None
+        make_folder(out)
+        traces.append(_run_engine(model, engine, tokens, names, out))
     said = identity(model)
-    check_trace(trace, model, said)
+    for trace in traces:
+        check_trace(trace, model, said)
     make_folder(out)
-    progress("recording llama.cpp")
-    steps = [step.tokens for step in trace.steps]
-    try:
-        from firstdiff.ggml import bindings
+    return _judge_all(model, traces, said, threads=threads, out=out, progress=progress)
 
-        bindings()
+
+def _judge_all(
+    model: Model, traces: Sequence[Trace], said: dict[str, Any], *, threads: int, out: Path, progress: Progress
+) -> list[Verdict]:
+    try:
+        version()
     except CaptureError as e:
-        return judge(model, trace, notes=(f"judged against the reference alone: {e}",), progress=progress)
-    witness, notes, pieces = record_llama(model, steps, out / "llama.cpp", threads=threads, said=said)
-    return judge(model, trace, witness=witness, notes=notes, pieces=pieces, progress=progress)
+        alone = (f"judged against the reference alone: {e}",)
+        return [judge(model, trace, notes=alone, progress=progress) for trace in traces]
+    verdicts = []
+    seen: dict[tuple[tuple[int, ...], ...], tuple[Trace, tuple[str, ...], tuple[str, ...]]] = {}
+    for trace in traces:
+        steps = tuple(step.tokens for step in trace.steps)
+        if steps not in seen:
+            progress("recording llama.cpp")
+            folder = out / ("llama.cpp" if not seen else f"llama.cpp-{len(seen) + 1}")
+            seen[steps] = record_llama(model, steps, folder, threads=threads, said=said)
+        witness, notes, pieces = seen[steps]
+        verdicts.append(judge(model, trace, witness=witness, notes=notes, pieces=pieces, progress=progress))
+    return verdicts
+
+
+def _run_engine(model: Model, engine: Engine, tokens: Sequence[int], names: str | None, out: Path) -> Trace:
+    """Run the user's engine and open its dump; what it dumped before a crash is judged, and the crash is noted.
+
+    Raises
+    ------
+    CaptureError
+        Where it left nothing that can be read, with what it did and the last lines that it printed.
+    """
+    from firstdiff.engine_run import run_engine
+
+    model.check_tokens(tokens, decode=engine.decode)
+    dump = out / "engine"
+    done = run_engine(
+        engine.command,
+        model=model.gguf.path,
+        tokens=tokens,
+        decode=engine.decode,
+        dump=dump,
+        timeout=engine.timeout,
+        echo=sys.stderr,
+    )
+    last = f"; its last words: {' | '.join(done.tail[-LAST_WORDS:])}" if done.tail else ""
+    try:
+        trace = open_trace(dump, names=names)
+    except TraceError as e:
+        problem = done.problem or f"its dump cannot be read: {e}"
+        raise CaptureError(f"--engine: {problem}{last}") from None
+    return trace if done.problem is None else replace(trace, notes=(*trace.notes, f"the engine: {done.problem}{last}"))
 
 
 def _tokens(model: Model, source: Input) -> list[int]:

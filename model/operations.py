@@ -99,8 +99,9 @@ def rope(
         (np.s_[..., 0::2], np.s_[..., 1::2]) if pairing == "interleaved" else (np.s_[..., :half], np.s_[..., half:])
     )
     y = np.empty_like(x)
-    y[first] = x[first] * cos - x[second] * sin
-    y[second] = x[first] * sin + x[second] * cos
+    keep = arithmetic.keep
+    y[first] = keep(x[first] * cos) - keep(x[second] * sin)
+    y[second] = keep(x[first] * sin) + keep(x[second] * cos)
     return y
 
 
@@ -156,5 +157,5 @@ def swiglu(gate: Array, up: Array, *, arithmetic: Arithmetic) -> Array:
     """Gated linear unit with SiLU (Shazeer 2020), [T, n_ff] (``ggml_swiglu_split``)."""
     gate = arithmetic.widen(gate)
     with np.errstate(over="ignore"):  # exp of a large negative gate is infinite, and the quotient rightly 0
-        h: Array = gate / (1 + np.exp(-gate)) * arithmetic.widen(up)
-    return h
+        active: Array = gate / (1 + np.exp(-gate))
+    return arithmetic.keep(active) * arithmetic.widen(up)

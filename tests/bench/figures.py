@@ -35,18 +35,15 @@ class Figure:
         What shall be reached, if anything.
     faster
         The ratio is theirs to ours (how much faster), and not ours to theirs (how many times its cost).
-    missing
-        Why nothing was measured.
     """
 
     name: str
-    ours: Sequence[float] = ()
+    ours: Sequence[float]
     unit: str = "s"
     beside: str = ""
     theirs: Sequence[float] = ()
     aim: Aim | None = None
     faster: bool = False
-    missing: str | None = None
 
     @property
     def ratios(self) -> list[float]:

@@ -1,77 +1,58 @@
-"""How fast blocks become float32, beside the `gguf` package: ``python tests/bench/quants.py``."""
+"""How fast blocks become float32, beside the `gguf` package."""
 
 from __future__ import annotations
 
-import statistics
-import sys
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import gguf
 import numpy as np
+from timing import in_turn
 
 from firstdiff.model import quants
+from firstdiff.model.weights import CHUNK
 
 ELEMENTS = 16 << 20  # 64 MiB of float32: far larger than the caches
-ROUNDS = 7
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """GB/s of float32 written, one number a round."""
+    """GB/s of float32 written, one number a round, on one thread each."""
 
     name: str
-    fresh: list[float]  # into an array that the call allocates, as gguf does
-    reused: list[float]  # into an array given with `out`
-    gguf: list[float]
+    ours: list[float]  # in runs of the engine's own size, all into one buffer
+    whole: list[float]  # gguf's, in one call, which allocates
+    runs: list[float]  # gguf's, in the same runs as ours: each then stays in the caches
 
 
-def measure(name: str, *, elements: int = ELEMENTS, rounds: int = ROUNDS) -> Rates:
-    """Run ours and gguf's in turn on the same random blocks of one type."""
+def measure(name: str, *, rounds: int) -> Rates:
+    """Run ours and gguf's in turn over the same random blocks."""
     kind = quants.BY_NAME[name]
-    size = elements // kind.block * kind.nbytes
-    raw = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
-    out = np.zeros(elements, np.float32)
-    gguf_type = gguf.GGMLQuantizationType[name]
+    raw = np.random.default_rng(0).integers(0, 256, ELEMENTS // kind.block * kind.nbytes, dtype=np.uint8)
+    step = CHUNK // kind.block * kind.nbytes
+    chunks = [raw[start : start + step] for start in range(0, raw.size, step)]
+    out, gguf_type = np.zeros(CHUNK, np.float32), gguf.GGMLQuantizationType[name]
     calls = {
-        "fresh": lambda: quants.dequantize(raw, kind),
-        "reused": lambda: quants.dequantize(raw, kind, out),
-        "gguf": lambda: gguf.dequantize(raw, gguf_type),
+        "ours": over(chunks, lambda chunk: quants.dequantize(chunk, kind, out)),
+        "whole": lambda: gguf.dequantize(raw, gguf_type),
+        "runs": over(chunks, lambda chunk: gguf.dequantize(chunk, gguf_type)),
     }
-    rates: dict[str, list[float]] = {which: [] for which in calls}
     with np.errstate(all="ignore"):  # random scales overflow
-        calls["reused"]()  # compiles
-        for _ in range(rounds):
-            for which, call in calls.items():
-                start = time.perf_counter()
-                call()
-                rates[which].append(4e-9 * elements / (time.perf_counter() - start))
-    return Rates(name, **rates)
+        calls["ours"]()  # compiles
+        seconds = in_turn(calls, rounds)
+    return Rates(name, **{which: [4e-9 * ELEMENTS / s for s in of] for which, of in seconds.items()})
 
 
-def measure_all(*, rounds: int = ROUNDS) -> list[Rates]:
+def over(chunks: list[np.ndarray[tuple[int], np.dtype[np.uint8]]], call: Callable[..., object]) -> Callable[[], None]:
+    """Return one call for all chunks."""
+
+    def each() -> None:
+        for chunk in chunks:
+            call(chunk)
+
+    return each
+
+
+def measure_all(*, rounds: int) -> list[Rates]:
     # F32 is left out: it is a view, and takes no time.
     return [measure(name, rounds=rounds) for name in quants.BY_NAME if name in quants.SUPPORTED - {"F32"}]
-
-
-def bench() -> list[tuple[str, float, float, float]]:
-    """Return, for each type, the medians of ours and gguf's in GB/s, both allocating, and their ratio."""
-    medians = [(rates.name, statistics.median(rates.fresh), statistics.median(rates.gguf)) for rates in measure_all()]
-    return [(name, ours, theirs, ours / theirs) for name, ours, theirs in medians]
-
-
-def main() -> None:
-    row = "{:<6} {:>18} {:>18} {:>18} {:>12} {:>12}\n"
-    sys.stdout.write(
-        row.format("type", "ours, fresh", "ours, out=", "gguf", "fresh/gguf", "out=/gguf")
-        + row.format("", *["median (min-max)"] * 3, "medians", "medians"),
-    )
-    for rates in measure_all():
-        columns = [rates.fresh, rates.reused, rates.gguf]
-        fresh, reused, theirs = (statistics.median(column) for column in columns)
-        spans = [f"{statistics.median(c):.2f} ({min(c):.2f}-{max(c):.2f})" for c in columns]
-        sys.stdout.write(row.format(rates.name, *spans, f"{fresh / theirs:.1f}", f"{reused / theirs:.1f}"))
-
-
-if __name__ == "__main__":
-    main()

@@ -33,8 +33,6 @@ def table(title: str, figures: Sequence[Figure]) -> Table:
 def row(figure: Figure) -> list[str]:
     """Return the cells of one figure."""
     aim = figure.aim.text if figure.aim else ""
-    if figure.missing:
-        return [figure.name, figure.missing, figure.beside, "", "", aim, ""]
     reached = {None: "", True: "reached", False: "MISSED"}[figure.reached]
     ratio = spread(figure.ratios, 1.0, "×") if figure.theirs else ""
     return [

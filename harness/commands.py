@@ -1,0 +1,205 @@
+"""What each command does: from its options to what is printed and the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from firstdiff import demo as demos
+from firstdiff import diff as differing
+from firstdiff import run as running
+from firstdiff.cli import MOST_THREADS, UNREADABLE, fail
+from firstdiff.doctor import examine, physical_cores
+from firstdiff.dumps import names_in
+from firstdiff.errors import UsageError
+from firstdiff.hypotheses import TABLE
+from firstdiff.run import Input
+from firstdiff.several import names_of, parting, to_json
+from firstdiff.verdict import Verdict
+
+DECODE = 2  # steps after the prompt: one that reads the cache of the prompt, and one that reads its own
+TIMEOUT = 600.0  # seconds for an engine: ten minutes is more than any prompt of some tokens takes
+LONGEST_LAYER = 10  # digits
+SMALL = 1 << 30  # bytes of a model that is run with one thread
+
+
+def _source(options: argparse.Namespace) -> Input:
+    if options.tokens is not None and options.chat:
+        raise UsageError("--chat is for a text: give --prompt in place of --tokens")
+    return Input(options.tokens, options.prompt, options.chat, options.special)
+
+
+def _cores(options: argparse.Namespace, model: Path | None) -> int:
+    """Threads of llama.cpp. A small model gains less from a second one than waiting for it costs on a busy machine."""
+    if options.threads:
+        return int(options.threads)
+    small = model is None or not model.exists() or model.stat().st_size < SMALL
+    return 1 if small else min(physical_cores(), MOST_THREADS)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Judge llama.cpp, or one or several candidates."""
+    source, out = _source(options), options.out or running.run_folder(options.model)
+    if options.engine is None and not options.candidate:
+        decode = DECODE if options.decode is None else options.decode
+        verdict = running.certify(options.model, source, decode=decode, threads=_cores(options, options.model), out=out)
+        return _report(verdict, options, out)
+    if options.engine is None and options.decode is not None:
+        raise UsageError("--decode: a candidate's trace has its own steps; leave it out")
+    engine = None
+    if options.engine is not None:
+        decode = DECODE if options.decode is None else options.decode
+        engine = running.Engine(options.engine, decode, options.timeout or TIMEOUT)
+    verdicts = running.judge_candidates(
+        options.model,
+        options.candidate,
+        source,
+        engine=engine,
+        names=options.names,
+        threads=_cores(options, options.model),
+        out=out,
+    )
+    if len(verdicts) == 1:
+        return _report(verdicts[0], options, out)
+    given = [str(path) for path in options.candidate] + (["engine"] if engine else [])
+    return _report_several(verdicts, given, options, out)
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Plant a bug and find it; 0 if what was planted is what is named."""
+    if options.list:
+        width = max(map(len, TABLE))
+        print("\n".join(f"{id_:{width}}  {h.says}" for id_, h in TABLE.items()))
+        return 0
+    bug = options.bug or demos.BUG
+    demos.planted(bug, options.layer)
+    path = options.model or demos.smollm2()
+    out = options.out or running.run_folder(path or Path("synthetic"))
+    if path is None:
+        sys.stderr.write(
+            "firstdiff: SmolLM2 is not installed (pip install 'firstdiff[demo]'): this is a small synthetic model\n"
+        )
+    done = demos.demo(
+        bug=bug,
+        layer=options.layer,
+        model=options.model,
+        decode=options.decode,
+        threads=_cores(options, options.model),
+        out=out,
+    )
+    _report(done.verdict, options, out)
+    if not options.json:
+        hypothesis, layer = done.planted.hypothesis, done.planted.layer
+        print(f"\nPlanted on purpose: {hypothesis.id} at layer {layer}, {hypothesis.says}.")
+        print("Your own engine: firstdiff run MODEL --candidate YOUR_DUMP")
+    if not done.found:
+        hint = (
+            "it changes less than rounding does: plant it at another layer (--layer 0), or another one (--list)"
+            if done.verdict.first is None
+            else f"{done.verdict.first.site} is named in its place, which is a fault of firstdiff's: please report it"
+        )
+        return fail(f"the planted bug was not found: {hint}", 1)
+    return 0
+
+
+def record(options: argparse.Namespace) -> int:
+    """Record one engine's run."""
+    plants = []
+    for text in options.bug:
+        bug, at, layer = text.partition("@")
+        plants.append(demos.planted(bug, _layer(layer) if at else None))
+    decode = DECODE if options.decode is None else options.decode
+    trace = running.record(
+        options.model,
+        _source(options),
+        options.out,
+        engine=options.engine,
+        decode=decode,
+        threads=_cores(options, options.model),
+        planted=plants,
+    )
+    running.tell("")
+    print(f"{options.out}: {len(trace.sites()):,} sites in {len(trace.steps)} steps")
+    return 0
+
+
+def _layer(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < LONGEST_LAYER):
+        raise UsageError(f"--bug: {text!r:.40} is no layer: give a whole number from 0 on")
+    return int(text)
+
+
+def diff(options: argparse.Namespace) -> int:
+    """Judge one recorded trace beside another."""
+    verdict = differing.diff(options.candidate, options.witness, options.model)
+    return _report(verdict, options, None) or (1 if verdict.witness and verdict.witness.diverges else 0)
+
+
+def doctor(_: argparse.Namespace) -> int:
+    """Say whether this installation is sound."""
+    text, sound = examine()
+    print(text)
+    return 0 if sound else UNREADABLE
+
+
+def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> int:
+    """Write the verdict, print the report (or the verdict), and return the exit code."""
+    text = verdict.to_json()
+    if out is not None:
+        running.keep_verdict(out, text)
+    running.tell("")
+    if options.json:
+        sys.stdout.write(text)
+        return verdict.exit_code
+    from rich.console import Console
+
+    from firstdiff.reports.terminal import show
+
+    show(verdict, Console(), where=None if out is None else "verdict.json")
+    if out is not None:
+        print(f"\nTraces and verdict: {out}")
+    return verdict.exit_code
+
+
+def names(options: argparse.Namespace) -> int:
+    """Show how the names of a dump were understood."""
+    rows = names_in(options.trace, names=options.names)
+    unknown = sum(row.point is None and row.nearest is not None for row in rows)
+    if options.json:
+        record = [
+            {"name": r.name, "step": r.step, "point": r.point, "layer": r.layer, "nearest": r.nearest, "shape": r.shape}
+            for r in rows
+        ]
+        print(json.dumps(record, indent=1))
+        return 0
+    width = max((len(row.name) for row in rows), default=0)
+    for row in rows:
+        layer = "" if row.layer is None else f"-{row.layer}"
+        meaning = f"{row.point}{layer}" if row.point else f"? perhaps {row.nearest}" if row.nearest else "(no point)"
+        print(f"{row.step:>3}  {row.name:<{width}}  {meaning:<18} {list(row.shape)}")
+    if unknown:
+        print(f"\n{unknown} names were not understood. Map them with --names TABLE, a TOML file such as")
+        print('  "their.{layer}.name" = "Qcur"')
+    return 0
+
+
+def _report_several(verdicts: Sequence[Verdict], given: Sequence[str], options: argparse.Namespace, out: Path) -> int:
+    """Print each candidate's report and where they part; the worst exit code."""
+    called = names_of(verdicts, given)
+    text = to_json(verdicts, called)
+    running.keep_verdict(out, text)
+    running.tell("")
+    code = max(v.exit_code for v in verdicts)
+    if options.json:
+        sys.stdout.write(text)
+        return code
+    from rich.console import Console
+
+    from firstdiff.reports.several import show
+
+    show(verdicts, called, parting(verdicts, called), Console(), where="verdict.json")
+    print(f"\nTraces and verdict: {out}")
+    return code

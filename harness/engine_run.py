@@ -1,0 +1,313 @@
+"""Running the user's engine: its command, its output live, its end, whatever that is."""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shlex
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TextIO
+
+from firstdiff.errors import UsageError
+
+TAIL = 20  # lines of output that a report shows
+LONGEST = 2000  # bytes of a line that are shown; nobody reads more, and a line can be gigabytes
+GRACE = 1.0  # seconds that an engine has between the request to end and its end, to close its dump
+CHUNK = 1 << 16
+
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
+_NOT_SHOWN = re.compile(r"\x1b\[[0-9;]{0,32}m")  # colours; other controls are escaped
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRun:
+    """How one run of the user's engine went.
+
+    Parameters
+    ----------
+    command
+        The words that were run.
+    exit_code
+        None where the engine was ended by a signal, or never began.
+    signal
+        Name of the signal that ended it, such as ``SIGSEGV``.
+    timed_out
+        Whether it was ended because its time was up.
+    seconds
+        How long it ran.
+    tail
+        The last lines that it printed.
+    dumped
+        Whether there is anything at the place where it should dump.
+    problem
+        What is wrong, in one sentence; None for a run that ended well and left a dump.
+    """
+
+    command: tuple[str, ...]
+    exit_code: int | None
+    signal: str | None
+    timed_out: bool
+    seconds: float
+    tail: tuple[str, ...]
+    dumped: bool
+    problem: str | None
+
+
+def run_engine(
+    command: str,
+    *,
+    model: Path,
+    tokens: Sequence[int],
+    decode: int,
+    dump: Path,
+    timeout: float | None = None,
+    echo: TextIO,
+) -> EngineRun:
+    """Run an engine, and wait for its end.
+
+    Parameters
+    ----------
+    command
+        Such as ``./my-engine -m {model} --tokens {tokens} -n {decode} --dump {dump}``. It is split into words as a
+        shell does, then each placeholder is replaced within its word; ``{{name}}`` stands for ``{name}`` itself.
+        No shell sees it.
+    model, tokens, decode
+        What takes the placeholders' places: an absolute path, ids with commas between, a count.
+    dump
+        Where the engine shall write: a path at which nothing is yet, or an empty folder. The folder above it is
+        made. Also in the engine's environment, as ``FIRSTDIFF_DUMP``.
+    timeout
+        Seconds until the engine is ended, with every process that it started; None waits.
+    echo
+        Where its output appears line by line while it runs.
+
+    Raises
+    ------
+    UsageError
+        For a command that is no command, an unknown placeholder, one without ``{dump}``, or a dump that is there.
+    """
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"a timeout of {timeout:g} s: give a number of seconds above 0")
+    place = Path(os.path.abspath(dump))  # noqa: PTH100 - resolve() follows links, absolute() leaves ..
+    argv = _words(
+        command,
+        {
+            "model": os.path.abspath(model),  # noqa: PTH100
+            "tokens": ",".join(map(str, tokens)),
+            "decode": str(decode),
+            "dump": str(place),
+        },
+    )
+    if _is_there(place):
+        raise UsageError(
+            f"{place}: is there already, and would be taken for this run's dump: remove it, or give another"
+        )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return _run(argv, place, timeout, _Output(echo))
+
+
+def _words(command: str, values: dict[str, str]) -> tuple[str, ...]:
+    """The words of a command, its placeholders replaced in one pass: a value that looks like one stays as it is."""
+    known = ", ".join(f"{{{name}}}" for name in values)
+    used = set()
+
+    def replaced(match: re.Match[str]) -> str:
+        escaped, name = match.groups()
+        if escaped is not None:
+            return f"{{{escaped}}}"
+        if name not in values:
+            raise UsageError(
+                f"--engine: {{{name}}} is not known: there are {known} (write {{{{{name}}}}} to pass it on)"
+            )
+        used.add(name)
+        return values[name]
+
+    try:
+        split = shlex.split(command)
+    except ValueError as e:
+        raise UsageError(f"--engine: {command!r:.200} cannot be split into words ({e}): check its quotes") from None
+    if not split or "\0" in command:
+        raise UsageError(f"--engine: {command!r:.200} is no command: give a program and its arguments, with {known}")
+    argv = tuple(_PLACEHOLDER.sub(replaced, word) for word in split)
+    if "dump" not in used:
+        raise UsageError(f"--engine: {command!r:.200} has no {{dump}}, so its dump cannot be found: there are {known}")
+    return argv
+
+
+def _run(argv: tuple[str, ...], dump: Path, timeout: float | None, output: _Output) -> EngineRun:
+    began = time.monotonic()
+    try:
+        process = subprocess.Popen(  # noqa: S603 - the user's own command, without a shell
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"FIRSTDIFF_DUMP": str(dump)},
+            bufsize=0,
+        )
+    except (OSError, ValueError) as e:
+        return EngineRun(argv, None, None, False, 0.0, (), _is_there(dump), _not_started(argv[0], e))
+    try:
+        timed_out = not _follow(process, output, None if timeout is None else began + timeout)
+    finally:  # at Ctrl-C and whatever else ends this: no engine is left behind
+        _end(process)
+        output.close()
+    seconds = time.monotonic() - began
+    code = process.returncode
+    ended = _signal(-code) if code < 0 else None
+    dumped = _is_there(dump)
+    run = EngineRun(argv, None if ended else code, ended, timed_out, seconds, tuple(output.tail), dumped, None)
+    return _with_problem(run, dump, timeout)
+
+
+def _follow(process: subprocess.Popen[bytes], output: _Output, until: float | None) -> bool:
+    """Pass output on until the engine ends; False if its time is up first.
+
+    What it leaves behind may hold the pipe open: after its end only what is already there is read.
+    """
+    pipe = process.stdout
+    assert pipe is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while True:
+            if until is not None and time.monotonic() >= until:
+                return process.poll() is not None
+            ended = process.poll() is not None
+            if not selector.select(0 if ended else 0.05):
+                if ended:
+                    return True
+            elif not (data := os.read(pipe.fileno(), CHUNK)):
+                break
+            else:
+                output.take(data)
+                if ended and not _drain(pipe, output):
+                    return True
+    try:  # it closed its output, and works on
+        process.wait(None if until is None else max(0.0, until - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _drain(pipe: IO[bytes], output: _Output) -> bool:
+    """Read what an ended engine left in the pipe, which holds 64 KiB or so; always False."""
+    os.set_blocking(pipe.fileno(), False)
+    with suppress(BlockingIOError):
+        for _ in range(64):
+            data = os.read(pipe.fileno(), CHUNK)
+            if not data:
+                break
+            output.take(data)
+    return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the engine and every process of its group, politely first."""
+    try:
+        if process.poll() is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@dataclass(slots=True)
+class _Output:
+    """Passes lines on, and keeps the last ones; of an endless line only the beginning."""
+
+    echo: TextIO
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL))
+    _line: bytearray = field(default_factory=bytearray)
+    _cut: bool = False
+
+    def take(self, data: bytes) -> None:
+        *ended, rest = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        for line in ended:
+            self._add(line)
+            self._put()
+        self._add(rest)
+        self.echo.flush()
+
+    def close(self) -> None:
+        """Pass on a last line that has no end."""
+        if self._line:
+            self._put()
+            self.echo.flush()
+
+    def _add(self, part: bytes) -> None:
+        room = LONGEST - len(self._line)
+        self._cut |= len(part) > room
+        self._line += part[:room]
+
+    def _put(self) -> None:
+        text = _NOT_SHOWN.sub("", self._line.decode(errors="replace")) + (" … (cut)" if self._cut else "")
+        text = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
+        self._line.clear()
+        self._cut = False
+        self.tail.append(text)
+        with suppress(UnicodeEncodeError):
+            self.echo.write(text + "\n")
+
+
+def _with_problem(run: EngineRun, dump: Path, timeout: float | None) -> EngineRun:
+    """The run with what is wrong about it."""
+    missing = "" if run.dumped else f", and wrote no dump to {dump}"
+    if run.timed_out:
+        problem = f"the engine did not end within {timeout:g} s{missing}"
+    elif run.signal is not None:
+        problem = f"the engine crashed ({run.signal}) after {run.seconds:.1f} s{missing}"
+    elif run.exit_code:
+        problem = f"the engine ended with exit code {run.exit_code}{_shell_says(run.exit_code)}{missing}"
+    elif not run.dumped and not run.tail:
+        problem = f"the engine printed nothing and wrote nothing to {dump}"
+    elif not run.dumped:
+        problem = f"the engine wrote no dump to {dump}"
+    else:
+        return run
+    return EngineRun(run.command, run.exit_code, run.signal, run.timed_out, run.seconds, run.tail, run.dumped, problem)
+
+
+def _shell_says(code: int) -> str:
+    """A shell that ran the engine passes its signal on as 128 + n, and has two codes of its own."""
+    if code in (126, 127):
+        return " (a shell says: not executable)" if code == 126 else " (a shell says: not found)"  # noqa: PLR2004
+    return f" (a shell says: {_signal(code - 128)})" if 128 < code < 128 + signal.NSIG else ""  # noqa: PLR2004
+
+
+def _signal(number: int) -> str:
+    with suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+def _not_started(program: str, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        there = os.path.exists(program)  # noqa: PTH110 - of any text
+        return f"not found: {program}" + (" is there, but the interpreter in its first line is not" if there else "")
+    if isinstance(error, PermissionError):
+        return f"not executable: {program}: make it so with chmod +x, or name its interpreter first"
+    reason = error.strerror if isinstance(error, OSError) else error
+    return f"cannot be run: {program}: {reason}"
+
+
+def _is_there(dump: Path) -> bool:
+    """Whether anything was dumped: a file that is not empty, or a folder with something in it."""
+    try:
+        return any(dump.iterdir()) if dump.is_dir() else dump.stat().st_size > 0
+    except OSError:
+        return False
