@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -102,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=name)
         return sub
 
+    _add_judging(add)
+    _add_looking(add)
+    return parser
+
+
+def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """The commands that run engines."""
     demo = add("demo", "Plant a bug in a real model, and find it.")
     demo.add_argument("--bug", metavar="ID", help="which bug; without, one that surprises")
     demo.add_argument("--layer", type=_count, metavar="N", help="at which layer")
@@ -151,6 +158,9 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("--out", type=Path, required=True, metavar="TRACE", help="folder of the trace")
     _threads(record)
 
+
+def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """The commands that look at what is there."""
     diff = add("diff", "Judge one recorded trace, with a second one of the same tokens as a witness.")
     diff.add_argument("candidate", type=Path, metavar="TRACE_A", help="the trace to judge")
     diff.add_argument("witness", type=Path, metavar="TRACE_B", help="the trace beside it")
@@ -163,14 +173,40 @@ def _parser() -> argparse.ArgumentParser:
     _names(names)
     _json(names)
 
+    tokens = add("tokens", "Print a text's token ids with their pieces, or compare ids with llama.cpp's.")
+    tokens.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
+    tokens.add_argument("--prompt", required=True, metavar="TEXT", help="a text, tokenised by llama.cpp")
+    tokens.add_argument("--ids", type=_ids, metavar="IDS", help="your engine's token ids, to compare")
+    _text(tokens)
+    _json(tokens)
+
+    rope = add("rope", "Print the rope table, or the angles that a trace was turned by.")
+    rope.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
+    rope.add_argument("--positions", type=_ids, metavar="POSITIONS", help="such as 0,1,2")
+    rope.add_argument("--pairs", type=_ids, metavar="PAIRS", help="which pairs (default: all)")
+    rope.add_argument("--trace", type=Path, metavar="TRACE", help="your dump: its angles beside the expected ones")
+    rope.add_argument("--layer", type=_count, default=0, metavar="N", help="layer of the trace (default: %(default)s)")
+    _json(rope)
+
+    weights = add("weights", "Print statistics of the file's weights, or compare your engine's with them.")
+    weights.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
+    weights.add_argument("names", nargs="*", metavar="NAME", help="names, parts of names, or patterns")
+    weights.add_argument(
+        "--against", type=Path, metavar="FILE", help="your weights (safetensors), or a trace with weights.safetensors"
+    )
+    _json(weights)
+
     add("doctor", "Check that this installation is sound.")
-    return parser
 
 
 def _input(parser: argparse.ArgumentParser) -> None:
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--prompt", metavar="TEXT", help="a text, tokenised by llama.cpp")
     text.add_argument("--tokens", type=_ids, metavar="IDS", help="token ids, such as 1,450,7483")
+    _text(parser)
+
+
+def _text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat", action="store_true", help="put the text into the model's chat template")
     parser.add_argument(
         "--no-special",

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from firstdiff import demo as demos
 from firstdiff import diff as differing
@@ -16,9 +17,12 @@ from firstdiff.doctor import examine, physical_cores
 from firstdiff.dumps import names_in
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE
+from firstdiff.rope_table import rope_command
 from firstdiff.run import Input
 from firstdiff.several import names_of, parting, to_json
-from firstdiff.verdict import Verdict
+from firstdiff.tokens import tokens_command
+from firstdiff.verdict import Verdict, strict
+from firstdiff.weights_check import weights_command
 
 DECODE = 2  # steps after the prompt: one that reads the cache of the prompt, and one that reads its own
 TIMEOUT = 600.0  # seconds for an engine: ten minutes is more than any prompt of some tokens takes
@@ -136,6 +140,41 @@ def diff(options: argparse.Namespace) -> int:
     """Judge one recorded trace beside another."""
     verdict = differing.diff(options.candidate, options.witness, options.model)
     return _report(verdict, options, None) or (1 if verdict.witness and verdict.witness.diverges else 0)
+
+
+def tokens(options: argparse.Namespace) -> int:
+    """Print a text's tokens, or compare ids with them."""
+    return _print(
+        options,
+        tokens_command(
+            model=options.model, prompt=options.prompt, chat=options.chat, special=options.special, ids=options.ids
+        ),
+    )
+
+
+def rope(options: argparse.Namespace) -> int:
+    """Print the rope table, or a trace's angles."""
+    return _print(
+        options,
+        rope_command(
+            model=options.model,
+            positions=options.positions,
+            pairs=options.pairs,
+            trace=options.trace,
+            layer=options.layer,
+        ),
+    )
+
+
+def weights(options: argparse.Namespace) -> int:
+    """Print statistics of weights, or compare an engine's with the file's."""
+    return _print(options, weights_command(model=options.model, names=options.names, against=options.against))
+
+
+def _print(options: argparse.Namespace, result: tuple[str, dict[str, Any], int]) -> int:
+    text, record, code = result
+    print(json.dumps(strict(record), indent=1, allow_nan=False) if options.json else text)
+    return code
 
 
 def doctor(_: argparse.Namespace) -> int:

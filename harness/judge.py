@@ -23,6 +23,7 @@ def judge(
     candidate: Trace,
     *,
     witness: Trace | None = None,
+    preflight: dict[str, str] | None = None,
     notes: tuple[str, ...] = (),
     pieces: tuple[str, ...] = (),
     progress: Progress = lambda _: None,
@@ -38,7 +39,7 @@ def judge(
     witness
         Another engine's trace of the same tokens, llama.cpp's as a rule. It is judged as well: at a site where it
         leaves the reference too, the reference is not trusted, and the candidate is not judged.
-    notes, pieces
+    preflight, notes, pieces
         Passed on into the verdict.
     progress
         Called with what is being done.
@@ -69,6 +70,7 @@ def judge(
         logits=tuple(_logits(candidate, alignment, free)),
         layouts=alignment.described(),
         witness=None if witness is None else _witness(witness, seen),
+        preflight=preflight or {},
         notes=(*candidate.notes, *notes),
         pieces=pieces,
     )

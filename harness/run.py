@@ -223,7 +223,7 @@ def judge_candidates(
     model = open_model(path)
     told = source.tokens is not None or source.prompt is not None
     tokens = _tokens(model, source) if told or engine is not None else None
-    traces = [open_trace(candidate, tokens=tokens if told else None, names=names) for candidate in candidates]
+    traces = [_opened(candidate, tokens if told else None, source, names) for candidate in candidates]
     if engine is not None:
         assert tokens is not None
         make_folder(out)
@@ -232,27 +232,66 @@ def judge_candidates(
     for trace in traces:
         check_trace(trace, model, said)
     make_folder(out)
-    return _judge_all(model, traces, said, threads=threads, out=out, progress=progress)
+    checks = [_preflight(model, trace, source, said) for trace in traces]
+    return _judge_all(model, traces, checks, said, threads=threads, out=out, progress=progress)
+
+
+def _opened(path: Path, tokens: Sequence[int] | None, source: Input, names: str | None) -> Trace:
+    """Open a trace; ids on the command line must be its own, a text is compared with its own by preflight."""
+    if tokens is None or source.tokens is not None:
+        return open_trace(path, tokens=tokens, names=names)
+    try:
+        return open_trace(path, names=names)
+    except TraceError:
+        return open_trace(path, tokens=tokens, names=names)
+
+
+def _preflight(model: Model, trace: Trace, source: Input, said: dict[str, Any]) -> dict[str, str]:
+    """Check the input contract; the text that was run is known only where it is given."""
+    from firstdiff.preflight import preflight
+
+    if source.prompt is None:
+        return preflight(model, trace, sha256=said["sha256"])
+    with LlamaCpp(model.gguf.path, vocabulary_only=True) as engine:
+        return preflight(
+            model,
+            trace,
+            engine=engine,
+            text=source.prompt,
+            chat=source.chat,
+            special=source.special,
+            sha256=said["sha256"],
+        )
 
 
 def _judge_all(
-    model: Model, traces: Sequence[Trace], said: dict[str, Any], *, threads: int, out: Path, progress: Progress
+    model: Model,
+    traces: Sequence[Trace],
+    checks: Sequence[dict[str, str]],
+    said: dict[str, Any],
+    *,
+    threads: int,
+    out: Path,
+    progress: Progress,
 ) -> list[Verdict]:
+    pairs = list(zip(traces, checks, strict=True))
     try:
         version()
     except CaptureError as e:
         alone = (f"judged against the reference alone: {e}",)
-        return [judge(model, trace, notes=alone, progress=progress) for trace in traces]
+        return [judge(model, trace, preflight=check, notes=alone, progress=progress) for trace, check in pairs]
     verdicts = []
     seen: dict[tuple[tuple[int, ...], ...], tuple[Trace, tuple[str, ...], tuple[str, ...]]] = {}
-    for trace in traces:
+    for trace, check in pairs:
         steps = tuple(step.tokens for step in trace.steps)
         if steps not in seen:
             progress("recording llama.cpp")
             folder = out / ("llama.cpp" if not seen else f"llama.cpp-{len(seen) + 1}")
             seen[steps] = record_llama(model, steps, folder, threads=threads, said=said)
         witness, notes, pieces = seen[steps]
-        verdicts.append(judge(model, trace, witness=witness, notes=notes, pieces=pieces, progress=progress))
+        verdicts.append(
+            judge(model, trace, witness=witness, preflight=check, notes=notes, pieces=pieces, progress=progress)
+        )
     return verdicts
 
 

@@ -10,6 +10,9 @@ from enum import StrEnum
 from math import isfinite
 from typing import Any
 
+PASSED = ("agrees", "not recorded", "not checked")
+"""What preflight says of a check that found nothing wrong."""
+
 FORMAT, VERSION = "firstdiff-verdict", 1
 
 
@@ -143,11 +146,16 @@ class Verdict:
         return sum(s.status in (Status.AGREES, Status.INHERITS, Status.DIVERGES) for s in self.sites)
 
     @property
+    def broken(self) -> dict[str, str]:
+        """What of the input contract (tokens, positions, weights, model) does not hold, and how."""
+        return {check: says for check, says in self.preflight.items() if says not in PASSED}
+
+    @property
     def verdict(self) -> str:
         """``agrees``, ``diverges``, or ``incomparable`` where nothing could be compared: an error, never a pass."""
         if not self.judged:
             return "incomparable"
-        return "diverges" if self.first else "agrees"
+        return "diverges" if self.first or self.broken else "agrees"
 
     @property
     def exit_code(self) -> int:
@@ -210,7 +218,7 @@ class Verdict:
             "notes": self.notes,
             "sites": [_plain(s) for s in self.sites],
         }
-        return json.dumps(_strict(record), indent=1, allow_nan=False) + "\n"
+        return json.dumps(strict(record), indent=1, allow_nan=False) + "\n"
 
 
 def _worst_logits(logits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -234,13 +242,13 @@ def _value(value: Any) -> Any:  # noqa: ANN401 - any field of a record
     return asdict(value) if isinstance(value, Element) else value
 
 
-def _strict(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """Numbers that JSON does not have as the strings ``"nan"``, ``"inf"`` and ``"-inf"``."""
+def strict(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Give numbers that JSON does not have as the strings ``"nan"``, ``"inf"`` and ``"-inf"``."""
     match value:
         case float() if not isfinite(value):
             return str(value)
         case dict():
-            return {str(k): _strict(v) for k, v in value.items()}
+            return {str(k): strict(v) for k, v in value.items()}
         case list() | tuple():
-            return [_strict(v) for v in value]
+            return [strict(v) for v in value]
     return value

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 ALIGNMENT = 32
+BRANCHES = ("attn_output", "ffn_down")
 _TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}  # GGML_TYPE_F32, GGML_TYPE_F16
 
 
@@ -90,7 +91,8 @@ def _tensors(s: Llama) -> Iterator[tuple[str, npt.NDArray[np.floating]]]:
             ("ffn_up", s.n_ff, s.n_embd),
             ("ffn_down", s.n_embd, s.n_ff),
         ):
-            yield f"{block}{name}.weight", matrix(out, n)
+            # what is added to the residual stream is drawn smaller, so that the stream hardly grows
+            yield f"{block}{name}.weight", matrix(out, n, 0.5 if name in BRANCHES else 1.0)
             if s.biases:
                 yield f"{block}{name}.bias", vector(out, 0.0, 0.3)
         yield block + "ffn_norm.weight", vector(s.n_embd, 1.0, 0.1)

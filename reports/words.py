@@ -22,14 +22,18 @@ WHOLE = range(100, 1_000_000)  # numbers written without decimals
 
 
 def sentences(verdict: Verdict, where: str | None = None) -> list[str]:
-    """What is the first to go wrong, or that nothing is: the headline, then a paragraph each."""
+    """What is the first to go wrong, or that nothing is: the headline, then a paragraph each.
+
+    What does not hold of the input contract comes before all tensors: they differ because of it.
+    """
+    contract = [f"Before any tensor, {check}: {says}." for check, says in verdict.broken.items()]
     if verdict.first is not None:
         told = _divergence(verdict, verdict.first, where)
     elif verdict.judged:
         told = [_agreement(verdict)]
     else:
         told = ["Nothing could be compared: this is no pass.", _why(verdict)]
-    return [x for x in (*told, _judged(verdict)) if x]
+    return [x for x in (*contract, *told, _judged(verdict)) if x]
 
 
 def _divergence(verdict: Verdict, first: SiteVerdict, where: str | None) -> list[str]:
@@ -181,13 +185,22 @@ def facts(verdict: Verdict, where: str | None = None) -> list[tuple[str, str]]:
     told = [
         ("coverage", _coverage(verdict)),
         ("", _reasons(verdict) if verdict.judged else ""),
-        ("preflight", ", ".join(f"{k} {v}" for k, v in verdict.preflight.items())),
+        ("preflight", ", ".join(f"{k} {v}" for k, v in verdict.preflight.items() if k not in verdict.broken)),
+        ("layouts", _layouts(verdict.layouts)),
         ("arithmetic", ", ".join(f"{k} {v}" for k, v in verdict.arithmetic.items())),
         ("witness", _witness(verdict, where)),
         ("logits", _logits(verdict.logits)),
         *(("note", note) for note in verdict.notes),
     ]
     return [(label, words) for label, words in told if words]
+
+
+def _layouts(layouts: dict[str, str]) -> str:
+    """Points by the layout that was taken for them."""
+    by_layout: dict[str, list[str]] = {}
+    for point, says in layouts.items():
+        by_layout.setdefault(says, []).append(point)
+    return "; ".join(f"{', '.join(points)}: {says}" for says, points in by_layout.items())
 
 
 def _coverage(verdict: Verdict) -> str:

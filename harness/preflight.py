@@ -1,0 +1,204 @@
+"""Preflight: what is checked of a candidate's trace before any tensor is judged.
+
+Tokens, positions, weights and the model itself are the input contract: where one is broken, tensors differ and no
+operation is at fault.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from firstdiff.dumps import Trace
+from firstdiff.dumps.errors import TraceError, shown
+from firstdiff.llamacpp import LlamaCpp
+from firstdiff.model.engine import Model, StepLike
+from firstdiff.positions import check_positions
+from firstdiff.tokens import check_tokens, checked
+from firstdiff.weights_check import FILE, WeightsCheck, check_weights
+
+NOT_RECORDED = "not recorded"
+
+SAME_NUMBER = 1e-6
+"""Relative: a hyperparameter is a float32 in the file."""
+
+# What a trace may call each hyperparameter: our names, llama.cpp's keys, Hugging Face's config.json.
+NAMES = {
+    "n_head": ("n_head", "head_count", "num_attention_heads"),
+    "n_head_kv": ("n_head_kv", "head_count_kv", "num_key_value_heads"),
+    "n_layer": ("n_layer", "block_count", "num_hidden_layers"),
+    "n_embd": ("n_embd", "embedding_length", "hidden_size"),
+    "head_dim": ("head_dim", "key_length"),
+    "n_ff": ("n_ff", "feed_forward_length", "intermediate_size"),
+    "n_vocab": ("n_vocab", "vocab_size"),
+    "n_ctx_train": ("n_ctx", "n_ctx_train", "context_length", "max_position_embeddings"),
+    "rms_eps": ("rms_eps", "eps", "layer_norm_rms_epsilon", "rms_norm_eps"),
+    "rope_base": ("rope_base", "freq_base", "rope_theta"),
+    "rope_scale": ("rope_scale",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """One thing that a trace says of its model, and what the file says."""
+
+    name: str
+    theirs: str
+    ours: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCheck:
+    """What a trace says of its model against the file: how much was compared, and what differs."""
+
+    compared: tuple[str, ...]
+    differences: tuple[Stated, ...] = ()
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing differs; where nothing was said, nothing does."""
+        return not self.differences
+
+    @property
+    def sentence(self) -> str:
+        """What a report says: ``agrees``, ``not recorded``, or every difference with both values."""
+        if self.differences:
+            return "; ".join(f"{d.name} is {d.theirs} in the trace and {d.ours} in the file" for d in self.differences)
+        return "agrees" if self.compared else NOT_RECORDED
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "agrees": self.agrees,
+            "says": self.sentence,
+            "compared": list(self.compared),
+            "differences": [asdict(d) for d in self.differences],
+        }
+
+
+def check_model(model: Model, trace: Trace, *, sha256: str | None = None) -> ModelCheck:
+    """Compare what a trace says of its model with the file.
+
+    Parameters
+    ----------
+    model, trace
+        The file, and a candidate's trace.
+    sha256
+        The file's, if it is known already; else it is computed where the trace states one.
+
+    Raises
+    ------
+    TraceError
+        Where ``model.hyperparameters`` of the trace is no table.
+    """
+    said = trace.model
+    given = said.get("hyperparameters", {})
+    if not isinstance(given, dict):
+        raise TraceError(f"{trace.path}: 'model.hyperparameters' must be an object, not {shown(given)}")
+    compared, differences = [], []
+
+    def compare(name: str, theirs: object, ours: object, *, same: bool) -> None:
+        compared.append(name)
+        if not same:
+            differences.append(Stated(name, _value(theirs), _value(ours)))
+
+    if (theirs := said.get("sha256")) is not None:
+        own = sha256 or _sha256(model)
+        compare("sha256", theirs, own, same=isinstance(theirs, str) and theirs.lower() == own)
+    elif (theirs := said.get("file")) is not None:
+        name = model.gguf.path.name
+        compare("file", theirs, name, same=isinstance(theirs, str) and theirs.rpartition("/")[2] == name)
+    if (theirs := said.get("architecture")) is not None:
+        compare("architecture", theirs, model.architecture, same=theirs == model.architecture)
+    for field, names in NAMES.items():
+        ours: float | None = getattr(model.hp, field, None)  # an architecture may not have it
+        for name in names:
+            if name in given and ours is not None:
+                compare(name, given[name], ours, same=_same(given[name], ours, at_most=field == "n_ctx_train"))
+    return ModelCheck(tuple(compared), tuple(differences))
+
+
+def _same(theirs: object, ours: float, *, at_most: bool) -> bool:
+    """Whether a number of a trace is the file's; a run may take a shorter context than the model was trained for."""
+    if isinstance(theirs, bool) or not isinstance(theirs, int | float) or not abs(theirs) < 1e300:  # noqa: PLR2004
+        return False
+    return 0 < theirs <= ours if at_most else math.isclose(theirs, ours, rel_tol=SAME_NUMBER)
+
+
+def _value(value: object) -> str:
+    """A value on one short line."""
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    return shown(value) if not isinstance(value, str) or not value.isprintable() else f"{value:.80}"
+
+
+def _sha256(model: Model) -> str:
+    from firstdiff.run import identity
+
+    return str(identity(model)["sha256"])
+
+
+def prompt_of(steps: Sequence[StepLike], length: int) -> tuple[int, ...]:
+    """A candidate's tokens of the prompt: those of step 0, or, where an engine feeds one at a time, the first ones."""
+    if len(steps[0].tokens) > 1 or length <= 1:
+        return tuple(steps[0].tokens)
+    return tuple(t for step in steps for t in step.tokens)[:length]
+
+
+def weights_of(model: Model, trace: Trace) -> WeightsCheck | None:
+    """The check of the weights that lie in a trace's folder; None where there are none."""
+    if trace.path is None:
+        return None
+    path = (trace.path if trace.path.is_dir() else trace.path.parent) / FILE
+    return check_weights(model, path) if path.is_file() else None
+
+
+def preflight(
+    model: Model,
+    trace: Trace,
+    *,
+    engine: LlamaCpp | None = None,
+    text: str | None = None,
+    chat: bool = False,
+    special: bool = True,
+    sha256: str | None = None,
+) -> dict[str, str]:
+    """Check tokens, positions, weights and model of a candidate's trace.
+
+    Parameters
+    ----------
+    model, trace
+        The file, and the trace, its points by our names.
+    engine
+        The model, open in llama.cpp; its vocabulary is enough. Without it, or without a text, tokens are not checked.
+    text, chat, special
+        What was to be run, as in :func:`firstdiff.tokens.check_tokens`.
+    sha256
+        The file's, if it is known already.
+
+    Returns
+    -------
+    ``agrees``, ``not recorded``, ``not checked`` or a sentence that says what is wrong, by ``tokens``, ``positions``,
+    ``weights`` and ``model``.
+
+    Raises
+    ------
+    TraceError
+        For weights or a manifest that cannot be read.
+    CaptureError
+        Where llama.cpp does not tokenise the text.
+    """
+    tokens = "not checked"
+    if engine is not None and text is not None:
+        length = len(engine.tokenize(engine.chat(checked(text)) if chat else checked(text), special=special))
+        theirs = prompt_of(trace.steps, length)
+        tokens = check_tokens(engine, theirs, text, chat=chat, special=special).sentence
+    weights = weights_of(model, trace)
+    return {
+        "tokens": tokens,
+        "positions": check_positions(trace.steps).sentence,
+        "weights": NOT_RECORDED if weights is None else weights.sentence,
+        "model": check_model(model, trace, sha256=sha256).sentence,
+    }

@@ -1,0 +1,211 @@
+"""By which angles an engine turned its queries and keys, fitted from what it recorded before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.align import Alignment
+from firstdiff.dumps import Site, Trace
+from firstdiff.model.engine import Model
+from firstdiff.model.rope import angles
+from firstdiff.rope_words import Angles, Finding, explained
+
+Floats = npt.NDArray[np.float64]
+Complex = npt.NDArray[np.complex128]
+
+PAIRINGS = ("interleaved", "half")
+OWN_PAIRING = "interleaved"  # of the llama architecture (ggml's NORM)
+
+TURNED = 1e-5
+"""Residual of the model's own pairing from which another one is thought of: float32 leaves 4e-8."""
+
+SHOWN_POSITIONS = 3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedAngles:
+    """The rotation that a candidate did to one point at one layer.
+
+    Parameters
+    ----------
+    point, layer
+        ``Qcur`` or ``Kcur``, and where.
+    positions
+        Of every token of every step, as the trace states them [T].
+    steps
+        Step of every token [T].
+    residuals
+        What each pairing leaves unexplained, relative to the norm of the rotated tensor, when every pair of every
+        token is turned by its best angle and all are scaled by one factor.
+    pairing
+        The one that fits better.
+    theta
+        Fitted angles in (-pi, pi], with that pairing [T, head_dim / 2].
+    expected
+        Angles that the model's file asks for, in the same range.
+    magnitude
+        The common factor of lengths: 1 for a rotation.
+    finding
+        What the fitted angles say.
+    """
+
+    point: str
+    layer: int
+    positions: tuple[int, ...]
+    steps: tuple[int, ...]
+    residuals: dict[str, float]
+    pairing: str
+    theta: Floats
+    expected: Floats
+    magnitude: float
+    finding: Finding
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the candidate turns as the model's file asks."""
+        return self.finding.id == "agrees"
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "agrees": self.agrees,
+            "says": self.finding.says,
+            "id": self.finding.id,
+            "values": self.finding.values,
+            "layer": self.layer,
+            "pairing": self.pairing,
+            "residuals": self.residuals,
+            "magnitude": self.magnitude,
+            "positions": list(self.positions),
+            "steps": list(self.steps),
+            "fitted": self.theta.tolist(),
+            "expected": self.expected.tolist(),
+        }
+
+
+def fitted_angles(
+    model: Model, trace: Trace, layer: int, point: str = "Qcur", *, alignment: Alignment | None = None
+) -> FittedAngles | None:
+    """Fit the angle of every pair at every position, by least squares over the heads.
+
+    Parameters
+    ----------
+    model, trace
+        The model, and a candidate's trace with points by our names.
+    layer, point
+        ``Qcur`` or ``Kcur`` at a layer.
+    alignment
+        How the trace's tensors are laid out; plainly, if not given.
+
+    Returns
+    -------
+    None where the trace lacks the point before or after the rotation, or their shapes do not fit.
+    """
+    before, after, positions, steps = [], [], [], []
+    for index, step in enumerate(trace.steps):
+        pair = _recorded(model, trace, index, layer, point, alignment or Alignment())
+        if pair is not None:
+            before.append(pair[0])
+            after.append(pair[1])
+            positions += list(step.positions)
+            steps += [index] * len(step.positions)
+    if not before:
+        return None
+    x, y = np.concatenate(before), np.concatenate(after)  # [T, H, D]
+    fits = {pairing: _fit(_pairs(x, pairing), _pairs(y, pairing)) for pairing in PAIRINGS}
+    # Both fit where nothing is turned, at position 0: the other pairing must fit better by far.
+    pairing = "half" if fits["half"][2] < fits[OWN_PAIRING][2] / 2 and fits[OWN_PAIRING][2] > TURNED else OWN_PAIRING
+    ratio, magnitude, residual = fits[pairing]
+    weight = model.weights.get("rope_freqs.weight")
+    factors = None if weight is None else weight.values()
+    turn = {"base": model.hp.rope_base, "scale": model.hp.rope_scale, "factors": factors}
+    unfactored = angles([1], model.hp.head_dim, base=model.hp.rope_base, scale=model.hp.rope_scale)[0]
+    measured = Angles(
+        ratio=ratio,
+        positions=np.array(positions),
+        steps=np.array(steps),
+        frequencies=angles([1], model.hp.head_dim, **turn)[0],
+        unfactored=unfactored,
+        base=model.hp.rope_base,
+        n_embd=model.hp.n_embd,
+        magnitude=magnitude,
+        residual=residual,
+        pairing=None if pairing == OWN_PAIRING else pairing,
+    )
+    return FittedAngles(
+        point=point,
+        layer=layer,
+        positions=tuple(positions),
+        steps=tuple(steps),
+        residuals={p: fits[p][2] for p in PAIRINGS},
+        pairing=pairing,
+        theta=np.angle(ratio),
+        expected=np.angle(np.exp(1j * angles(positions, model.hp.head_dim, **turn))),
+        magnitude=magnitude,
+        finding=explained(measured),
+    )
+
+
+def _recorded(
+    model: Model, trace: Trace, step: int, layer: int, point: str, alignment: Alignment
+) -> tuple[Floats, Floats] | None:
+    """A step's tensor before and after, [T, H, D] float64."""
+    heads = model.hp.n_head if point == "Qcur" else model.hp.n_head_kv
+    like = np.zeros((len(trace.steps[step].tokens), heads, model.hp.head_dim), np.float32)
+    before, _ = alignment.read(trace, Site(step, layer, point), like)
+    after, _ = alignment.read(trace, Site(step, layer, point + "_rope"), like)
+    return None if before is None or after is None else (before.astype(np.float64), after.astype(np.float64))
+
+
+def _pairs(x: Floats, pairing: str) -> Complex:
+    """Each pair as one complex number, [T, H, D] -> [T, H, D / 2]."""
+    half = x.shape[-1] // 2
+    first, second = (x[..., 0::2], x[..., 1::2]) if pairing == "interleaved" else (x[..., :half], x[..., half:])
+    with np.errstate(invalid="ignore"):
+        return np.asarray(first + 1j * second)
+
+
+def _fit(before: Complex, after: Complex) -> tuple[Complex, float, float]:
+    """Complex ratio of every token and pair [T, D / 2], the common magnitude, and the relative residual.
+
+    The residual is that of pure rotations with one magnitude for all: with a single head a free ratio would fit
+    anything.
+    """
+    with np.errstate(all="ignore"):
+        power = (np.abs(before) ** 2).sum(1)
+        cross = (before.conj() * after).sum(1)
+        ratio = np.where(power == 0, 1.0, cross / power)  # what is zero turns by any angle
+        size = np.abs(cross)
+        total = power.sum()
+        magnitude = float(size.sum() / total) if total > 0 else 1.0
+        turned = before * (magnitude * np.where(size == 0, 1.0, cross / size))[:, None]
+        norm = np.linalg.norm(after)
+        residual = float(np.linalg.norm(after - turned) / norm) if norm > 0 else 0.0
+    return ratio, magnitude, residual
+
+
+def describe(fit: FittedAngles, positions: Sequence[int] | None = None, pairs: Sequence[int] | None = None) -> str:
+    """What was found, the residual of each pairing, and expected beside fitted angles of some positions."""
+    chosen = range(fit.theta.shape[1]) if pairs is None else pairs
+    rows = [i for i, p in enumerate(fit.positions) if positions is None or p in positions]
+    rows = rows[:SHOWN_POSITIONS] if positions is None else rows
+    residuals = ", ".join(f"{p} {r:.2g}" for p, r in fit.residuals.items())
+    lines = [
+        f"{fit.point}-{fit.layer} -> {fit.point}_rope-{fit.layer}: {fit.finding.says}.",
+        f"Pairing {fit.pairing} fits (residuals: {residuals}); lengths times {fit.magnitude:.6g}.",
+        "",
+        f"{'step':>4} {'position':>8} {'pair':>5} {'expected angle':>15} {'fitted angle':>15} {'difference':>11}",
+    ]
+    for row in rows:
+        for i in chosen:
+            expected, fitted = fit.expected[row, i], fit.theta[row, i]
+            difference = np.angle(np.exp(1j * (fitted - expected)))
+            lines.append(
+                f"{fit.steps[row]:4} {fit.positions[row]:8} {i:5} {expected:15.8f} {fitted:15.8f} {difference:11.2g}"
+            )
+    return "\n".join(lines)
