@@ -197,7 +197,7 @@ def candidates(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401 - an ar
 
 
 def _of_heads(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401
-    orders = (
+    orders: tuple[tuple[str, Read], ...] = (
         ("[token, head, head_dim]", plain),
         ("[head, token, head_dim]", _moved(1, 0, 2)),
         ("[head_dim, head, token]", _moved(2, 1, 0)),

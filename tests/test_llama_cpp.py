@@ -83,7 +83,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_1"])
+@pytest.mark.parametrize("kind", FILE_TYPES)
 def test_every_shape_agrees(tmp_path: Path, shape: dict[str, int], kind: str) -> None:
     path = synthetic(tmp_path, n_layer=3, **shape)
     path = quantised(path, FILE_TYPES[kind], tmp_path / "quantised.gguf")
