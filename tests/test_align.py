@@ -169,3 +169,15 @@ def test_square_shapes_are_told_apart_by_the_data(tmp_path_factory: pytest.TempP
     verdict = judge(square, relaid(trace, LAYOUTS["heads first"]))
     assert [s.site for s in verdict.diverging] == touched
     assert verdict.layouts["Qcur"] == "[head, token, head_dim]"
+
+
+def test_the_value_after_the_final_norm_is_not_taken_for_the_last_layers_output(model: Model) -> None:
+    trace, touched = plant(model, PROMPT, ("gqa-map", 1), decode=1)
+    normed = {s: np.array(trace[s]) for s in trace.sites()}
+    for step in (0, 1):
+        normed[Site(step, 3, "l_out")] = normed[Site(step, None, "result_norm")]
+    verdict = judge(model, Trace.from_arrays(trace.steps, normed, engine=trace.engine, model={}))
+    assert [s.site for s in verdict.diverging] == touched
+    reasons = {s.site: s.reason for s in verdict.sites if s.reason}
+    assert set(reasons) == {"l_out-3", "l_out-3@1"}
+    assert "after the final norm" in str(reasons["l_out-3"])

@@ -238,7 +238,7 @@ def test_what_is_installed_is_what_the_checkout_holds() -> None:
     held: set[Path] = set()
     for folder in FOLDERS.values():
         held |= {file.relative_to(CHECKOUT) for file in files_under(CHECKOUT / folder)}
-    assert set(installed) == {path for path in held if path.suffix != ".md"}  # notes stay in the checkout
+    assert set(installed) == held
     changed = [path for path, file in installed.items() if not same(file, CHECKOUT / path)]
     assert changed == [], "changed since they were installed: run `make test`"
 

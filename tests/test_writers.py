@@ -181,7 +181,11 @@ def test_a_folder_that_cannot_be_written_is_reported_once_and_stops_nothing(prog
 
 
 def test_writers_are_short() -> None:
-    lengths = {file.name: len(file.read_text().splitlines()) for file in WRITERS.iterdir() if file.is_file()}
+    lengths = {
+        file.name: len(file.read_text().splitlines())
+        for file in WRITERS.iterdir()
+        if file.is_file() and file.suffix != ".md"
+    }
     assert set(lengths) == {"firstdiff.h", "firstdiff.rs", "Firstdiff.swift", "firstdiff_writer.py"}
     assert max(lengths.values()) < 200
 
