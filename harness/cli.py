@@ -196,6 +196,19 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     )
     _json(weights)
 
+    log = add("log", "Hold what an engine printed against the reference.")
+    log.add_argument("log", type=Path, metavar="FILE", help="what your engine printed")
+    log.add_argument("--model", type=Path, required=True, metavar="MODEL", help="the GGUF file it ran")
+    log.add_argument("--tokens", type=_ids, required=True, metavar="IDS", help="the prompt's token ids")
+    log.add_argument(
+        "--decode", type=_count, default=0, metavar="N", help="steps decoded after the prompt (default: 0)"
+    )
+    log.add_argument(
+        "--decoded", type=_ids, default=(), metavar="IDS", help="the tokens it decoded, in place of --decode"
+    )
+    log.add_argument("--patterns", type=Path, metavar="FILE", help="a TOML file with more spellings")
+    _json(log)
+
     add("doctor", "Check that this installation is sound.")
 
 

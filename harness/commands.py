@@ -15,11 +15,14 @@ from firstdiff import run as running
 from firstdiff.cli import MOST_THREADS, UNREADABLE, fail
 from firstdiff.doctor import examine, physical_cores
 from firstdiff.dumps import names_in
+from firstdiff.engine_trace import Engine
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE
+from firstdiff.name_table import name_table
+from firstdiff.observe import observe
 from firstdiff.rope_table import rope_command
 from firstdiff.run import Input
-from firstdiff.several import names_of, parting, to_json
+from firstdiff.several import names_of, summary, to_json
 from firstdiff.tokens import tokens_command
 from firstdiff.verdict import Verdict, strict
 from firstdiff.weights_check import weights_command
@@ -56,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     engine = None
     if options.engine is not None:
         decode = DECODE if options.decode is None else options.decode
-        engine = running.Engine(options.engine, decode, options.timeout or TIMEOUT)
+        engine = Engine(options.engine, decode, options.timeout or TIMEOUT)
     verdicts = running.judge_candidates(
         options.model,
         options.candidate,
@@ -171,6 +174,21 @@ def weights(options: argparse.Namespace) -> int:
     return _print(options, weights_command(model=options.model, names=options.names, against=options.against))
 
 
+def log(options: argparse.Namespace) -> int:
+    """Hold a log's numbers against the reference's."""
+    return _print(
+        options,
+        observe(
+            log=options.log,
+            model=options.model,
+            tokens=options.tokens,
+            decode=options.decode,
+            decoded=options.decoded,
+            patterns=options.patterns,
+        ),
+    )
+
+
 def _print(options: argparse.Namespace, result: tuple[str, dict[str, Any], int]) -> int:
     text, record, code = result
     print(json.dumps(strict(record), indent=1, allow_nan=False) if options.json else text)
@@ -206,7 +224,6 @@ def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> 
 def names(options: argparse.Namespace) -> int:
     """Show how the names of a dump were understood."""
     rows = names_in(options.trace, names=options.names)
-    unknown = sum(row.point is None and row.nearest is not None for row in rows)
     if options.json:
         record = [
             {"name": r.name, "step": r.step, "point": r.point, "layer": r.layer, "nearest": r.nearest, "shape": r.shape}
@@ -214,19 +231,14 @@ def names(options: argparse.Namespace) -> int:
         ]
         print(json.dumps(record, indent=1))
         return 0
-    width = max((len(row.name) for row in rows), default=0)
-    for row in rows:
-        layer = "" if row.layer is None else f"-{row.layer}"
-        meaning = f"{row.point}{layer}" if row.point else f"? perhaps {row.nearest}" if row.nearest else "(no point)"
-        print(f"{row.step:>3}  {row.name:<{width}}  {meaning:<18} {list(row.shape)}")
-    if unknown:
-        print(f"\n{unknown} names were not understood. Map them with --names TABLE, a TOML file such as")
-        print('  "their.{layer}.name" = "Qcur"')
+    from firstdiff.reports.words import runs
+
+    print(name_table(rows, runs))
     return 0
 
 
 def _report_several(verdicts: Sequence[Verdict], given: Sequence[str], options: argparse.Namespace, out: Path) -> int:
-    """Print each candidate's report and where they part; the worst exit code."""
+    """Print where the candidates part and the report of each that is not right; the worst exit code."""
     called = names_of(verdicts, given)
     text = to_json(verdicts, called)
     running.keep_verdict(out, text)
@@ -239,6 +251,6 @@ def _report_several(verdicts: Sequence[Verdict], given: Sequence[str], options: 
 
     from firstdiff.reports.several import show
 
-    show(verdicts, called, parting(verdicts, called), Console(), where="verdict.json")
+    show(verdicts, called, summary(verdicts, called), Console(), where="verdict.json")
     print(f"\nTraces and verdict: {out}")
     return code

@@ -105,18 +105,26 @@ def _replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict]
         if found != alignment:
             alignment = found
             sites = _replay(model, trace, first, alignment)
-    tried = {first: sites}
-    if declared is None:
-        for arithmetic in ARITHMETICS.values():
-            if arithmetic is not first and arithmetic is not F64:
-                tried[arithmetic] = _replay(model, trace, arithmetic, alignment)
-    best = min(tried, key=lambda arithmetic: _misfit(tried[arithmetic]))
-    return best, tried[best], alignment
+    if declared is not None or _misfit(sites) <= first.floor:
+        return first, sites, alignment
+    best = _fitting(model, trace, alignment, sites)
+    return best, sites if best is first else _replay(model, trace, best, alignment), alignment
 
 
-def _replay(model: Model, trace: Trace, arithmetic: Arithmetic, alignment: Alignment) -> list[SiteVerdict]:
+def _fitting(model: Model, trace: Trace, alignment: Alignment, in_f32: list[SiteVerdict]) -> Arithmetic:
+    """The arithmetic whose products come nearest to the candidate's, over all layers of the prompt."""
+    misfit = {F32: _misfit([s for s in in_f32 if s.step == 0])}
+    for arithmetic in ARITHMETICS.values():
+        if arithmetic not in (F64, F32):
+            misfit[arithmetic] = _misfit(_replay(model, trace, arithmetic, alignment, steps=1))
+    return min(misfit, key=lambda arithmetic: misfit[arithmetic])
+
+
+def _replay(
+    model: Model, trace: Trace, arithmetic: Arithmetic, alignment: Alignment, *, steps: int | None = None
+) -> list[SiteVerdict]:
     probe = Replay(arithmetic, trace, alignment)
-    for _ in model.forward(trace.steps, probe):
+    for _ in model.forward(trace.steps[:steps], probe):
         pass
     return probe.sites
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.verdict import Element
+
 Real = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
 
@@ -22,15 +24,6 @@ AXES: dict[str, tuple[str, ...]] = {
 LOCATED = 10.0
 """An element counts as wrong in :func:`locate` from this many floors on, relative to its row's rms. Rounding is near
 to normally distributed with a root mean square of a fifth of the floor, so correct elements stay below half of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Worst:
-    """The element with the largest error relative to its row."""
-
-    index: tuple[int, ...]
-    candidate: float
-    reference: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +43,7 @@ class Difference:
     """
 
     error: float
-    worst: Worst | None
+    worst: Element | None
     not_finite: int
 
 
@@ -102,7 +95,7 @@ def measure(
     broken = judged & ~np.isfinite(c)
     if broken.any():
         first = _first(broken, axes)
-        return Difference(np.inf, Worst(first, float(c[first]), float(r[first])), int(broken.sum()))
+        return Difference(np.inf, Element(first, float(c[first]), float(r[first])), int(broken.sum()))
     delta = np.where(judged, c - r, 0.0)
     if not delta.any():
         return Difference(0.0, None, 0)
@@ -114,7 +107,7 @@ def measure(
         error = _ratio(norm, size)
     scaled = np.abs(delta) / np.where(size > 0, size, 1.0).reshape(_along(axes, size.shape[0]))
     index = tuple(int(i) for i in np.unravel_index(int(scaled.argmax()), scaled.shape))
-    return Difference(float(error.max()), Worst(index, float(c[index]), float(r[index])), 0)
+    return Difference(float(error.max()), Element(index, float(c[index]), float(r[index])), 0)
 
 
 def relative(candidate: Real, reference: Real, seen: Mask | None = None) -> float:

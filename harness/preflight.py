@@ -141,10 +141,15 @@ def _sha256(model: Model) -> str:
 
 
 def prompt_of(steps: Sequence[StepLike], length: int) -> tuple[int, ...]:
-    """A candidate's tokens of the prompt: those of step 0, or, where an engine feeds one at a time, the first ones."""
-    if len(steps[0].tokens) > 1 or length <= 1:
-        return tuple(steps[0].tokens)
-    return tuple(t for step in steps for t in step.tokens)[:length]
+    """A candidate's tokens of the prompt: those of step 0, or of the steps that an engine feeds it in.
+
+    A decoded step has one token, so all steps up to the last one with more belong to the prompt; where none has more,
+    tokens are fed one at a time, and the first ones are the prompt.
+    """
+    last = max((index for index, step in enumerate(steps) if len(step.tokens) > 1), default=None)
+    if last is None:
+        return tuple(t for step in steps for t in step.tokens)[: max(length, 1)]
+    return tuple(t for step in steps[: last + 1] for t in step.tokens)
 
 
 def weights_of(model: Model, trace: Trace) -> WeightsCheck | None:

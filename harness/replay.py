@@ -16,7 +16,7 @@ from firstdiff.model.arithmetic import Array
 from firstdiff.model.operations import append, visible
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.terms import terms
-from firstdiff.verdict import Element, SiteVerdict, Status
+from firstdiff.verdict import SiteVerdict, Status
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,14 +102,13 @@ class Replay(Probe):
                 inputs_right=not wrong,
                 segment=segment,
             )
-        worst = difference.worst
         return _named(
             site,
             call,
             Status.DIVERGES,
             local_error=difference.error,
             floor=floor,
-            worst=None if worst is None else Element(worst.index, worst.candidate, worst.reference),
+            worst=difference.worst,
             where=locate(recorded, computed, axes=axes, floor=floor, seen=seen),
             not_finite=difference.not_finite,
             inputs_right=not wrong,

@@ -6,12 +6,14 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from firstdiff.capture import capture
 from firstdiff.dumps import Trace, TraceError, TraceWriter, open_trace
+from firstdiff.engine_trace import Engine, engine_trace
 from firstdiff.errors import CaptureError, UsageError
 from firstdiff.judge import judge
 from firstdiff.llamacpp import LlamaCpp, version
@@ -22,8 +24,6 @@ from firstdiff.record import Planted, record_reference
 from firstdiff.verdict import Verdict
 
 Progress = Callable[[str], None]
-
-LAST_WORDS = 5  # lines that an engine printed before it failed
 
 PROMPT = (
     "A stitch in time saves nine, they say; but what does it save when 1,234 stitches are needed, "
@@ -182,15 +182,6 @@ def certify(path: Path, source: Input, *, decode: int, threads: int, out: Path, 
     return judge(model, trace, notes=notes, pieces=pieces, progress=progress)
 
 
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """The user's engine: its command line, steps to decode, and seconds it may take."""
-
-    command: str
-    decode: int
-    timeout: float
-
-
 def judge_candidates(
     path: Path,
     candidates: Sequence[Path],
@@ -224,15 +215,19 @@ def judge_candidates(
     told = source.tokens is not None or source.prompt is not None
     tokens = _tokens(model, source) if told or engine is not None else None
     traces = [_opened(candidate, tokens if told else None, source, names) for candidate in candidates]
+    ran: dict[str, str] = {}
     if engine is not None:
         assert tokens is not None
-        make_folder(out)
-        traces.append(_run_engine(model, engine, tokens, names, out))
+        progress("")  # what the engine prints begins on a line of its own
+        trace, ran = _run_engine(model, engine, tokens, names, out)
+        traces.append(trace)
     said = identity(model)
     for trace in traces:
         check_trace(trace, model, said)
     make_folder(out)
     checks = [_preflight(model, trace, source, said) for trace in traces]
+    if engine is not None:  # a text that is given is compared as a text
+        checks[-1] |= {check: says for check, says in ran.items() if check != "tokens" or source.prompt is None}
     return _judge_all(model, traces, checks, said, threads=threads, out=out, progress=progress)
 
 
@@ -278,8 +273,11 @@ def _judge_all(
     try:
         version()
     except CaptureError as e:
-        alone = (f"judged against the reference alone: {e}",)
-        return [judge(model, trace, preflight=check, notes=alone, progress=progress) for trace, check in pairs]
+        alone = f"judged against the reference alone: {e}"
+        return [
+            judge(model, trace, preflight=check, notes=(*_unknown(trace), alone), progress=progress)
+            for trace, check in pairs
+        ]
     verdicts = []
     seen: dict[tuple[tuple[int, ...], ...], tuple[Trace, tuple[str, ...], tuple[str, ...]]] = {}
     for trace, check in pairs:
@@ -289,40 +287,39 @@ def _judge_all(
             folder = out / ("llama.cpp" if not seen else f"llama.cpp-{len(seen) + 1}")
             seen[steps] = record_llama(model, steps, folder, threads=threads, said=said)
         witness, notes, pieces = seen[steps]
+        notes = (*_unknown(trace), *notes)
         verdicts.append(
             judge(model, trace, witness=witness, preflight=check, notes=notes, pieces=pieces, progress=progress)
         )
     return verdicts
 
 
-def _run_engine(model: Model, engine: Engine, tokens: Sequence[int], names: str | None, out: Path) -> Trace:
-    """Run the user's engine and open its dump; what it dumped before a crash is judged, and the crash is noted.
+def _unknown(trace: Trace) -> tuple[str, ...]:
+    """Say that names were not understood: their tensors are not judged, and count as not recorded."""
+    if not trace.unknown:
+        return ()
+    first = next((name for name in trace.unknown if name.nearest is not None), trace.unknown[0])
+    perhaps = "" if first.nearest is None else f", perhaps {first.nearest}"
+    count = len(trace.unknown)
+    said = "1 name is" if count == 1 else f"{count:,} names are"
+    dump = "" if trace.path is None else f": 'firstdiff names {trace.path}' lists them"
+    return (f"{said} not understood, such as {first.name}{perhaps}{dump}",)
 
-    Raises
-    ------
-    CaptureError
-        Where it left nothing that can be read, with what it did and the last lines that it printed.
-    """
-    from firstdiff.engine_run import run_engine
 
+def _run_engine(
+    model: Model, engine: Engine, tokens: Sequence[int], names: str | None, out: Path
+) -> tuple[Trace, dict[str, str]]:
+    """See :func:`firstdiff.engine_trace.engine_trace`; a folder that is made for nothing is removed."""
     model.check_tokens(tokens, decode=engine.decode)
-    dump = out / "engine"
-    done = run_engine(
-        engine.command,
-        model=model.gguf.path,
-        tokens=tokens,
-        decode=engine.decode,
-        dump=dump,
-        timeout=engine.timeout,
-        echo=sys.stderr,
-    )
-    last = f"; its last words: {' | '.join(done.tail[-LAST_WORDS:])}" if done.tail else ""
+    was_there = out.exists()
+    make_folder(out)
     try:
-        trace = open_trace(dump, names=names)
-    except TraceError as e:
-        problem = done.problem or f"its dump cannot be read: {e}"
-        raise CaptureError(f"--engine: {problem}{last}") from None
-    return trace if done.problem is None else replace(trace, notes=(*trace.notes, f"the engine: {done.problem}{last}"))
+        return engine_trace(engine, model=model.gguf.path, tokens=tokens, names=names, dump=out / "engine")
+    except (CaptureError, UsageError):
+        if not was_there:
+            with suppress(OSError):  # something is in it
+                out.rmdir()
+        raise
 
 
 def _tokens(model: Model, source: Input) -> list[int]:

@@ -28,25 +28,60 @@ class Parting:
 
     def sentence(self) -> str:
         """Say it in one line."""
-        return f"They part at {self.site}: {' and '.join(self.wrong)} wrong, {' and '.join(self.right)} right."
+        return f"They part at {self.site}: {_listed(self.wrong)} wrong, {_listed(self.right)} right."
 
 
 def names_of(verdicts: Sequence[Verdict], given: Sequence[str]) -> list[str]:
     """What each candidate is called: its own name where that tells them apart, else as it was given."""
     own = [v.candidate for v in verdicts]
-    return own if len(set(own)) == len(own) else list(given)
+    if len(set(own)) == len(own):
+        return own
+    names: list[str] = []
+    for name in given:  # one may be given twice
+        told_apart = (name, *(f"{name} ({n})" for n in range(2, len(given) + 1)))
+        names.append(next(n for n in told_apart if n not in names))
+    return names
 
 
 def parting(verdicts: Sequence[Verdict], names: Sequence[str]) -> Parting | None:
     """Find where candidates part; None where none diverges that another one has right."""
     by_site = [{s.site: s for s in v.sites} for v in verdicts]
-    for site in verdicts[0].sites:
+    longest = max(verdicts, key=lambda v: len(v.sites))  # the same sites as the others, and further steps
+    for site in longest.sites:
         each = [sites.get(site.site) for sites in by_site]
         wrong = tuple(n for n, s in zip(names, each, strict=True) if s and s.status is Status.DIVERGES)
         right = tuple(n for n, s in zip(names, each, strict=True) if s and _right(s))
         if wrong and right:
             return Parting(site.site, wrong, right)
     return None
+
+
+def summary(verdicts: Sequence[Verdict], names: Sequence[str]) -> list[str]:
+    """Say what the candidates have to do with each other: a sentence each."""
+    found = parting(verdicts, names)
+    if found is not None:
+        first = found.sentence()
+    elif all(v.verdict == "agrees" for v in verdicts):
+        first = f"{'Both' if len(verdicts) == 2 else f'All {len(verdicts)}'} candidates agree with the reference."  # noqa: PLR2004
+    else:
+        first = "No site is wrong in one candidate and right in another."
+    step = _other_tokens(verdicts)
+    if step is None:
+        return [first]
+    return [first, f"They did not run the same tokens: their tokens differ from step {step} on."]
+
+
+def _other_tokens(verdicts: Sequence[Verdict]) -> int | None:
+    """The first step in which candidates ran different tokens; those that ended before it do not count."""
+    for step in range(max(len(v.tokens) for v in verdicts)):
+        if len({v.tokens[step] for v in verdicts if step < len(v.tokens)}) > 1:
+            return step
+    return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Write ``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _right(site: SiteVerdict) -> bool:

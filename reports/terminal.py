@@ -54,7 +54,7 @@ def show(verdict: Verdict, console: Console, *, where: str | None = None) -> Non
 
     `where` is the name or path of ``verdict.json``, as for :func:`render`.
     """
-    page = _Page(console.width, console.encoding)
+    page = Page(console.width, console.encoding)
     sections = (
         _sentences(verdict, page, where),
         [page.line(line) for line in layers.lines(verdict, page.width, where)],
@@ -65,11 +65,11 @@ def show(verdict: Verdict, console: Console, *, where: str | None = None) -> Non
         if i:
             console.print()
         for part in section:
-            console.print(_Trimmed(part), highlight=False)
+            console.print(Trimmed(part), highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
-class _Page:
+class Page:
     """What is written on. Every string passes through :meth:`text`, as names in traces are hostile."""
 
     width: int
@@ -92,7 +92,7 @@ class _Page:
 
 
 @dataclass(frozen=True, slots=True)
-class _Trimmed:
+class Trimmed:
     """A part of the report without the blanks that its lines end in: they would wrap, and be copied."""
 
     part: RenderableType
@@ -106,12 +106,12 @@ class _Trimmed:
             yield Segment.line()
 
 
-def _sentences(verdict: Verdict, page: _Page, where: str | None) -> list[RenderableType]:
+def _sentences(verdict: Verdict, page: Page, where: str | None) -> list[RenderableType]:
     head, *rest = words.sentences(verdict, where)
     return [page.text(head, "bold"), *map(page.text, rest)]
 
 
-def _table(verdict: Verdict, page: _Page, where: str | None) -> list[RenderableType]:
+def _table(verdict: Verdict, page: Page, where: str | None) -> list[RenderableType]:
     """The diverging sites, a row each."""
     diverging = verdict.diverging
     if not diverging:
@@ -137,7 +137,7 @@ def _table(verdict: Verdict, page: _Page, where: str | None) -> list[RenderableT
     return [table, *([page.text(f"and {more:,} more{words.all_in(where)}")] if more > 0 else [])]
 
 
-def _facts(verdict: Verdict, page: _Page, where: str | None) -> list[RenderableType]:
+def _facts(verdict: Verdict, page: Page, where: str | None) -> list[RenderableType]:
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")

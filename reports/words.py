@@ -26,7 +26,10 @@ def sentences(verdict: Verdict, where: str | None = None) -> list[str]:
 
     What does not hold of the input contract comes before all tensors: they differ because of it.
     """
-    contract = [f"Before any tensor, {check}: {says}." for check, says in verdict.broken.items()]
+    contract = [
+        f"{says[:1].upper()}{says[1:]}." if check == "engine" else f"Before any tensor, {check}: {says}."
+        for check, says in verdict.broken.items()
+    ]
     if verdict.first is not None:
         told = _divergence(verdict, verdict.first, where)
     elif verdict.judged:
@@ -40,7 +43,7 @@ def _divergence(verdict: Verdict, first: SiteVerdict, where: str | None) -> list
     kind, of = _claim(verdict)
     among = f" among the {verdict.judged:,} sites {kind}{of}" if of else ""
     error, floor = apart(first.local_error, first.floor)
-    wrong = ", ".join(f"{axis} {span}" for axis, span in (first.where or {}).items())
+    wrong = ", ".join(_along(axis, span) for axis, span in (first.where or {}).items())
     head = f"{first.site} is the first to go wrong{among}: "
     return [
         head + f"{first.op}, local error {error} against a floor of {floor}.",
@@ -107,6 +110,11 @@ def _dump(verdict: Verdict, where: str | None) -> str:
     points, layers = {sites[name].point for name in names}, {sites[name].layer for name in names}
     if len(layers) > 1 and len(points) == 1:
         return f" Dump {points.pop()} of layers {runs(n for n in layers if n is not None)} next."
+    (*inside,) = layers - {None}
+    if len(inside) == 1 and len(names) > 2 * NAMED:  # without the layer's number, all of them are two lines
+        outside = [name for name in names if sites[name].layer is None]
+        of = ", ".join(sites[name].point for name in names if sites[name].layer is not None)
+        return f" Dump {' and '.join([*outside, 'these'])} of layer {inside[0]} next: {of}."
     these = "this" if len(names) == 1 else "these"
     return f" Dump {these} next: {listed(names, where, most=2 * NAMED)}."
 
@@ -167,7 +175,12 @@ def place(site: SiteVerdict) -> str:
     """Only the axes that narrow the error down."""
     if not site.where:
         return ""
-    return ", ".join(f"{axis} {span}" for axis, span in site.where.items() if span != "all") or "everywhere"
+    return ", ".join(_along(axis, span) for axis, span in site.where.items() if span != "all") or "everywhere"
+
+
+def _along(axis: str, span: str) -> str:
+    """Write ``tokens 0, 3-5`` and ``token 0``."""
+    return f"{axis.removesuffix('s') if span.isdigit() else axis} {span}"
 
 
 def inputs(site: SiteVerdict) -> str:

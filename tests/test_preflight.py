@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from firstdiff.dumps import Step, Trace, TraceError, TraceWriter, open_trace
 from firstdiff.llamacpp import LlamaCpp
 from firstdiff.model.engine import Model, open_model
 from firstdiff.positions import check_positions, describe
-from firstdiff.preflight import check_model, preflight
+from firstdiff.preflight import check_model, preflight, prompt_of
 from firstdiff.run import identity
 
 TEXT = "tell me more"
@@ -150,3 +151,14 @@ def test_a_prompt_fed_one_token_at_a_time_is_put_together(model: Model, tmp_path
             for position, token in enumerate([*ids, 9]):
                 writer.step(Step((token,), (position,)), {"embd": np.zeros((1, 64), np.float32)})
         assert preflight(model, open_trace(tmp_path / "trace"), engine=engine, text=TEXT)["tokens"] == "agrees"
+
+
+def test_the_prompt_is_all_that_was_fed_before_decoding() -> None:
+    def steps(*lengths: int) -> list[Step]:
+        ends = np.cumsum((0, *lengths))
+        return [Step(tuple(range(a, b)), tuple(range(a, b))) for a, b in itertools.pairwise(ends.tolist())]
+
+    assert prompt_of(steps(7, 1, 1), 6) == tuple(range(7))
+    assert prompt_of(steps(4, 4, 2, 1, 1), 10) == tuple(range(10))
+    assert prompt_of(steps(1, 1, 1, 1, 1), 3) == (0, 1, 2)
+    assert prompt_of(steps(1), 1) == (0,)

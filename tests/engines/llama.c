@@ -7,6 +7,8 @@
  * greedily, and records every point with firstdiff.h. --print writes one line of statistics a tensor, as people put
  * them into engines; --order feature-token dumps every tensor with its axes reversed, and says so nowhere.
  *
+ * -DCRASH_AT=n makes it abort in step n, whose tokens are read by then, and whose tensors are not.
+ *
  * Bugs: -DBUG=name plants one, -DONLY_LAYER=n in that layer alone. `first` is the first site that goes
  * wrong where all layers have the bug.
  *
@@ -69,6 +71,9 @@
 #endif
 #ifndef ONLY_LAYER
 #define ONLY_LAYER -1
+#endif
+#ifndef CRASH_AT
+#define CRASH_AT -1
 #endif
 #ifndef ACCUMULATORS
 #define ACCUMULATORS 16 /* partial sums of a product; 1 is the naive loop */
@@ -654,6 +659,7 @@ int main(int argc, char **argv) {
     firstdiff_about("arithmetic", "f32");
     for (int step = 0; step <= decode; step++) {
         firstdiff_step(tokens, T, past);
+        if (step == CRASH_AT) fputs("engine: about to crash\n", stderr), abort();
         int32_t next = forward(tokens, T, past, &m, caches);
         fprintf(stderr, "next token: %d\n", next);
         past += T, T = 1, tokens[0] = next;
