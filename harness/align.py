@@ -74,6 +74,11 @@ class Alignment:
             return np.concatenate([like[:-1], recorded.reshape(1, -1)]), None
         return None, f"recorded shape {list(recorded.shape)}, expected {list(like.shape)}"
 
+    def dtype(self, trace: Trace, site: Site) -> str:
+        """The dtype that a site's tensor was recorded in."""
+        layout = self.layouts.get(site.point, PLAIN)
+        return trace.dtype(Site(site.step, site.layer, layout.source or site.point))
+
     def described(self) -> dict[str, str]:
         """What is said of each point that is not laid out plainly."""
         return {point: layout.says for point, layout in self.layouts.items() if layout.says}

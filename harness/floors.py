@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from firstdiff.model.arithmetic import Arithmetic
-from firstdiff.model.operations import append, attend, linear, rms_norm, rope, scores, soft_max
+from firstdiff.model.arithmetic import BF16, F16, Arithmetic, Array
+from firstdiff.model.operations import append, attend, linear, rms_norm, rope, scores, soft_max, swiglu
 from firstdiff.model.probe import Call
 
 UNIT = 2.0**-24
@@ -29,8 +29,55 @@ MOST = 0.3
 """Beyond it nothing can be said of a segment: errors of different origin look alike."""
 
 
-def floor(arithmetic: Arithmetic, calls: Sequence[Call]) -> float:
-    """The floor of a segment: the calls since the last recorded values, and the judged one."""
+STORED = {"f16": F16.floor, "bf16": BF16.floor, "f8_e4m3": 0.2, "f8_e5m2": 0.4}
+"""What storing a tensor in a narrower dtype than it was computed in takes from it, as a floor."""
+
+CODES = 4.0
+"""How much more an input that was rounded when it was stored changes a product whose activations are quantised: some
+of their codes flip. A hundredth of them does at f16, which makes 2.5e-3."""
+
+
+def stored(arithmetic: Arithmetic, call: Call, dtype: str) -> float:
+    """What a recorded value has lost in the file: nothing where the arithmetic has it in that dtype anyway."""
+    if call.op is append and arithmetic.cache is np.float16:
+        return 0.0
+    return STORED.get(dtype, 0.0)
+
+
+def floor(arithmetic: Arithmetic, calls: Sequence[Call], *, own: float = 0.0, inputs: float = 0.0) -> float:
+    """The floor of a segment: the calls since the last recorded values, and the judged one.
+
+    `own` and `inputs` are what the judged value and its inputs lost when they were stored.
+    """
+    passed = inputs * _passed_on(arithmetic, calls[-1]) if inputs else 0.0
+    return max(_computed(arithmetic, calls), own, passed)
+
+
+def _passed_on(arithmetic: Arithmetic, call: Call) -> float:
+    """By how much an operation can enlarge a relative error of its inputs."""
+    if call.op is linear and arithmetic.ggml_products and call.inputs[1].kind.block > 1:
+        return CODES
+    if call.op is soft_max:  # an exponent's absolute error is its result's relative one
+        return max(1.0, _largest(call.inputs[0]) * float(call.attributes["scale"]))
+    if call.op is swiglu:
+        return _of_silu(*(np.asarray(x, np.float64) for x in call.inputs))
+    return 1.0
+
+
+def _of_silu(gate: Array, up: Array) -> float:
+    """The condition number of silu, weighted by what each element contributes: large where gates are very negative."""
+    with np.errstate(all="ignore"):
+        off = 1 / (1 + np.exp(gate))  # 1 - sigmoid
+        y = gate * (1 - off) * up
+        ratio = np.linalg.norm(y * (1 + gate * off), axis=-1) / np.linalg.norm(y, axis=-1)
+    return max(1.0, _largest(ratio))
+
+
+def _largest(x: Array) -> float:
+    return float(np.abs(x[np.isfinite(x)]).max(initial=0.0))
+
+
+def _computed(arithmetic: Arithmetic, calls: Sequence[Call]) -> float:
     own = sum(arithmetic.floor + _float32(arithmetic, call) for call in calls)
     if len(calls) == 1:
         return own
@@ -49,8 +96,7 @@ def _float32(arithmetic: Arithmetic, call: Call) -> float:
     if call.op is rope:
         return UNIT * max(map(abs, call.inputs[1]), default=0)
     if call.op is soft_max:
-        largest = np.abs(x[np.isfinite(x)]).max(initial=0.0)
-        return UNIT * float(largest * call.attributes["scale"])
+        return UNIT * _largest(x) * float(call.attributes["scale"])
     if call.op is rms_norm:  # its sum is of squares, none of which cancel, and its root halves the error
         return UNIT / 8 * math.sqrt(x.shape[-1])
     if call.op in (linear, scores, attend):

@@ -18,18 +18,23 @@ from firstdiff.model.probe import Call, Probe
 from firstdiff.model.terms import terms
 from firstdiff.verdict import SiteVerdict, Status
 
+LARGEST_F16, SMALLEST_F16, ULP_F16 = 65504.0, 2.0**-14, 2.0**-25
+"""The largest and the smallest normal number, and half the spacing of the numbers below it."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Origin:
     """Where a value of the forward pass comes from.
 
-    `wrong` says that something upstream diverges; `pending` are the calls since the last recorded values.
+    `wrong` says that something upstream diverges; `pending` are the calls since the last recorded values; `lost` is
+    what the value lost when it was stored in a narrow dtype.
     """
 
     value: Array  # held, so that its identity stays its own
     wrong: bool
     pending: tuple[Call, ...]
     cached: bool
+    lost: float
 
 
 @dataclass
@@ -55,20 +60,26 @@ class Replay(Probe):
             self._origins = {k: o for k, o in self._origins.items() if o.cached}
         upstream = [self._origins[id(x)] for x in call.inputs if id(x) in self._origins]
         wrong = any(o.wrong for o in upstream)
+        inputs = max((o.lost for o in upstream), default=0.0)
         pending = tuple(dict.fromkeys(c for o in upstream for c in o.pending))
         site = Site(call.step, call.layer, call.point)
         recorded, reason = self.alignment.read(self.trace, site, computed)
         if recorded is None:
             status = Status.NOT_COMPARABLE if reason else Status.NOT_RECORDED
             self.sites.append(_named(site, call, status, inputs_right=not wrong, reason=reason))
-            return self._keep(call, computed, wrong=wrong, pending=(*pending, call))
-        verdict = self._judge(site, call, recorded, computed, wrong=wrong, pending=pending)
+            return self._keep(call, computed, wrong=wrong, pending=(*pending, call), lost=inputs)
+        dtype = self.alignment.dtype(self.trace, site)
+        own = floors.stored(self.arithmetic, call, dtype)
+        if dtype == "f16" and own:
+            recorded = _within_f16(recorded, computed)
+        floor = floors.floor(self.arithmetic, (*pending, call), own=own, inputs=inputs)
+        verdict = self._judge(site, call, recorded, computed, wrong=wrong, pending=pending, floor=floor)
         if verdict.status is Status.DIVERGES and self._is_normed(site, recorded):
             reason = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
             self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))
-            return self._keep(call, computed, wrong=wrong, pending=(*pending, call))
+            return self._keep(call, computed, wrong=wrong, pending=(*pending, call), lost=inputs)
         self.sites.append(verdict)
-        return self._keep(call, recorded, wrong=wrong or verdict.status is Status.DIVERGES, pending=())
+        return self._keep(call, recorded, wrong=wrong or verdict.status is Status.DIVERGES, pending=(), lost=own)
 
     def _judge(
         self,
@@ -79,8 +90,8 @@ class Replay(Probe):
         *,
         wrong: bool,
         pending: tuple[Call, ...],
+        floor: float,
     ) -> SiteVerdict:
-        floor = floors.floor(self.arithmetic, (*pending, call))
         axes, seen = axes_of(call.point), counted(call.point, computed)
         difference = measure(
             recorded,
@@ -122,8 +133,8 @@ class Replay(Probe):
         normed, _ = self.alignment.read(self.trace, Site(site.step, None, "result_norm"), recorded)
         return normed is not None and np.array_equal(normed, recorded)
 
-    def _keep(self, call: Call, value: Array, *, wrong: bool, pending: tuple[Call, ...]) -> Array:
-        self._origins[id(value)] = _Origin(value, wrong, pending, cached=call.op is append)
+    def _keep(self, call: Call, value: Array, *, wrong: bool, pending: tuple[Call, ...], lost: float) -> Array:
+        self._origins[id(value)] = _Origin(value, wrong, pending, cached=call.op is append, lost=lost)
         return value
 
 
@@ -155,6 +166,14 @@ class Drift(Probe):
             if recorded is not None:
                 self.drifts[str(site)] = relative(recorded, own, counted(call.point, own))
         return computed
+
+
+def _within_f16(recorded: Array, computed: Array) -> Array:
+    """Values beyond f16's range, or below its normal numbers, as computed where the recorded ones are f16's of them."""
+    with np.errstate(all="ignore"):
+        beyond = np.isinf(recorded) & (np.abs(computed) > LARGEST_F16)
+        below = (np.abs(computed) < SMALLEST_F16) & (np.abs(recorded - computed) <= ULP_F16)
+    return np.where(beyond | below, computed, recorded)
 
 
 def _of_step(point: str, computed: Array, start: int, stop: int) -> Array:

@@ -14,7 +14,7 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE
 from firstdiff.judge import judge
-from firstdiff.model.arithmetic import F32, F64, GGML_CPU
+from firstdiff.model.arithmetic import F32, F64, GGML_CPU, Arithmetic
 from firstdiff.model.engine import Model, open_model
 from firstdiff.record import record_reference
 from firstdiff.verdict import SiteVerdict, Status, Verdict
@@ -241,3 +241,16 @@ def test_an_undeclared_arithmetic_is_found_from_the_products(small: Model) -> No
         verdict: Verdict = judge(small, silent)
         assert verdict.arithmetic["linear"] == found
         assert {Site.parse(s.site).point for s in verdict.diverging} == {"attn_norm", "ffn_norm"}
+
+
+@pytest.mark.parametrize("arithmetic", [F32, GGML_CPU], ids=lambda a: a.name)
+@pytest.mark.parametrize("bug", [None, "rope-pairing", "norm-weight-missing", "min-missing", "scale-missing"])
+def test_a_dump_stored_in_f16_is_judged_at_what_storing_takes_from_it(
+    small: Model, bug: str | None, arithmetic: Arithmetic
+) -> None:
+    trace, touched = plant(small, PROMPT, *([(bug, 2)] if bug else []), arithmetic=arithmetic)
+    narrow = {s: np.array(trace[s]).astype(np.float16) for s in trace.sites()}
+    engine = {"name": "theirs", "arithmetic": arithmetic.name}
+    verdict = judge(small, Trace.from_arrays(trace.steps, narrow, engine=engine, model={}))
+    assert [s.site for s in verdict.diverging] == touched
+    assert {s.floor for s in verdict.sites if s.op == "rms_norm"} == {1.25e-3}
