@@ -25,7 +25,7 @@ from firstdiff.llamacpp import Context, LlamaCpp
 from firstdiff.model.arithmetic import GGML_CPU
 from firstdiff.model.engine import open_model
 from firstdiff.model.probe import Probe
-from firstdiff.replay import Replay, replay
+from firstdiff.replay import Replay
 
 TOKENS = tuple(range(300, 320))
 STEP = Step(TOKENS, tuple(range(len(TOKENS))))
@@ -68,7 +68,7 @@ def replays(path: Path, recorded: Path) -> dict[str, Callable[[], None]]:
 
     def judge() -> None:
         probe = Replay(GGML_CPU, trace)
-        for _ in replay(model, trace, probe):
+        for _ in model.forward(trace.steps, probe):
             pass
         assert not [s.site for s in probe.sites if s.local_error is None or s.local_error > 1e-6]
 
