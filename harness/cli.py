@@ -26,8 +26,8 @@ MOST_THREADS = 512  # GGML_MAX_N_THREADS: far above it llama.cpp crashes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    # OpenBLAS's threads and llama.cpp's spin while they wait, and take the cores from each other. Alone, one core
-    # is nearly as fast (`make bench`); with other work on the machine, several times faster.
+    # OpenBLAS's threads and llama.cpp's spin while they wait, and take the cores from each other where
+    # other work runs beside them. One core is nearly as fast (`make bench`).
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     parser = _parser()
     options = parser.parse_args(arguments)

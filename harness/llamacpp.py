@@ -80,8 +80,8 @@ class LlamaCpp:
 
     Notes
     -----
-    Weights are not repacked (``use_extra_bufts`` off): repacked kernels round in their own ways, and AMX ones
-    have been seen to crash on virtual machines that announce AMX and do not provide it.
+    Weights are not repacked (``use_extra_bufts`` off): repacked kernels round in their own ways, and the AMX
+    ones of llama-cpp-python 0.3.36 have been seen to crash (SIGSEGV in ``ggml_backend_amx_mul_mat``).
     """
 
     def __init__(self, path: Path, *, threads: int = 1, log: Path | None = None, vocabulary_only: bool = False) -> None:

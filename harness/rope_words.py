@@ -18,7 +18,7 @@ NO_ROTATION = 0.02
 """Residual from which the pairs were not turned: bfloat16 values alone leave 3e-3, a wrong pairing 0.1 and more."""
 
 TOLERANCE = 3e-4
-"""Radians. float32 angles are off by 6e-5 at position 500 (see :func:`firstdiff.model.rope.angles`)."""
+"""Radians. float32 angles are off by 3e-5 at position 500 (see :func:`firstdiff.model.rope.angles`)."""
 
 FARTHEST = 64
 """Offsets of positions that are searched beyond the trace's own."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.model.quants import round_bf16
+
 Array = npt.NDArray[np.floating]
 
 
@@ -48,7 +50,7 @@ class Arithmetic:
         if self.weights_and_results is None:
             return x
         if self.weights_and_results == "bf16":
-            return round_bf16(x)
+            return round_bf16(np.asarray(x, np.float32))
         return self.widen(round_to(x, np.float16))
 
     def widen(self, x: Array) -> Array:
@@ -66,13 +68,6 @@ def round_to(x: Array, dtype: type[np.floating] | None) -> Array:
         return x
     with np.errstate(over="ignore"):
         return x.astype(dtype)
-
-
-def round_bf16(x: Array) -> Array:
-    """Round to bfloat16, to nearest even, widened again; NaN stays NaN."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)
-    return np.where(np.isnan(x), x, rounded.view(np.float32)).astype(np.float32, copy=False)
 
 
 F64 = Arithmetic("f64", np.float64, ggml_products=False, attention=None, cache=np.float64)

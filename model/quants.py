@@ -218,7 +218,7 @@ def round_activations(x: Floats, weight: QuantType) -> tuple[Floats, Floats | No
             case "F16":
                 return x.astype(np.float16).astype(np.float32), None
             case "BF16":
-                return _round_bf16(x), None
+                return round_bf16(x), None
             case "Q8_K":
                 return _round_q8_k(x), None
             case _:
@@ -226,7 +226,7 @@ def round_activations(x: Floats, weight: QuantType) -> tuple[Floats, Floats | No
                 return rounded, offsets if target == "Q8_1" else None
 
 
-def _round_bf16(x: Floats) -> Floats:
+def round_bf16(x: Floats) -> Floats:
     """Round to nearest even on the upper 16 bits (``ggml_compute_fp32_to_bf16``)."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     rounded = (bits + (0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)

