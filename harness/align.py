@@ -74,6 +74,12 @@ class Alignment:
             return np.concatenate([like[:-1], recorded.reshape(1, -1)]), None
         return None, f"recorded shape {list(recorded.shape)}, expected {list(like.shape)}"
 
+    def shaped(self, trace: Trace, site: Site, shape: Shape) -> Array | None:
+        """A site's tensor in the reference's layout; None where it is not recorded or does not fit."""
+        layout = self.layouts.get(site.point, PLAIN)
+        held = Site(site.step, site.layer, layout.source or site.point)
+        return layout.read(trace[held], shape) if held in trace else None
+
     def dtype(self, trace: Trace, site: Site) -> str:
         """The dtype that a site's tensor was recorded in."""
         layout = self.layouts.get(site.point, PLAIN)

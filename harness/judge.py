@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from statistics import median
 
@@ -10,6 +10,8 @@ import numpy as np
 
 from firstdiff.align import Alignment, align, stated
 from firstdiff.dumps import Site, Trace
+from firstdiff.explaining import explain
+from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.model.arithmetic import ARITHMETICS, F32, F64, Arithmetic, Array
 from firstdiff.model.engine import Model
 from firstdiff.replay import Drift, Replay, between
@@ -26,6 +28,7 @@ def judge(
     preflight: dict[str, str] | None = None,
     notes: tuple[str, ...] = (),
     pieces: tuple[str, ...] = (),
+    table: Mapping[str, Hypothesis] = TABLE,
     progress: Progress = lambda _: None,
 ) -> Verdict:
     """Judge every site of a candidate's trace on its own inputs.
@@ -41,6 +44,8 @@ def judge(
         leaves the reference too, the reference is not trusted, and the candidate is not judged.
     preflight, notes, pieces
         Passed on into the verdict.
+    table
+        The hypotheses by which divergences are explained.
     progress
         Called with what is being done.
     """
@@ -60,6 +65,7 @@ def judge(
         drifts, against = between(candidate, witness, alignment), name(witness)
         free = [_last_logits(witness, step) for step in range(len(witness.steps))]
     sites = [replace(s, drift=drifts.get(s.site)) for s in sites]
+    explanations, counter_check = explain(model, candidate, arithmetic, alignment, sites, table=table, progress=progress)
     return Verdict(
         candidate=name(candidate),
         against=against,
@@ -73,6 +79,8 @@ def judge(
         preflight=preflight or {},
         notes=(*candidate.notes, *notes),
         pieces=pieces,
+        explanations=explanations,
+        counter_check=counter_check,
     )
 
 

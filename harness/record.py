@@ -8,7 +8,7 @@ from typing import Any
 
 from firstdiff.dumps import Site, Step, TraceWriter
 from firstdiff.errors import UsageError
-from firstdiff.hypotheses import Hypothesis
+from firstdiff.hypotheses import Hypothesis, Scene, Values
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call, Probe
@@ -16,16 +16,17 @@ from firstdiff.model.probe import Call, Probe
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """A hypothesis made true on purpose, at one layer or (None) at every layer."""
+    """A hypothesis made true on purpose, at one layer or (None) everywhere; in its first way, or with the values."""
 
     hypothesis: Hypothesis
     layer: int | None = None
+    values: Values | None = None
 
-    def apply(self, call: Call, model: Model) -> Call | None:
-        """The call gone wrong, or None where the plant does not touch it."""
-        if self.layer is not None and call.layer != self.layer and not self.hypothesis.outside_layers:
-            return None
-        return self.hypothesis.apply(call, model)
+    def touches(self, call: Call) -> bool:
+        """Whether a call is at the plant's place."""
+        if self.layer is None or call.layer == self.layer:
+            return True
+        return call.layer is None and self.hypothesis.outside_layers
 
 
 @dataclass
@@ -39,16 +40,31 @@ class Recording(Probe):
     planted: Sequence[Planted] = ()
     tensors: dict[str, Array] = field(default_factory=dict, init=False)
     touched: list[str] = field(default_factory=list, init=False)
+    _ways: dict[tuple[str, str], Values] = field(default_factory=dict, init=False)
 
     def value(self, call: Call) -> Array:
         """Compute the value, wrongly where a plant says so, and keep it."""
         site = Site(call.step, call.layer, call.point)
         for plant in self.planted:
-            if (changed := plant.apply(call, self.model)) is not None:
+            if (changed := self._gone_wrong(plant, call)) is not None:
                 call = changed
                 self.touched.append(str(site))
         value = self.tensors[site.key] = call.compute(self.arithmetic)
         return value
+
+    def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
+        """The call in the plant's own way, or in the first that applied to the point, as a faulty engine keeps to one."""
+        if not plant.touches(call):
+            return None
+        scene = Scene(self.model, self.arithmetic, lambda other: self.tensors.get(other.key))
+        values = plant.values or self._ways.get((plant.hypothesis.id, call.point))
+        if values is not None:
+            return plant.hypothesis.apply(call, scene, values)
+        found = plant.hypothesis.first(call, scene)
+        if found is None:
+            return None
+        self._ways[plant.hypothesis.id, call.point] = found[0]
+        return found[1]
 
     def finish(self) -> dict[str, Array]:
         """The step's tensors by key; ready for the next step afterwards."""

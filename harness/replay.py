@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from firstdiff import floors
 from firstdiff.align import Alignment
+from firstdiff.cases import Case, Done
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.measure import axes_of, locate, measure, relative
 from firstdiff.model.arithmetic import Array
-from firstdiff.model.operations import append, visible
+from firstdiff.model.operations import visible
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.terms import terms
 from firstdiff.verdict import SiteVerdict, Status
@@ -32,7 +33,7 @@ class _Origin:
 
     value: Array  # held, so that its identity stays its own
     wrong: bool
-    pending: tuple[Call, ...]
+    pending: tuple[Done, ...]
     cached: bool
     lost: float
 
@@ -61,24 +62,29 @@ class Replay(Probe):
         upstream = [self._origins[id(x)] for x in call.inputs if id(x) in self._origins]
         wrong = any(o.wrong for o in upstream)
         inputs = max((o.lost for o in upstream), default=0.0)
-        pending = tuple(dict.fromkeys(c for o in upstream for c in o.pending))
+        pending = tuple(dict.fromkeys(done for o in upstream for done in o.pending))
         site = Site(call.step, call.layer, call.point)
         recorded, reason = self.alignment.read(self.trace, site, computed)
         if recorded is None:
             status = Status.NOT_COMPARABLE if reason else Status.NOT_RECORDED
             self.sites.append(_named(site, call, status, inputs_right=not wrong, reason=reason))
-            return self._keep(call, computed, wrong=wrong, pending=(*pending, call), lost=inputs)
+            return self._keep(call, computed, wrong=wrong, pending=(*pending, Done(call, computed)), lost=inputs)
         dtype = self.alignment.dtype(self.trace, site)
         own = floors.stored(self.arithmetic, call, dtype)
         if dtype == "f16" and own:
             recorded = _within_f16(recorded, computed)
-        floor = floors.floor(self.arithmetic, (*pending, call), own=own, inputs=inputs)
+        calls = (*(done.call for done in pending), call)
+        floor = floors.floor(self.arithmetic, calls, own=own, inputs=inputs)
         verdict = self._judge(site, call, recorded, computed, wrong=wrong, pending=pending, floor=floor)
         if verdict.status is Status.DIVERGES and self._is_normed(site, recorded):
             reason = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
             self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))
-            return self._keep(call, computed, wrong=wrong, pending=(*pending, call), lost=inputs)
+            return self._keep(call, computed, wrong=wrong, pending=(*pending, Done(call, computed)), lost=inputs)
         self.sites.append(verdict)
+        if verdict.status is Status.DIVERGES:
+            seen = counted(call.point, computed)
+            error = verdict.local_error or 0.0
+            self.diverged(Case(site, call, recorded, computed, error, floor, 0.0, seen, pending))
         return self._keep(call, recorded, wrong=wrong or verdict.status is Status.DIVERGES, pending=(), lost=own)
 
     def _judge(
@@ -89,7 +95,7 @@ class Replay(Probe):
         computed: Array,
         *,
         wrong: bool,
-        pending: tuple[Call, ...],
+        pending: tuple[Done, ...],
         floor: float,
     ) -> SiteVerdict:
         axes, seen = axes_of(call.point), counted(call.point, computed)
@@ -101,7 +107,7 @@ class Replay(Probe):
             seen=seen,
             terms=lambda: terms(call),
         )
-        segment = tuple(str(Site(c.step, c.layer, c.point)) for c in pending)
+        segment = tuple(str(Site(d.call.step, d.call.layer, d.call.point)) for d in pending)
         if difference.error <= floor:
             status = Status.INHERITS if wrong else Status.AGREES
             return _named(
@@ -133,8 +139,11 @@ class Replay(Probe):
         normed, _ = self.alignment.read(self.trace, Site(site.step, None, "result_norm"), recorded)
         return normed is not None and np.array_equal(normed, recorded)
 
-    def _keep(self, call: Call, value: Array, *, wrong: bool, pending: tuple[Call, ...], lost: float) -> Array:
-        self._origins[id(value)] = _Origin(value, wrong, pending, cached=call.op is append, lost=lost)
+    def diverged(self, case: Case) -> None:
+        """Take note of a site that diverges. What is made of it is the business of an explaining replay."""
+
+    def _keep(self, call: Call, value: Array, *, wrong: bool, pending: tuple[Done, ...], lost: float) -> Array:
+        self._origins[id(value)] = _Origin(value, wrong, pending, cached=call.point in ("k_cache", "v_cache"), lost=lost)
         return value
 
 

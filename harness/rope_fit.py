@@ -117,7 +117,7 @@ def fitted_angles(
     if not before:
         return None
     x, y = np.concatenate(before), np.concatenate(after)  # [T, H, D]
-    fits = {pairing: _fit(_pairs(x, pairing), _pairs(y, pairing)) for pairing in PAIRINGS}
+    fits = {pairing: fit_ratios(x, y, pairing) for pairing in PAIRINGS}
     # Both fit where nothing is turned, at position 0: the other pairing must fit better by far.
     pairing = "half" if fits["half"][2] < fits[OWN_PAIRING][2] / 2 and fits[OWN_PAIRING][2] > TURNED else OWN_PAIRING
     ratio, magnitude, residual = fits[pairing]
@@ -160,6 +160,15 @@ def _recorded(
     before, _ = alignment.read(trace, Site(step, layer, point), like)
     after, _ = alignment.read(trace, Site(step, layer, point + "_rope"), like)
     return None if before is None or after is None else (before.astype(np.float64), after.astype(np.float64))
+
+
+def fit_ratios(before: npt.NDArray[Any], after: npt.NDArray[Any], pairing: str) -> tuple[Complex, float, float]:
+    """Complex ratio of rotated to unrotated pairs [T, D / 2], the common magnitude, and the relative residual.
+
+    `before` and `after` are [T, H, D].
+    """
+    x, y = (np.asarray(a, np.float64) for a in (before, after))
+    return _fit(_pairs(x, pairing), _pairs(y, pairing))
 
 
 def _pairs(x: Floats, pairing: str) -> Complex:

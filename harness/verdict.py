@@ -113,6 +113,86 @@ class Witness:
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """A hypothesis that was tried at a site, and what it leaves of the local error."""
+
+    hypothesis: str
+    says: str
+    residual: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why sites diverge, or what can be said of them where no hypothesis fits.
+
+    Parameters
+    ----------
+    site, sites
+        The first of the sites, and all of them, in execution order.
+    extent
+        Where they are, in words: ``Qcur_rope and Kcur_rope at every layer``.
+    hypothesis
+        Its id, or two joined by `` + ``; None where none explains.
+    says, fix
+        What is wrong, and what to do, each in one phrase.
+    attributes
+        The parameters of the hypothesis.
+    error, residual, floor
+        The largest local error of the sites, what the hypothesis leaves of it at most, and the largest floor.
+    next_best
+        The best of the other hypotheses that does not explain, at the first site.
+    equals
+        Hypotheses that explain as well: the data do not tell them apart.
+    separate
+        What would tell them apart.
+    note
+        What else is to be known.
+    findings
+        Where no hypothesis explains: what the difference looks like, the most useful first.
+    tried
+        The hypotheses tried at the first site, least residual first.
+    """
+
+    site: str
+    sites: tuple[str, ...]
+    extent: str
+    hypothesis: str | None
+    says: str
+    fix: str
+    attributes: dict[str, Any]
+    error: float
+    residual: float | None
+    floor: float
+    next_best: Tried | None = None
+    equals: tuple[Tried, ...] = ()
+    separate: str | None = None
+    note: str | None = None
+    findings: tuple[str, ...] = ()
+    tried: tuple[Tried, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CounterCheck:
+    """The run replayed with the explanations' changes made in the reference.
+
+    Parameters
+    ----------
+    applied
+        Ids of the hypotheses that were applied.
+    left
+        Sites that diverge all the same.
+    """
+
+    applied: tuple[str, ...]
+    left: tuple[str, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing is left."""
+        return not self.left
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The whole result of judging one candidate."""
 
@@ -128,7 +208,8 @@ class Verdict:
     layouts: dict[str, str] = field(default_factory=dict)  # of points that are not laid out plainly
     pieces: tuple[str, ...] = ()  # text of the tokens of step 0, where a tokeniser was at hand
     preflight: dict[str, str] = field(default_factory=dict)
-    explanations: tuple[Any, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
+    counter_check: CounterCheck | None = None
 
     @property
     def diverging(self) -> tuple[SiteVerdict, ...]:
@@ -203,7 +284,10 @@ class Verdict:
             "first": None if self.first is None else _plain(self.first),
             "diverging": [_plain(s) for s in self.diverging],
             "dump_next": list(self.dump_next),
-            "explanations": list(self.explanations),
+            "explanations": [asdict(e) for e in self.explanations],
+            "counter_check": None
+            if self.counter_check is None
+            else asdict(self.counter_check) | {"agrees": self.counter_check.agrees},
             "candidate": self.candidate,
             "against": self.against,
             "witness": None if self.witness is None else asdict(self.witness),

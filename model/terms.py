@@ -16,16 +16,7 @@ from firstdiff.model import quants
 from firstdiff.model.arithmetic import F64, Array
 from firstdiff.model.operations import add, attend, linear, scores
 from firstdiff.model.probe import Call
-from firstdiff.model.weights import Weight
-
-CODES = {  # where a block keeps its codes (ggml-common.h): with these bytes 0, a block's values are its minima
-    "Q4_1": slice(4, 20),
-    "Q5_1": slice(4, 24),
-    "Q2_K": slice(16, 80),
-    "Q4_K": slice(16, 144),
-    "Q5_K": slice(16, 176),
-}
-
+from firstdiff.model.weights import CODES, Weight
 
 def terms(call: Call) -> npt.NDArray[np.float64] | None:
     """Root of the sum of the squared terms of each result, shaped as the result; None for what is no sum.

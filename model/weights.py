@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,16 @@ from firstdiff.model.quants import QuantType
 
 WITH_MINIMA = ("Q4_1", "Q5_1")
 """Types whose product ggml takes with the block's minimum and the activations' block sum apart."""
+
+CODES = {  # where a block keeps its codes (ggml-common.h): with these bytes 0, a block's values are its minima
+    "Q4_1": slice(4, 20),
+    "Q5_1": slice(4, 24),
+    "Q2_K": slice(16, 80),
+    "Q4_K": slice(16, 144),
+    "Q5_K": slice(16, 176),
+}
+
+Decode = Callable[[npt.NDArray[np.uint8], QuantType], npt.NDArray[np.float32]]
 
 CHUNK = 1 << 18
 """Elements dequantised at a time: 1 MiB of float32, which a core's second-level cache holds until the product
@@ -36,6 +46,8 @@ class Weight:
         Its bytes, uint8 [n].
     dense
         Values that stand in for what `raw` holds, float32 of `shape`. Only a hypothesis sets them.
+    decode
+        Decodes blocks, uint8 [n, bytes] -> float32 [n, block], in place of ggml's way. Only a hypothesis sets it.
     """
 
     name: str
@@ -43,6 +55,7 @@ class Weight:
     shape: tuple[int, ...]
     raw: npt.NDArray[np.uint8]
     dense: npt.NDArray[np.float32] | None = None
+    decode: Decode | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -58,13 +71,13 @@ class Weight:
         if self.dense is not None:
             return self.dense[start:stop]
         out = None if buffer is None else buffer[: (stop - start) * self.shape[-1]]
-        return quants.dequantize(self.raw_rows(start, stop), self.kind, out).reshape(-1, self.shape[-1])
+        return self._decoded(self.raw_rows(start, stop), out).reshape(-1, self.shape[-1])
 
     def values(self) -> npt.NDArray[np.float32]:
         """All values, float32 of `shape`."""
         if self.dense is not None:
             return self.dense
-        return quants.dequantize(self.raw, self.kind).reshape(self.shape)
+        return self._decoded(self.raw).reshape(self.shape)
 
     def gather(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
         """The rows with the given indices, float32 [len(rows), in]; no other row is read."""
@@ -72,19 +85,39 @@ class Weight:
             picked_rows: npt.NDArray[np.float32] = self.dense[rows]
             return picked_rows
         picked = self.raw.reshape(self.shape[0], self.row_bytes)[rows]
-        return quants.dequantize(picked.reshape(-1), self.kind).reshape(-1, self.shape[-1])
+        return self._decoded(picked.reshape(-1)).reshape(-1, self.shape[-1])
+
+    def pick(self, rows: npt.NDArray[np.integer]) -> Weight:
+        """The weight that has these rows alone, in this order; of a vector, these elements."""
+        shape = (len(rows), *self.shape[1:])
+        if self.dense is not None or len(self.shape) == 1:
+            return replace(self, shape=shape, dense=self.values()[rows])
+        raw = self.raw.reshape(self.shape[0], self.row_bytes)[rows]
+        return replace(self, shape=shape, raw=raw.reshape(-1))
 
     def minima(self, start: int, stop: int) -> npt.NDArray[np.float32] | None:
         """Block minima of the rows, float32 [stop - start, in / 32], for types whose product keeps them apart."""
         if self.dense is not None or self.kind.name not in WITH_MINIMA:
             return None
-        return quants.minima(self.raw_rows(start, stop), self.kind).reshape(stop - start, -1)
+        raw = self.raw_rows(start, stop)
+        if self.decode is None:
+            return quants.minima(raw, self.kind).reshape(stop - start, -1)
+        blocks = raw.reshape(-1, self.kind.nbytes).copy()
+        blocks[:, CODES[self.kind.name]] = 0
+        return self.decode(blocks, self.kind)[:, 0].reshape(stop - start, -1)
 
     def buffer(self) -> npt.NDArray[np.float32] | None:
         """Memory for one of :meth:`chunks`, to be used again for the next; None where values need none."""
-        if self.dense is not None or self.kind.name == "F32":
+        if self.dense is not None or self.decode is not None or self.kind.name == "F32":
             return None
         return np.empty(max(stop - start for start, stop in self.chunks()) * self.shape[-1], np.float32)
+
+    def _decoded(
+        self, raw: npt.NDArray[np.uint8], out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        if self.decode is None:
+            return quants.dequantize(raw, self.kind, out)
+        return self.decode(raw.reshape(-1, self.kind.nbytes), self.kind).reshape(-1)
 
     def chunks(self) -> Iterator[tuple[int, int]]:
         """Bounds of runs of rows of some `CHUNK` elements."""

@@ -1,0 +1,165 @@
+"""A diverging site with all that is needed to run it again: the case that an explanation is sought for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.dumps import Site
+from firstdiff.measure import axes_of, measure
+from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.operations import linear
+from firstdiff.model.probe import Call
+from firstdiff.model.terms import terms
+
+Alter = Callable[[int, Call], Call | None]
+"""Gives a call gone wrong, by its number in the segment (the judged one last) and with the inputs that it then has."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Done:
+    """A call that was computed, since its value was not recorded."""
+
+    call: Call
+    value: Array
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Case:
+    """A diverging site.
+
+    Parameters
+    ----------
+    site
+        Which.
+    call
+        The reference's call, on the candidate's inputs.
+    recorded, computed
+        What the candidate has, and what the call gives.
+    error, floor
+        The local error, and what it would be in a correct engine.
+    noise
+        The error that the candidate shows where it is right.
+    seen
+        Entries that count; None for all.
+    segment
+        Calls since the last recorded values, which may be what is wrong.
+    """
+
+    site: Site
+    call: Call
+    recorded: Array
+    computed: Array
+    error: float
+    floor: float
+    noise: float
+    seen: npt.NDArray[np.bool_] | None
+    segment: tuple[Done, ...]
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """Every call that may be wrong, the judged one last."""
+        return (*(done.call for done in self.segment), self.call)
+
+    @property
+    def bar(self) -> float:
+        """The residual up to which a hypothesis explains: at most a few times what is seen where nothing is wrong."""
+        return min(self.floor, max(PLAIN, NOISE * self.noise))
+
+
+PLANE = 2  # axes of [tokens, dims]
+
+PLAIN = 1e-6
+"""The floor of float64, float32 and ggml-cpu at one operation: no residual below it says anything."""
+
+NOISE = 4.0
+"""Residuals of a right hypothesis were seen up to 2.5 times the median of the same point's other sites (stored in
+bf16, where the floor of 1e-2 is ten times that median): tests/bench/diagnosis.py."""
+
+
+def rerun(case: Case, arithmetic: Arithmetic, alter: Alter) -> tuple[Array, Call] | None:
+    """Run the segment and the judged call again with altered calls; None where nothing was altered.
+
+    Returns
+    -------
+    What the judged call then gives, and the judged call itself.
+    """
+    new: dict[int, Array] = {}
+    altered = False
+    for number, done in enumerate(case.segment):
+        call = _with_new(done.call, new)
+        changed = alter(number, call)
+        altered |= changed is not None
+        if changed is not None or call is not done.call:
+            new[id(done.value)] = _computed(changed or call, arithmetic)
+    call = _with_new(case.call, new)
+    changed = alter(len(case.segment), call)
+    if not altered and changed is None:
+        return None
+    return _computed(changed or call, arithmetic), changed or call
+
+
+def _with_new(call: Call, new: dict[int, Array]) -> Call:
+    if not any(id(x) in new for x in call.inputs):
+        return call
+    return replace(call, inputs=tuple(new.get(id(x), x) for x in call.inputs))
+
+
+def _computed(call: Call, arithmetic: Arithmetic) -> Array:
+    with np.errstate(all="ignore"):
+        return call.compute(arithmetic)
+
+
+def residual(case: Case, given: Array, call: Call) -> float:
+    """What is left of the error if the candidate did `call`: its output against `given`, as a local error.
+
+    A number where the hypothesis gives none is no agreement.
+    """
+    if given.shape != case.recorded.shape:
+        return float("inf")
+    odd = ~np.isfinite(given)
+    if odd.any():
+        if case.seen is not None:
+            odd = odd & case.seen
+        if np.isfinite(case.recorded[odd]).any():
+            return float("inf")
+    axes = axes_of(case.site.point if given.ndim != PLANE else "")
+    difference = measure(
+        case.recorded, given, axes=axes, floor=case.floor, seen=case.seen, terms=lambda: terms(call)
+    )
+    return difference.error
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Some outputs and some tokens of a product, to try a hypothesis at in a hundredth of the time."""
+
+    rows: npt.NDArray[np.int64]
+    tokens: npt.NDArray[np.int64]
+    recorded: Array  # [tokens, rows]
+
+    def residual(self, case: Case, arithmetic: Arithmetic, call: Call) -> float:
+        """As :func:`residual`, of this part alone; of what is no product any more, of all."""
+        if not (getattr(call.op, "rowwise", call.op is linear) and call.inputs[1].shape == case.call.inputs[1].shape):
+            return residual(case, _computed(call, arithmetic), call)
+        x, weight, *bias = call.inputs
+        inputs = np.ascontiguousarray(x[self.tokens]), weight.pick(self.rows), *(b and b.pick(self.rows) for b in bias)
+        attributes = {name: value for name, value in call.attributes.items() if name != "heads"}
+        part = replace(call, inputs=inputs, attributes=attributes)
+        return residual(replace(case, recorded=self.recorded), _computed(part, arithmetic), part)
+
+
+def part_of(case: Case, rows: int, tokens: int) -> Part | None:
+    """Evenly spread outputs and tokens; None where the case is no lone product, or is that small already."""
+    if case.segment or case.call.op is not linear:
+        return None
+    flat = case.recorded.reshape(len(case.recorded), -1)
+    if flat.shape[1] <= rows and len(flat) <= tokens:
+        return None
+    kept, chosen = (
+        np.unique(np.linspace(0, n - 1, min(most, n)).astype(np.int64)) for n, most in zip(flat.shape, (tokens, rows))
+    )
+    return Part(chosen, kept, np.ascontiguousarray(flat[kept][:, chosen]))

@@ -1,0 +1,181 @@
+"""Explaining one case: which hypothesis, or pair of them, gives the candidate's numbers on the candidate's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Any
+
+from firstdiff.cases import Case, Part, part_of, rerun, residual
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values
+from firstdiff.model.probe import Call
+
+LOOSE = 20.0
+"""How far above the bar a hypothesis may lie at a part of a product and still be tried at the whole: a few outputs and
+tokens have other sizes than all. A wrong one lies 1000 times above it."""
+
+FIRST_LOOK = 128, 16
+PAIR_LOOK = 48, 6
+"""Outputs and tokens of a product that singles and pairs are tried at first."""
+
+ALIKE = 2.0
+"""Residuals that differ by less than this factor say the same: both are rounding."""
+
+WAYS = 12  # of one hypothesis that pairs are made of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fault:
+    """One or two hypotheses with their parameters; `on` is the one call of a segment, or None for all of them."""
+
+    parts: tuple[tuple[Hypothesis, Values], ...]
+    on: int | None = None
+
+    @property
+    def id(self) -> str:
+        """Such as ``rope-base`` or ``weight-transposed + bias-missing``."""
+        return " + ".join(h.id for h, _ in self.parts)
+
+    @property
+    def says(self) -> str:
+        """What is wrong, with the parameters."""
+        return "; ".join(h.told(values) for h, values in self.parts)
+
+    @property
+    def fix(self) -> str:
+        """What to do about it."""
+        return "; ".join(h.fix for h, _ in self.parts)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The parameters of all parts."""
+        return {name: value for _, values in self.parts for name, value in values.items()}
+
+    def change(self, number: int, call: Call, scene: Scene) -> Call | None:
+        """The call gone wrong in every part; None where one does not apply, or the fault is on another call."""
+        if self.on is not None and number != self.on:
+            return None
+        for hypothesis, values in self.parts:
+            changed = hypothesis.apply(call, scene, values)
+            if changed is None:
+                return None
+            call = changed
+        return call
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attempt:
+    """A fault that was tried, and what it leaves of the error."""
+
+    fault: Fault
+    residual: float
+
+
+def attempt(case: Case, scene: Scene, fault: Fault, *, part: Part | None = None) -> Attempt | None:
+    """Try one fault; None where it does not apply. With a part of a product, at that part first."""
+    if part is not None:
+        changed = fault.change(0, case.call, scene)
+        if changed is None:
+            return None
+        left = part.residual(case, scene.arithmetic, changed)
+        if not left <= LOOSE * case.bar:
+            return Attempt(fault, left)
+    done = rerun(case, scene.arithmetic, lambda number, call: fault.change(number, call, scene))
+    return None if done is None else Attempt(fault, residual(case, *done))
+
+
+def attempts(case: Case, scene: Scene, table: Mapping[str, Hypothesis]) -> list[Attempt]:
+    """The best attempt of each hypothesis that applies, in the order of the table; where none explains, of pairs too."""
+    singles = list(_singles(case, scene, table))
+    if any(a.residual <= case.bar for a in singles):
+        return singles
+    return singles + list(_pairs(case, scene, table, singles))
+
+
+def explaining(case: Case, tried: Iterable[Attempt]) -> list[Attempt]:
+    """The attempts that explain the case, the first to be named first: fewer parts, less left, the table's order."""
+    good = [a for a in tried if a.residual <= case.bar]
+    if not good:
+        return []
+    fewest = min(len(a.fault.parts) for a in good)
+    good = [a for a in good if len(a.fault.parts) == fewest]
+    level = max(ALIKE * min(a.residual for a in good), case.noise)
+    return sorted(good, key=lambda a: (a.residual > level, a.residual if a.residual > level else 0.0))
+
+
+def _singles(case: Case, scene: Scene, table: Mapping[str, Hypothesis]) -> Iterator[Attempt]:
+    part = part_of(case, *FIRST_LOOK)
+    for hypothesis in table.values():
+        best = None
+        for fault in _faults(case, scene, hypothesis):
+            tried = attempt(case, scene, fault, part=part)
+            if tried is not None and (best is None or tried.residual < best.residual / ALIKE):
+                best = tried
+                if best.residual <= case.noise:
+                    break
+        if best is not None:
+            yield best
+
+
+def _faults(case: Case, scene: Scene, hypothesis: Hypothesis) -> Iterator[Fault]:
+    """The ways of a hypothesis in a case: at every call of the segment that it applies to, then at each alone."""
+    calls = case.calls
+    numbers = [n for n, call in enumerate(calls) if call.point in hypothesis.points]
+    if not numbers:
+        return
+    first = calls[numbers[0]]
+    observed = case.recorded if numbers == [len(calls) - 1] else None
+    for values in hypothesis.ways(first, scene, observed):
+        yield Fault(((hypothesis, values),))
+        if len(numbers) > 1:
+            yield from (Fault(((hypothesis, values),), on=n) for n in numbers)
+
+
+def _pairs(
+    case: Case, scene: Scene, table: Mapping[str, Hypothesis], singles: Iterable[Attempt]
+) -> Iterator[Attempt]:
+    """Two faults of different stages at the judged call, the earlier stage first."""
+    if case.segment or not isfinite(case.error):
+        return
+    applicable = [table[a.fault.id] for a in singles]
+    part = part_of(case, *PAIR_LOOK)
+    for first in sorted(applicable, key=lambda h: h.stage):
+        for values in _few(first, case, scene):
+            changed = first.apply(case.call, scene, values)
+            if changed is None or changed.op is not case.call.op:
+                continue
+            for second in applicable:
+                if second.stage <= first.stage or changed.point not in second.points:
+                    continue
+                best = _second(case, scene, (first, values), second, changed, part)
+                if best is not None and best.residual <= case.bar:
+                    yield best
+
+
+def _few(hypothesis: Hypothesis, case: Case, scene: Scene) -> Iterator[Values]:
+    for count, values in enumerate(hypothesis.ways(case.call, scene, None)):
+        if count == WAYS:
+            return
+        yield values
+
+
+def _second(
+    case: Case,
+    scene: Scene,
+    first: tuple[Hypothesis, Values],
+    second: Hypothesis,
+    changed: Call,
+    part: Part | None,
+) -> Attempt | None:
+    """The best second fault after a first one."""
+    best: Attempt | None = None
+    for count, values in enumerate(second.ways(changed, scene, case.recorded)):
+        if count == 2 * WAYS:
+            break
+        tried = attempt(case, scene, Fault((first, (second, values))), part=part)
+        if tried is not None and (best is None or tried.residual < best.residual):
+            best = tried
+            if best.residual <= case.bar:
+                break
+    return best if best is not None and best.residual < inf else None

@@ -1,0 +1,271 @@
+"""The explaining replay: at every site that diverges the call is run again under each hypothesis.
+
+The same fault at many sites is one explanation: what explains an earlier site is tried first at a later one, and of
+several that explain as well, those are kept that hold at every site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import median
+
+from firstdiff.align import Alignment
+from firstdiff.cases import Case
+from firstdiff.dumps import Site, Trace
+from firstdiff.explain import Attempt, Fault, attempt, attempts, explaining
+from firstdiff.extent import extent
+from firstdiff.hypotheses import TABLE, Hypothesis, Scene
+from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.engine import Model
+from firstdiff.model.probe import Call
+from firstdiff.replay import Replay
+from firstdiff.verdict import CounterCheck, Explanation, SiteVerdict, Status, Tried
+
+SEARCHES = 3
+"""Sites of one point at which all hypotheses are tried in vain before the rest are only held against what is known."""
+
+SHOWN = 12  # hypotheses with their residuals that an explanation lists
+
+Describe = Callable[[Case, Scene], tuple[str, ...]]
+
+
+@dataclass
+class _Group:
+    """Sites that one fault explains, and the faults that explain all of them."""
+
+    faults: list[Attempt]
+    tried: list[Attempt]
+    cases: list[tuple[Site, float, float]] = field(default_factory=list)  # site, error, floor
+    changed: dict[str, Fault] = field(default_factory=dict)  # at which calls the first fault makes a change
+
+
+@dataclass(kw_only=True)
+class Explaining(Replay):
+    """Explains the sites in `wanted`, as it replays the candidate once more."""
+
+    model: Model
+    wanted: frozenset[str]
+    noise: Mapping[str, float]
+    table: Mapping[str, Hypothesis]
+    groups: list[_Group] = field(default_factory=list, init=False)
+    unexplained: list[tuple[Case, list[Attempt], tuple[str, ...]]] = field(default_factory=list, init=False)
+    describe: Describe = lambda _case, _scene: ()
+    progress: Callable[[str], None] = lambda _: None
+    _shapes: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict, init=False)
+    _searches: dict[str, int] = field(default_factory=dict, init=False)
+
+    @property
+    def scene(self) -> Scene:
+        """What surrounds the call at hand."""
+        return Scene(self.model, self.arithmetic, self._lookup)
+
+    def value(self, call: Call) -> Array:
+        """Judge the call, and explain it if it diverges."""
+        given = super().value(call)
+        self._shapes[call.point, call.step] = given.shape
+        return given
+
+    def diverged(self, case: Case) -> None:
+        """Find out why: by what explains another site already, or by trying everything."""
+        if str(case.site) not in self.wanted:
+            return
+        case = replace(case, noise=min(self.noise.get(case.site.point, case.floor), case.floor))
+        if self._joins(case):
+            return
+        self.progress(f"explaining {case.site}")
+        searches = self._searches.get(case.site.point, 0)
+        if searches >= SEARCHES:
+            self.unexplained.append((case, [], ()))
+            return
+        tried = attempts(case, self.scene, self.table)
+        good = explaining(case, tried)
+        if good:
+            group = _Group(good, tried)
+            self.groups.append(group)
+            self._add(group, case)
+        else:
+            self._searches[case.site.point] = searches + 1
+            self.unexplained.append((case, tried, self.describe(case, self.scene)))
+
+    def _joins(self, case: Case) -> bool:
+        """Whether the faults of a group explain this site too; those that do not are dropped from the group."""
+        for group in self.groups:
+            kept = []
+            for known in group.faults:
+                tried = attempt(case, self.scene, known.fault)
+                if tried is not None and tried.residual <= case.bar:
+                    kept.append(Attempt(known.fault, max(known.residual, tried.residual)))
+            if kept:
+                group.faults = kept
+                self._add(group, case)
+                return True
+        return False
+
+    def _add(self, group: _Group, case: Case) -> None:
+        group.cases.append((case.site, case.error, case.floor))
+        fault = group.faults[0].fault
+        for number, call in enumerate(case.calls):
+            if fault.change(number, call, self.scene) is not None:
+                group.changed[str(Site(call.step, call.layer, call.point))] = fault
+
+    def _lookup(self, site: Site) -> Array | None:
+        shape = self._shapes.get((site.point, site.step))
+        return None if shape is None else self.alignment.shaped(self.trace, site, shape)
+
+
+@dataclass(kw_only=True)
+class Repaired(Replay):
+    """Replays with the faults made in the reference, at the sites where they are."""
+
+    faults: Mapping[str, Fault]
+    explaining: Explaining
+
+    def value(self, call: Call) -> Array:
+        """Judge the call as the candidate seems to have made it."""
+        given = super().value(self._changed(call))
+        self.explaining._shapes[call.point, call.step] = given.shape  # noqa: SLF001 - of the same run
+        return given
+
+    def _changed(self, call: Call) -> Call:
+        fault = self.faults.get(str(Site(call.step, call.layer, call.point)))
+        if fault is None:
+            return call
+        number = -1 if fault.on is None else fault.on
+        return fault.change(number, call, self.explaining.scene) or call
+
+
+def explain(
+    model: Model,
+    trace: Trace,
+    arithmetic: Arithmetic,
+    alignment: Alignment,
+    sites: Sequence[SiteVerdict],
+    *,
+    table: Mapping[str, Hypothesis] = TABLE,
+    describe: Describe = lambda _case, _scene: (),
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[tuple[Explanation, ...], CounterCheck | None]:
+    """Explain every site of a judged trace that diverges.
+
+    Parameters
+    ----------
+    model, trace, arithmetic, alignment
+        As the trace was judged with.
+    sites
+        The sites judged.
+    table
+        The hypotheses to try.
+    describe
+        Says what a difference looks like that no hypothesis explains.
+    progress
+        Called with what is being done.
+
+    Returns
+    -------
+    The explanations in execution order, and the counter-check: the run replayed with all of them applied.
+    """
+    wanted = frozenset(s.site for s in sites if s.status is Status.DIVERGES)
+    if not wanted:
+        return (), None
+    probe = Explaining(
+        arithmetic,
+        trace,
+        alignment,
+        model=model,
+        wanted=wanted,
+        noise=_noise(sites),
+        table=table,
+        describe=describe,
+        progress=progress,
+    )
+    _run(model, trace, probe)
+    made = [_explained(group, model, trace) for group in probe.groups]
+    made += list(_not_explained(probe.unexplained, model, trace))
+    order = {s.site: number for number, s in enumerate(sites)}
+    made.sort(key=lambda e: order[e.site])
+    return tuple(made), _counter_check(model, trace, probe, wanted)
+
+
+def _run(model: Model, trace: Trace, probe: Replay) -> None:
+    for _ in model.forward(trace.steps, probe):
+        pass
+
+
+def _noise(sites: Sequence[SiteVerdict]) -> dict[str, float]:
+    """What each point's error is where it is right; of a point that is right nowhere, what its operation's is."""
+    by_point: dict[str, list[float]] = {}
+    by_op: dict[str, list[float]] = {}
+    points: dict[str, str] = {}
+    for s in sites:
+        points[s.point] = s.op
+        if s.status in (Status.AGREES, Status.INHERITS) and s.local_error is not None and not s.segment:
+            by_point.setdefault(s.point, []).append(s.local_error)
+            by_op.setdefault(s.op, []).append(s.local_error)
+    seen = {point: by_point.get(point) or by_op.get(op) for point, op in points.items()}
+    return {point: median(errors) for point, errors in seen.items() if errors}
+
+
+def _counter_check(model: Model, trace: Trace, probe: Explaining, wanted: frozenset[str]) -> CounterCheck | None:
+    faults = {site: fault for group in probe.groups for site, fault in group.changed.items()}
+    if not faults:
+        return None
+    repaired = Repaired(probe.arithmetic, trace, probe.alignment, faults=faults, explaining=probe)
+    _run(model, trace, repaired)
+    left = tuple(s.site for s in repaired.sites if s.status is Status.DIVERGES and s.site in wanted)
+    applied = tuple(dict.fromkeys(group.faults[0].fault.id for group in probe.groups))
+    return CounterCheck(applied, left)
+
+
+def _explained(group: _Group, model: Model, trace: Trace) -> Explanation:
+    first, *others = group.faults
+    known = {a.fault.id for a in group.faults}
+    rest = sorted((a for a in group.tried if a.fault.id not in known), key=lambda a: a.residual)
+    sites = [site for site, _, _ in group.cases]
+    return Explanation(
+        site=str(sites[0]),
+        sites=tuple(map(str, sites)),
+        extent=extent(sites, model.hp.n_layer, len(trace.steps)),
+        hypothesis=first.fault.id,
+        says=first.fault.says,
+        fix=first.fault.fix,
+        attributes=first.fault.values,
+        error=max(error for _, error, _ in group.cases),
+        residual=first.residual,
+        floor=max(floor for _, _, floor in group.cases),
+        next_best=_told(rest[0]) if rest else None,
+        equals=tuple(map(_told, others)),
+        separate=None,
+        tried=tuple(_told(a) for a in sorted(group.tried, key=lambda a: a.residual)[:SHOWN]),
+    )
+
+
+def _told(tried: Attempt) -> Tried:
+    return Tried(tried.fault.id, tried.fault.says, tried.residual)
+
+
+def _not_explained(
+    unexplained: Sequence[tuple[Case, list[Attempt], tuple[str, ...]]], model: Model, trace: Trace
+) -> Iterator[Explanation]:
+    """One record a point."""
+    points = dict.fromkeys(case.site.point for case, _, _ in unexplained)
+    for point in points:
+        cases = [entry for entry in unexplained if entry[0].site.point == point]
+        case, tried, findings = cases[0]
+        ranked = sorted(tried, key=lambda a: a.residual)
+        sites = [c.site for c, _, _ in cases]
+        yield Explanation(
+            site=str(case.site),
+            sites=tuple(map(str, sites)),
+            extent=extent(sites, model.hp.n_layer, len(trace.steps)),
+            hypothesis=None,
+            says=f"not explained, because none of {len(tried)} hypotheses that apply gives these numbers",
+            fix="",
+            attributes={},
+            error=max(c.error for c, _, _ in cases),
+            residual=None,
+            floor=max(c.floor for c, _, _ in cases),
+            next_best=_told(ranked[0]) if ranked else None,
+            findings=findings,
+            tried=tuple(map(_told, ranked[:SHOWN])),
+        )

@@ -1,0 +1,422 @@
+"""Attention and the KV cache gone wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.hypotheses.fitting import numbers
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, replaced, with_attributes, with_op
+from firstdiff.model.arithmetic import Arithmetic, Array, round_to
+from firstdiff.model.operations import Operation, append, attend, visible
+from firstdiff.model.probe import Call
+
+PADDED = 256  # llama.cpp pads the keys of plain attention to a multiple of it
+
+
+# Which KV head a head reads
+
+
+def _mapped(call: Call, scene: Scene, values: Values) -> Call | None:
+    heads, kv = scene.model.hp.n_head, scene.model.hp.n_head_kv
+    if kv in (1, heads):
+        return None
+    head = np.arange(heads)
+    read = {"mod": head % kv, "first": 0 * head, "reversed": kv - 1 - head // (heads // kv)}[values["map"]]
+    return with_op(call, _reading(call.op, read))
+
+
+def _reading(op: Operation, read: npt.NDArray[np.int64]) -> Operation:
+    """`op` with head h reading KV head `read[h]`: keys or values gathered, so that every head has its own."""
+
+    def reading(first: Array, second: Array, *, group: int, arithmetic: Arithmetic) -> Array:
+        del group
+        return op(first, second[:, read], group=1, arithmetic=arithmetic)
+
+    return reading
+
+
+def _maps(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
+    yield from ({"map": name} for name in ("mod", "first", "reversed"))
+
+
+MAPS = "head h reads another KV head than h // group"
+
+
+# Scores
+
+
+def _f16_scores(q: Array, keys: Array, *, group: int, order: str, arithmetic: Arithmetic) -> Array:
+    """Scores summed in float16."""
+    q16, k16 = round_to(np.asarray(q, np.float32), np.float16), round_to(np.asarray(keys, np.float32), np.float16)
+    with np.errstate(over="ignore", invalid="ignore"):
+        terms = q16.transpose(1, 0, 2)[:, :, None] * k16.transpose(1, 0, 2).repeat(group, 0)[:, None]  # [H, T, S, D]
+        if order == "one by one":
+            total = np.add.accumulate(terms, -1, dtype=np.float16)[..., -1]
+        else:
+            total = terms.sum(-1, dtype=np.float16)
+    return arithmetic.widen(total)
+
+
+def _in_f16(call: Call, _scene: Scene, values: Values) -> Call | None:
+    q, keys = call.inputs
+    if q.shape[0] * q.shape[1] * keys.shape[0] * q.shape[2] > 1 << 26:  # noqa: PLR2004 - 128 MB of terms
+        return None
+    return with_op(call, _f16_scores, order=values["order"])
+
+
+# Softmax
+
+
+def _scale(call: Call, _scene: Scene, values: Values) -> Call:
+    return with_attributes(call, scale=values["scale"])
+
+
+def _scales(call: Call, scene: Scene) -> Iterator[float]:
+    hp = scene.model.hp
+    yield from (1 / hp.head_dim, hp.n_embd**-0.5, (hp.n_embd // hp.n_head) ** -0.5)
+    yield from ((2 * hp.head_dim) ** -0.5, (hp.head_dim / 2) ** -0.5, hp.head_dim**0.5, 0.125)
+
+
+def _named_scales(call: Call, _scene: Scene) -> Iterator[float]:
+    own = call.attributes["scale"]
+    yield from (own, 1.0, own * float(np.log(2)))
+
+
+def _softmax(
+    kq: Array,
+    *,
+    scale: float,
+    arithmetic: Arithmetic,
+    offset: int = 0,
+    cap: float | None = None,
+    sink: float | None = None,
+    padding: int = 0,
+    window: int | None = None,
+    highest: bool = True,
+    axis: int = -1,
+    divide: bool = True,
+) -> Array:
+    """A causal softmax with one thing about it changed: see the hypotheses below."""
+    shown = visible(kq.shape[-2], kq.shape[-1], offset)
+    if window is not None:
+        shown = shown & ~visible(kq.shape[-2], kq.shape[-1], -window)
+    with np.errstate(all="ignore"):
+        z = np.asarray(kq, np.float32 if not highest else np.float64) * scale
+        if cap is not None:
+            z = cap * np.tanh(z / cap)
+        z[:, ~shown] = -np.inf
+        top = z.max(axis, keepdims=True) if highest else 0.0
+        p = np.exp(z - top)
+        total = p.sum(axis, keepdims=True, dtype=np.float64)
+        if sink is not None:
+            total = total + np.exp(sink - top)
+        total = total + padding * np.exp(-top)
+        return arithmetic.widen(np.asarray(p / total if divide else p))
+
+
+def _window(call: Call, _scene: Scene, values: Values) -> Call | None:
+    return with_op(call, _softmax, window=values["window"]) if values["window"] < call.inputs[0].shape[-1] else None
+
+
+def _windows(call: Call, _scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
+    keys = call.inputs[0].shape[-1]
+    if observed is None:
+        yield {"window": max(1, keys // 2)}
+        return
+    seen = int((np.asarray(observed)[:, -1] != 0).any(0).sum())  # of the last query
+    if 0 < seen < keys:
+        yield {"window": seen}
+
+
+def _cap(call: Call, _scene: Scene, values: Values) -> Call:
+    return with_op(call, _softmax, cap=values["cap"])
+
+
+def _sink(call: Call, _scene: Scene, values: Values) -> Call:
+    return with_op(call, _softmax, sink=values["sink"])
+
+
+def _padding(call: Call, _scene: Scene, values: Values) -> Call | None:
+    return with_op(call, _softmax, padding=values["keys"])
+
+
+def _paddings(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, int]]:
+    keys = call.inputs[0].shape[-1]
+    for multiple in (PADDED, 128, 64, 32):
+        if extra := -keys % multiple:
+            yield {"keys": extra}
+
+
+def _axis(call: Call, _scene: Scene, values: Values) -> Call | None:
+    axis = {"queries": -2, "heads": 0}[values["axis"]]
+    return with_op(call, _softmax, axis=axis) if call.inputs[0].shape[axis] > 1 else None
+
+
+def _no_mask(call: Call, _scene: Scene, _values: Values) -> Call | None:
+    kq = call.inputs[0]
+    return with_attributes(call, offset=kq.shape[-1]) if kq.shape[-2] > 1 else None
+
+
+def _mask_offset(call: Call, _scene: Scene, values: Values) -> Call | None:
+    kq = call.inputs[0]
+    offset = values["offset"]
+    if offset > 0 and kq.shape[-2] <= offset:
+        return None  # a mask missing altogether, or nothing hidden from a single query
+    return with_attributes(call, offset=offset)
+
+
+def _mask_offsets(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, int]]:
+    queries = call.inputs[0].shape[-2]
+    yield from ({"offset": o} for o in (1, -1, 2) if o < queries - 1 or o == 1)
+
+
+# Merging heads
+
+
+def _merged(p: Array, values: Array, *, group: int, order: str, arithmetic: Arithmetic) -> Array:
+    tokens, heads = p.shape[1], p.shape[0]
+    out = attend(p, values, group=group, arithmetic=arithmetic).reshape(tokens, heads, -1)  # [T, H, D]
+    if order == "[head, token, head_dim]":
+        out = out.transpose(1, 0, 2)
+    else:
+        out = out.transpose(0, 2, 1)
+    return np.ascontiguousarray(out).reshape(tokens, -1)
+
+
+def _orders(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
+    if call.inputs[0].shape[1] > 1:
+        yield {"order": "[head, token, head_dim]"}
+    yield {"order": "[token, head_dim, head]"}
+
+
+# The cache
+
+
+def _stale(call: Call, _scene: Scene, values: Values) -> Call | None:
+    past, new = call.inputs
+    if past is None:
+        return None
+    row = np.zeros_like(new) if values["row"] == "zeros" else np.repeat(past[-1:], len(new), 0)
+    return replaced(call, append, past, row)
+
+
+def _stale_rows(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
+    yield from ({"row": row} for row in ("the one before", "zeros"))
+
+
+def _slotted(past: Array, new: Array, *, slot: int, arithmetic: Arithmetic) -> Array:
+    """New rows written at another place of the cache, which was made of zeros."""
+    whole = append(past, new, arithmetic=arithmetic)
+    written = np.concatenate([whole[: len(past)], np.zeros_like(whole[len(past) :])])
+    start = slot if slot >= 0 else len(past) + slot
+    written[start : start + len(new)] = whole[len(past) :]
+    return written
+
+
+def _slot(call: Call, _scene: Scene, values: Values) -> Call | None:
+    past = call.inputs[0]
+    if past is None or len(past) <= abs(values["slot"]):
+        return None
+    return with_op(call, _slotted, slot=values["slot"])
+
+
+def _strided(past: Array | None, new: Array, *, order: str, arithmetic: Arithmetic) -> Array:
+    tokens, heads, dim = new.shape
+    if order == "[head, token, head_dim]":
+        moved = new.reshape(heads, tokens, dim).transpose(1, 0, 2)
+    else:
+        moved = new.transpose(1, 0, 2).reshape(tokens, heads, dim)
+    return append(past, np.ascontiguousarray(moved), arithmetic=arithmetic)
+
+
+def _stride(call: Call, _scene: Scene, values: Values) -> Call | None:
+    tokens, heads, _ = call.inputs[1].shape
+    return with_op(call, _strided, order=values["order"]) if tokens > 1 and heads > 1 else None
+
+
+def _strides(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
+    yield from ({"order": order} for order in ("[head, token, head_dim]", "[token, head, head_dim]"))
+
+
+CACHES, SOFTMAX = ("k_cache", "v_cache"), ("kq_soft_max",)
+
+TABLE = (
+    Hypothesis(
+        "gqa-map",
+        ("kq", "kqv_out"),
+        MAPS,
+        "let head h read KV head h // (n_head / n_head_kv)",
+        _mapped,
+        _maps,
+        "head h reads another KV head than h // group ({map})",
+        source="HazyResearch/HipKittens#22",
+    ),
+    Hypothesis(
+        "kq-f16",
+        ("kq",),
+        "scores summed in float16",
+        "sum scores in float32",
+        _in_f16,
+        lambda _call, _scene, _observed: ({"order": order} for order in ("one by one", "in pairs")),
+        "scores summed in float16, {order}",
+        stage=7,
+        source="ggml-org/llama.cpp#7805",
+    ),
+    Hypothesis(
+        "scale-missing",
+        SOFTMAX,
+        "scores without their factor 1 / sqrt(head_dim)",
+        "multiply scores by 1 / sqrt(head_dim) before the softmax",
+        lambda call, _scene, _values: with_attributes(call, scale=1.0),
+        stage=4,
+        source="mlc-ai/mlc-llm#3426",
+    ),
+    Hypothesis(
+        "softmax-base-2",
+        SOFTMAX,
+        "powers of 2 in place of e",
+        "multiply scores by log2(e) where exp2 is used",
+        lambda call, _scene, _values: with_attributes(call, scale=call.attributes["scale"] * float(np.log(2))),
+        stage=4,
+    ),
+    Hypothesis(
+        "scale-wrong",
+        SOFTMAX,
+        "scores multiplied by another factor than 1 / sqrt(head_dim)",
+        "multiply scores by 1 / sqrt(head_dim)",
+        _scale,
+        numbers(_scale, "scale", _scales, without=_named_scales),
+        "scores multiplied by {scale:.6g} in place of 1 / sqrt(head_dim)",
+        stage=4,
+        source="antonellof/ferrox#40",
+    ),
+    Hypothesis(
+        "mask-missing",
+        SOFTMAX,
+        "no causal mask",
+        "hide from each token all later ones",
+        _no_mask,
+        source="lablup/mlxcel#998",
+    ),
+    Hypothesis(
+        "mask-offset",
+        SOFTMAX,
+        "a causal mask that is off by some tokens",
+        "let each token see itself and all earlier ones",
+        _mask_offset,
+        _mask_offsets,
+        "a causal mask that is off by {offset:+d}",
+    ),
+    Hypothesis(
+        "window-added",
+        SOFTMAX,
+        "a sliding window that the file does not ask for",
+        "let each token see all earlier ones",
+        _window,
+        _windows,
+        "a sliding window of {window} tokens that the file does not ask for",
+    ),
+    Hypothesis(
+        "softcap-added",
+        SOFTMAX,
+        "a soft cap that the file does not have",
+        "cap scores only where the file has 'attn_logit_softcapping'",
+        _cap,
+        numbers(_cap, "cap", lambda _c, _s: (50.0, 30.0, 5.0)),
+        "scores soft-capped at {cap:.6g}",
+        stage=6,
+        source="vllm-project/vllm-metal#665",
+    ),
+    Hypothesis(
+        "cache-padding",
+        SOFTMAX,
+        "padding of the cache counted in the softmax's denominator",
+        "hide the padding: scores of -inf",
+        _padding,
+        _paddings,
+        "{keys} keys of padding counted in the softmax's denominator",
+        stage=6,
+        source="ggml-org/llama.cpp#3523",
+    ),
+    Hypothesis(
+        "sink-added",
+        SOFTMAX,
+        "one more term in the softmax's denominator (a sink)",
+        "divide by the sum over the keys alone",
+        _sink,
+        numbers(_sink, "sink", lambda _c, _s: (0.0,)),
+        "one more term exp({sink:.6g}) in the softmax's denominator (a sink)",
+        stage=6,
+        source="modular/modular#6591",
+    ),
+    Hypothesis(
+        "softmax-no-max",
+        SOFTMAX,
+        "exponentials taken without subtracting the row's maximum",
+        "subtract the row's maximum before exp",
+        lambda call, _scene, _values: with_op(call, _softmax, highest=False),
+        stage=6,
+        source="ggml-org/llama.cpp#2665",
+    ),
+    Hypothesis(
+        "softmax-axis",
+        SOFTMAX,
+        "normalised over another axis than the keys",
+        "normalise each query's scores over its keys",
+        _axis,
+        lambda _call, _scene, _observed: ({"axis": axis} for axis in ("queries", "heads")),
+        "normalised over {axis} in place of keys",
+    ),
+    Hypothesis(
+        "softmax-unnormalised",
+        SOFTMAX,
+        "exponentials not divided by their sum",
+        "divide by the sum over the keys",
+        lambda call, _scene, _values: with_op(call, _softmax, divide=False),
+        stage=6,
+    ),
+    Hypothesis(
+        "head-merge",
+        ("kqv_out",),
+        "heads merged in another order of axes",
+        "merge [token, head, head_dim] to [token, head * head_dim]",
+        lambda call, _scene, values: with_op(call, _merged, order=values["order"]) if call.op is attend else None,
+        _orders,
+        "heads merged as {order}",
+        stage=6,
+    ),
+    Hypothesis(
+        "cache-stale",
+        CACHES,
+        "the new token's row not written to the cache",
+        "write the row before attention reads it",
+        _stale,
+        _stale_rows,
+        "the new token's row not written to the cache: it holds {row}",
+        source="ggml-org/ggml#1497",
+    ),
+    Hypothesis(
+        "cache-slot",
+        CACHES,
+        "the new token's row written at another place of the cache",
+        "write it where the cache ends",
+        _slot,
+        lambda _call, _scene, _observed: ({"slot": slot} for slot in (-1, 0)),
+        "the new token's row written at place {slot} of the cache",
+        source="huggingface/transformers#47708",
+    ),
+    Hypothesis(
+        "cache-stride",
+        CACHES,
+        "heads and tokens exchanged when copied to the cache",
+        "copy by strides: [token, head, head_dim] is not contiguous after a permutation",
+        _stride,
+        _strides,
+        "the cache copied as {order}",
+        source="ggml-org/ggml#1497",
+    ),
+)
+

@@ -1,0 +1,141 @@
+"""The two ends of a model gone wrong: the embedding and the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import sqrt
+
+import numpy as np
+
+from firstdiff.hypotheses.fitting import numbers
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_input, with_op
+from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.operations import Operation, embed, linear
+from firstdiff.model.probe import Call
+
+EMBEDDING, LOGITS = ("embd",), ("result_output",)
+
+
+def _then(op: Operation, after: Operation) -> Operation:
+    """`op`, and `after` on its result with the value `by`."""
+
+    def both(*inputs: object, by: float, arithmetic: Arithmetic, **attributes: object) -> Array:
+        return arithmetic.widen(after(op(*inputs, arithmetic=arithmetic, **attributes), by))
+
+    both.rowwise = op is linear  # type: ignore[attr-defined]
+    return both
+
+
+def _times(y: Array, factor: float) -> Array:
+    return y * y.dtype.type(factor)
+
+
+def _capped(y: Array, cap: float) -> Array:
+    return cap * np.tanh(y / cap)
+
+
+def _embedding_scale(call: Call, _scene: Scene, values: Values) -> Call:
+    return with_op(call, _then(embed, _times), by=values["factor"])
+
+
+def _embedding_scales(_call: Call, scene: Scene) -> Iterator[float]:
+    root = sqrt(scene.model.hp.n_embd)
+    yield from (root, 1 / root, scene.model.hp.n_embd)
+
+
+def _logit_scale(call: Call, _scene: Scene, values: Values) -> Call:
+    return with_op(call, _then(linear, _times), by=values["factor"])
+
+
+def _logit_cap(call: Call, _scene: Scene, values: Values) -> Call:
+    return with_op(call, _then(linear, _capped), by=values["cap"])
+
+
+def _shifted(call: Call, _scene: Scene, values: Values) -> Call | None:
+    tokens = list(call.inputs[0])
+    return with_input(call, 0, np.roll(tokens, values["by"]).tolist()) if len(set(tokens)) > 1 else None
+
+
+def _other_ids(call: Call, scene: Scene, values: Values) -> Call | None:
+    moved = [token + values["offset"] for token in call.inputs[0]]
+    n_vocab = scene.model.hp.n_vocab
+    return with_input(call, 0, moved) if all(0 <= token < n_vocab for token in moved) else None
+
+
+def _row(call: Call, _scene: Scene, values: Values) -> Call | None:
+    x = call.inputs[0]
+    if len(x) == 1:
+        return None
+    index = np.arange(len(x))
+    rows = {"the one before": np.maximum(index - 1, 0), "the first": 0 * index, "the last": 0 * index + len(x) - 1}
+    return with_input(call, 0, np.ascontiguousarray(x[rows[values["row"]]]))
+
+
+def _rows(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
+    yield from ({"row": row} for row in ("the one before", "the first", "the last"))
+
+
+TABLE = (
+    Hypothesis(
+        "embed-scale",
+        EMBEDDING,
+        "the embedding multiplied by a factor",
+        "use the rows as they are: only Gemma's are multiplied by sqrt(n_embd)",
+        _embedding_scale,
+        numbers(_embedding_scale, "factor", _embedding_scales, without=lambda _c, _s: (0.0, 1.0)),
+        "the embedding multiplied by {factor:.6g}",
+        stage=6,
+        source="TensorAuto/OpenTau#179",
+    ),
+    Hypothesis(
+        "token-shifted",
+        EMBEDDING,
+        "each token's row in a neighbour's place",
+        "take row ids[t] for token t",
+        _shifted,
+        lambda _call, _scene, _observed: ({"by": by} for by in (1, -1)),
+        "each token's row {by:+d} places further on",
+        stage=4,
+    ),
+    Hypothesis(
+        "token-offset",
+        EMBEDDING,
+        "the rows of ids that are off by a constant",
+        "take row ids[t] for token t, counted from 0",
+        _other_ids,
+        lambda _call, _scene, _observed: ({"offset": offset} for offset in (1, -1, 2, -2, 3, -3, 256, -256)),
+        "the rows of ids that are off by {offset:+d}",
+        stage=4,
+    ),
+    Hypothesis(
+        "logits-of-wrong-row",
+        LOGITS,
+        "the logits of another token's row",
+        "multiply each token's own result_norm by the output matrix",
+        _row,
+        _rows,
+        "each row has the logits of {row}",
+        stage=4,
+    ),
+    Hypothesis(
+        "logit-scale",
+        LOGITS,
+        "logits multiplied by a factor that the file does not have",
+        "leave the logits as they are",
+        _logit_scale,
+        numbers(_logit_scale, "factor", lambda _c, _s: (0.5, 0.0625, 2.0), without=lambda _c, _s: (0.0, 1.0)),
+        "logits multiplied by {factor:.6g}",
+        stage=6,
+    ),
+    Hypothesis(
+        "logit-softcap-added",
+        LOGITS,
+        "a soft cap on the logits that the file does not have",
+        "cap logits only where the file has 'final_logit_softcapping'",
+        _logit_cap,
+        numbers(_logit_cap, "cap", lambda _c, _s: (30.0, 15.0, 50.0)),
+        "logits soft-capped at {cap:.6g}",
+        stage=6,
+        source="sgl-project/sglang#1046",
+    ),
+)

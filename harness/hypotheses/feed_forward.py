@@ -1,0 +1,131 @@
+"""The feed-forward network gone wrong: swiglu(gate, up)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import erf, pi, sqrt
+
+import numpy as np
+
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, replaced, with_op
+from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.operations import Operation
+from firstdiff.model.probe import Call
+
+GLU = ("ffn_swiglu",)
+
+
+def _sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-x)))
+
+
+ACTIVATIONS: dict[str, Operation] = {
+    "gelu (tanh)": lambda x: 0.5 * x * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))),
+    "gelu (erf)": lambda x: 0.5 * x * (1 + np.vectorize(erf, otypes=[np.float64])(x / sqrt(2))),
+    "gelu (quick)": lambda x: x * _sigmoid(1.702 * x),
+    "relu": lambda x: np.maximum(x, 0),
+    "relu squared": lambda x: np.square(np.maximum(x, 0)),
+    "sigmoid": _sigmoid,
+    "tanh": np.tanh,
+}
+"""Hendrycks & Gimpel 2016 and its two approximations; Nair & Hinton 2010; So et al. 2021; Dauphin et al. 2017."""
+
+
+def _silu(x: Array) -> Array:
+    return x * _sigmoid(x)
+
+
+def _glu(
+    gate: Array, up: Array, *, arithmetic: Arithmetic, activation: Operation = _silu, limit: float | None = None
+) -> Array:
+    gate, up = np.asarray(gate, np.float64), np.asarray(up, np.float64)
+    if limit is not None:
+        gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return arithmetic.widen(arithmetic.keep(arithmetic.widen(activation(gate))) * up)
+
+
+def _activated(call: Call, _scene: Scene, values: Values) -> Call:
+    return with_op(call, _glu, activation=ACTIVATIONS[values["activation"]])
+
+
+def _activations(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
+    yield from ({"activation": name} for name in ACTIVATIONS)
+
+
+def _one_side(x: Array, *, activation: Operation, arithmetic: Arithmetic) -> Array:
+    return arithmetic.widen(activation(np.asarray(x, np.float64)))
+
+
+def _ungated(call: Call, _scene: Scene, values: Values) -> Call:
+    gate, up = call.inputs
+    side, activation = {
+        "silu(gate)": (gate, _silu),
+        "up": (up, np.asarray),
+        "silu(up)": (up, _silu),
+    }[values["kept"]]
+    return replaced(call, _one_side, side, activation=activation)
+
+
+def _kept(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
+    yield from ({"kept": side} for side in ("silu(gate)", "up", "silu(up)"))
+
+
+def _limited(call: Call, _scene: Scene, values: Values) -> Call:
+    return with_op(call, _glu, limit=values["limit"])
+
+
+def _limits(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, float]]:
+    gate, up = call.inputs
+    largest = max(float(np.abs(x).max()) for x in (gate, up))
+    yield from ({"limit": limit} for limit in (7.0, 10.0) if limit < largest)
+    yield {"limit": float(f"{largest / 2:.3g}")}
+
+
+TABLE = (
+    Hypothesis(
+        "gate-up-swapped",
+        GLU,
+        "the activation on up in place of gate",
+        "compute silu(gate) * up",
+        lambda call, _scene, _values: replaced(call, call.op, *reversed(call.inputs)),
+        stage=4,
+        source="nntrainer/nntrainer#4194",
+    ),
+    Hypothesis(
+        "activation-missing",
+        GLU,
+        "no activation: gate * up",
+        "compute silu(gate) * up",
+        lambda call, _scene, _values: with_op(call, _glu, activation=np.asarray),
+    ),
+    Hypothesis(
+        "activation-wrong",
+        GLU,
+        "another activation than SiLU",
+        "compute silu(gate) * up",
+        _activated,
+        _activations,
+        "{activation} in place of SiLU",
+        source="vllm-project/vllm#3411",
+    ),
+    Hypothesis(
+        "gate-missing",
+        GLU,
+        "no product of gate and up",
+        "compute silu(gate) * up",
+        _ungated,
+        _kept,
+        "{kept} alone in place of silu(gate) * up",
+    ),
+    Hypothesis(
+        "glu-clipped",
+        GLU,
+        "gate and up clipped before the activation",
+        "clip nothing: the file asks for no limit",
+        _limited,
+        _limits,
+        "gate and up clipped at {limit:.6g} before the activation",
+        stage=4,
+    ),
+)

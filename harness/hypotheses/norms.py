@@ -1,0 +1,202 @@
+"""Norms gone wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from firstdiff.hypotheses.fitting import numbers
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, identity, replaced, with_attributes, with_input, with_op
+from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.operations import Operation, rms_norm
+from firstdiff.model.probe import Call
+from firstdiff.model.weights import Weight
+
+NORMS = ("attn_norm", "ffn_norm", "result_norm")
+
+
+def _mean_of_squares(x: Array) -> Array:
+    return np.einsum("...i,...i->...", x, x, dtype=np.float64)[..., None] / x.shape[-1]
+
+
+def _weighted(x: Array, weight: Weight | None, arithmetic: Arithmetic) -> Array:
+    y = arithmetic.widen(x)
+    return y if weight is None else arithmetic.keep(y) * arithmetic.keep(arithmetic.widen(weight.values()))
+
+
+def _norm(divisor: Operation) -> Operation:
+    """A norm that divides by something else: `divisor` makes it of x [T, n] in float64 and eps."""
+
+    def norm(x: Array, weight: Weight | None, *, eps: float, arithmetic: Arithmetic) -> Array:
+        wide = np.asarray(x, np.float64)
+        return _weighted(wide / divisor(wide, eps), weight, arithmetic)
+
+    return norm
+
+
+def _layer_norm(x: Array, weight: Weight | None, *, eps: float, arithmetic: Arithmetic) -> Array:
+    wide = np.asarray(x, np.float64)
+    return rms_norm(arithmetic.widen(wide - wide.mean(-1, keepdims=True)), weight, eps=eps, arithmetic=arithmetic)
+
+
+def _in_f16(order: str) -> Operation:
+    """Squares summed in float16, where they overflow beyond 65504 and lose their last bits long before."""
+
+    def divisor(x: Array, eps: float) -> Array:
+        with np.errstate(over="ignore"):
+            squares = np.square(x.astype(np.float16))
+            if order == "one by one":
+                total = np.add.accumulate(squares, axis=-1, dtype=np.float16)[..., -1:]
+            else:
+                total = squares.sum(-1, keepdims=True, dtype=np.float16)
+        return np.sqrt(total.astype(np.float64) / x.shape[-1] + eps)
+
+    return _norm(divisor)
+
+
+def _dense(change: Operation) -> Operation:
+    def changed(call: Call, _scene: Scene, _values: Values) -> Call | None:
+        weight = call.inputs[1]
+        return None if weight is None else with_input(call, 1, replace(weight, dense=change(weight.values())))
+
+    return changed
+
+
+def _op(op: Operation) -> Operation:
+    return lambda call, _scene, _values: with_op(call, op) if call.op is rms_norm else None
+
+
+def _eps(call: Call, _scene: Scene, values: Values) -> Call:
+    return with_attributes(call, eps=values["eps"])
+
+
+def _other_eps(call: Call, _scene: Scene) -> Iterator[float]:
+    own = float(call.attributes["eps"])
+    yield from (1e-5, 1e-6) if np.isclose(own, 1e-6) else (1e-6, 1e-5)
+    yield from (1e-8, 1e-12, 0.0, 1e-3)
+
+
+def _own_eps(call: Call, _scene: Scene) -> Iterator[float]:
+    yield float(call.attributes["eps"])
+
+
+def _eps_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]:
+    """From each token's scale: the smaller its rms, the more it tells."""
+    x, weight = np.asarray(call.inputs[0], np.float64), call.inputs[1]
+    unscaled = x if weight is None else x * weight.values()
+    power = (unscaled**2).sum(-1)
+    mean = _mean_of_squares(x)[..., 0]
+    token = int(np.where(mean > 0, mean, np.inf).argmin())
+    factor = float((observed[token] * unscaled[token]).sum() / power[token]) if power[token] else 0.0
+    if factor > 0 and (eps := factor**-2 - float(mean[token])) > 0:
+        yield eps
+
+
+def _of_all(x: Array, eps: float) -> Array:
+    return np.sqrt(np.square(x).mean() + eps)
+
+
+def _missing(call: Call, _scene: Scene, _values: Values) -> Call:
+    return replaced(call, identity, call.inputs[0])
+
+
+def _weight_only(call: Call, _scene: Scene, _values: Values) -> Call | None:
+    return None if call.inputs[1] is None else replaced(call, _times, *call.inputs[:2])
+
+
+def _times(x: Array, weight: Weight, *, arithmetic: Arithmetic) -> Array:
+    return _weighted(x, weight, arithmetic)
+
+
+TABLE = (
+    Hypothesis(
+        "norm-eps",
+        NORMS,
+        "an epsilon that is not the file's",
+        "read '<architecture>.attention.layer_norm_rms_epsilon' of the file",
+        _eps,
+        numbers(_eps, "eps", _other_eps, starts=_eps_starts, without=_own_eps),
+        "an epsilon of {eps:.4g} in place of the file's",
+        source="ggml-org/llama.cpp#2373",
+    ),
+    Hypothesis(
+        "norm-eps-outside",
+        NORMS,
+        "the epsilon added after the root in place of before it",
+        "add epsilon to the mean of squares, then take the root",
+        _op(_norm(lambda x, eps: np.sqrt(_mean_of_squares(x)) + eps)),
+        source="allenai/OLMo#281",
+    ),
+    Hypothesis(
+        "norm-layernorm",
+        NORMS,
+        "the mean subtracted, as LayerNorm does",
+        "use RMS norm, which subtracts nothing",
+        _op(_layer_norm),
+        source="sonos/tract#2749",
+    ),
+    Hypothesis(
+        "norm-plus-one",
+        NORMS,
+        "1 added to the norm's weight",
+        "use the weight as it is: GGUF's conversion has added Gemma's 1 already",
+        _dense(lambda w: w + 1),
+        source="vllm-project/vllm#31464",
+    ),
+    Hypothesis(
+        "norm-weight-missing",
+        NORMS,
+        "a norm without its weight",
+        "multiply by the norm's weight",
+        lambda call, _scene, _values: None if call.inputs[1] is None else with_input(call, 1, None),
+    ),
+    Hypothesis(
+        "norm-weight-twice",
+        NORMS,
+        "the norm's weight multiplied in twice",
+        "multiply by the norm's weight once",
+        _dense(np.square),
+    ),
+    Hypothesis(
+        "norm-sum",
+        NORMS,
+        "the sum of squares in place of their mean",
+        "divide the sum of squares by the length of the row",
+        _op(_norm(lambda x, eps: np.sqrt(_mean_of_squares(x) * x.shape[-1] + eps))),
+    ),
+    Hypothesis(
+        "norm-of-all-tokens",
+        NORMS,
+        "one mean of squares over all tokens in place of one a token",
+        "take the mean over each token's row alone",
+        lambda call, _scene, _values: with_op(call, _norm(_of_all)) if len(call.inputs[0]) > 1 else None,
+    ),
+    Hypothesis(
+        "norm-f16",
+        NORMS,
+        "squares summed in float16",
+        "sum the squares in float32",
+        lambda call, _scene, values: with_op(call, _in_f16(values["order"])),
+        lambda _call, _scene, _observed: ({"order": order} for order in ("one by one", "in pairs")),
+        "squares summed in float16, {order}",
+        source="nntrainer/nntrainer#3935",
+    ),
+    Hypothesis(
+        "norm-root-missing",
+        NORMS,
+        "no division by the root mean square",
+        "divide by the root mean square before the weight",
+        _weight_only,
+    ),
+    Hypothesis("norm-missing", ("attn_norm", "ffn_norm"), "no norm at all", "apply the norm", _missing),
+    Hypothesis(
+        "final-norm-missing",
+        ("result_norm",),
+        "no norm before the output matrix",
+        "apply output_norm to the last layer's output",
+        _missing,
+        source="awslabs/keys_values#139",
+    ),
+)

@@ -1,0 +1,462 @@
+"""Rotary position embedding gone wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.hypotheses.fitting import numbers
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, identity, replaced, with_attributes, with_input, with_op
+from firstdiff.model import quants
+from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.operations import append, rope
+from firstdiff.model.probe import Call
+from firstdiff.model.rope import angles, frequencies
+from firstdiff.model.weights import Weight
+from firstdiff.rope_fit import fit_ratios
+from firstdiff.rope_words import FARTHEST, frequencies_of
+
+ROTATED = ("Qcur_rope", "Kcur_rope")
+DEFAULT_BASE, LLAMA_3_BASE = 10000.0, 500000.0  # of the paper, and of Llama 3
+BASES = (DEFAULT_BASE, LLAMA_3_BASE, 1e6, 1e5)
+
+LLAMA_3 = {"factor": 8.0, "low": 1.0, "high": 4.0, "context": 8192.0}
+"""Llama 3.1's scaling of frequencies; 3.2 has a factor of 32 (transformers' ``_compute_llama3_parameters``)."""
+
+
+# The angles
+
+
+def _base(call: Call, _scene: Scene, values: Values) -> Call:
+    return with_attributes(call, base=values["base"])
+
+
+def _bases(call: Call, _scene: Scene) -> Iterator[float]:
+    own = call.attributes["base"]
+    yield LLAMA_3_BASE if own == DEFAULT_BASE else DEFAULT_BASE
+    yield from BASES
+
+
+def _own_base(call: Call, _scene: Scene) -> Iterator[float]:
+    yield float(call.attributes["base"])
+
+
+def _fitted(call: Call, observed: Array) -> tuple[npt.NDArray[np.float64], float, npt.NDArray[np.float64]]:
+    """Radians a position of each pair in what was observed, the distance it was measured over, and the right ones."""
+    x, positions = call.inputs[:2]
+    ratio, _, _ = fit_ratios(x, observed, call.attributes["pairing"])
+    fitted, span = frequencies_of(ratio, np.asarray(positions, np.int64))
+    factors = None if call.inputs[2] is None else call.inputs[2].values()
+    right = angles([1], x.shape[-1], base=call.attributes["base"], scale=call.attributes["scale"], factors=factors)[0]
+    return fitted, span, right
+
+
+def _base_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]:
+    """The logarithm of the ratio of frequencies is a line through 0 over the pairs."""
+    fitted, span, right = _fitted(call, observed)
+    pair = np.arange(len(fitted))
+    seen = (fitted > 0) & (fitted * span > 1e-3) & (pair > 0)  # noqa: PLR2004 - radians that float32 tells well
+    if seen.any():
+        weight = (fitted[seen] * span) ** 2
+        slope = (weight * pair[seen] * np.log(fitted[seen] / right[seen])).sum() / (weight * pair[seen] ** 2).sum()
+        base = float(call.attributes["base"] * np.exp(-slope * len(fitted)))
+        if 1 < base < 1e12:  # noqa: PLR2004 - what a base can be
+            yield base
+
+
+def _denominator(call: Call, _scene: Scene, values: Values) -> Call:
+    head_dim = call.inputs[0].shape[-1]
+    return with_attributes(call, base=call.attributes["base"] ** (head_dim / values["denominator"]))
+
+
+def _denominators(call: Call, scene: Scene, _observed: Array | None) -> Iterator[dict[str, float]]:
+    head_dim = call.inputs[0].shape[-1]
+    for value in dict.fromkeys((scene.model.hp.n_embd, head_dim // 2, 2 * head_dim, head_dim - 2)):
+        if value not in (0, head_dim):
+            yield {"denominator": value}
+
+
+def _scale(call: Call, _scene: Scene, values: Values) -> Call:
+    return with_attributes(call, scale=call.attributes["scale"] * values["factor"])
+
+
+def _scales(call: Call, _scene: Scene) -> Iterator[float]:
+    own = call.attributes["scale"]
+    if own != 1:
+        yield from (1 / own, 1 / own**2)  # ignored, inverted
+    yield from (0.5, 0.25, 0.125, 4.0, 8.0)
+
+
+def _scale_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]:
+    fitted, _, right = _fitted(call, observed)
+    slow = np.arange(len(right)) >= len(right) // 2  # which no position turns by whole turns
+    yield float((fitted[slow] * right[slow]).sum() / (right[slow] ** 2).sum())
+
+
+def _factors(call: Call, scene: Scene, values: Values) -> Call | None:
+    """The file's factors ignored, or Llama 3's where the file has none."""
+    if call.inputs[2] is not None:
+        return with_input(call, 2, None) if values["factor"] == 1 else None
+    if values["factor"] == 1:
+        return None
+    x = call.inputs[0]
+    table = llama_3_factors(x.shape[-1], base=call.attributes["base"], factor=values["factor"])
+    if (table == 1).all():
+        return None
+    name, kind = "rope_freqs.weight", quants.BY_NAME["F32"]
+    return with_input(call, 2, Weight(name, kind, table.shape, np.empty(0, np.uint8), dense=table))
+
+
+def llama_3_factors(head_dim: int, *, base: float, factor: float) -> npt.NDArray[np.float32]:
+    """What Llama 3.1 divides each pair's angles by, float32 [head_dim / 2]."""
+    wavelength = 2 * np.pi / frequencies(head_dim, base=base)
+    low, high = LLAMA_3["context"] / LLAMA_3["low"], LLAMA_3["context"] / LLAMA_3["high"]
+    smooth = (LLAMA_3["context"] / wavelength - LLAMA_3["low"]) / (LLAMA_3["high"] - LLAMA_3["low"])
+    between = 1 / ((1 - smooth) / factor + smooth)
+    return np.where(wavelength > low, factor, np.where(wavelength < high, 1.0, between)).astype(np.float32)
+
+
+# Positions
+
+
+def _restarted(call: Call, _scene: Scene, _values: Values) -> Call | None:
+    return with_input(call, 1, range(len(call.inputs[1]))) if call.step else None
+
+
+def _moved(call: Call, _scene: Scene, values: Values) -> Call | None:
+    moved = [p + values["offset"] for p in call.inputs[1]]
+    return with_input(call, 1, moved)
+
+
+def _offsets(call: Call, _scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
+    if observed is None:
+        yield from ({"offset": 1}, {"offset": -1})
+        return
+    x, positions = call.inputs[:2]
+    ratio, _, _ = fit_ratios(x, observed, call.attributes["pairing"])
+    _, _, right = _fitted(call, observed)
+    phase = (ratio * np.exp(-1j * np.outer(positions, right))).sum(0)
+    phase /= np.maximum(np.abs(phase), 1e-30)
+    offsets = np.arange(-max(positions) - 1, FARTHEST + 1)
+    fit = (np.exp(-1j * np.outer(offsets, right)) * phase).real.sum(1)
+    best = int(offsets[fit.argmax()])
+    if best:
+        yield {"offset": best}
+
+
+# Other rotations
+
+
+def _turned(
+    x: Array,
+    theta: Array,
+    *,
+    pairing: str,
+    arithmetic: Arithmetic,
+    magnitude: float = 1.0,
+    rounded: str | None = None,
+    into: str | None = None,
+    swapped: bool = False,
+) -> Array:
+    """Turn pairs of x [T, H, D] by theta [T, pairs]; what has no pair stays. `into`: the order that pairs are left in."""
+    x = arithmetic.widen(x)
+    cos, sin = (_rounded(arithmetic.widen(f(theta)) * magnitude, rounded)[:, None] for f in (np.cos, np.sin))
+    if swapped:
+        cos, sin = sin, cos
+    y = x.copy()
+    turned = 2 * theta.shape[-1]
+    first, second = _places(pairing, turned)
+    to_first, to_second = _places(into or pairing, turned)
+    y[..., to_first] = x[..., first] * cos - x[..., second] * sin
+    y[..., to_second] = x[..., first] * sin + x[..., second] * cos
+    return y
+
+
+def _places(pairing: str, dims: int) -> tuple[slice, slice]:
+    if pairing == "interleaved":
+        return slice(0, dims, 2), slice(1, dims, 2)
+    return slice(0, dims // 2), slice(dims // 2, dims)
+
+
+def _rounded(x: Array, to: str | None) -> Array:
+    if to is None:
+        return x
+    if to == "bf16":
+        return quants.round_bf16(np.asarray(x, np.float32)).astype(x.dtype)
+    with np.errstate(over="ignore"):
+        return x.astype(np.float16).astype(x.dtype)
+
+
+def _theta(call: Call, scene: Scene) -> npt.NDArray[np.float64]:
+    """The right angles [T, D / 2]."""
+    x, positions, factors = call.inputs
+    return angles(
+        positions,
+        x.shape[-1],
+        base=call.attributes["base"],
+        scale=call.attributes["scale"],
+        factors=None if factors is None else factors.values(),
+        like_ggml=scene.arithmetic.ggml_products,
+    )
+
+
+def _turn(call: Call, theta: Array, **how: Any) -> Call:  # noqa: ANN401 - of _turned
+    return replaced(call, _turned, call.inputs[0], theta, pairing=call.attributes["pairing"], **how)
+
+
+def _magnitude(call: Call, scene: Scene, values: Values) -> Call:
+    return _turn(call, _theta(call, scene), magnitude=values["magnitude"])
+
+
+def _magnitudes(_call: Call, _scene: Scene) -> Iterator[float]:
+    yield from (float(0.1 * np.log(factor) + 1) for factor in (4, 8, 16, 32))  # YaRN's, Peng et al. 2023
+
+
+def _low_precision(call: Call, scene: Scene, values: Values) -> Call:
+    dtype, of = values["dtype"], values["of"]
+    theta = _theta(call, scene)
+    if of == "cos and sin":
+        return _turn(call, theta, rounded=dtype)
+    if of == "angles":
+        return _turn(call, _rounded(theta, dtype))
+    x, positions, _ = call.inputs
+    one = _theta(with_input(call, 1, [1]), scene)[0]
+    return _turn(call, _rounded(np.outer(_rounded(np.asarray(positions, np.float64), dtype), _rounded(one, dtype)), dtype))
+
+
+def _precisions(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
+    for of in ("angles", "cos and sin", "frequencies, positions and angles"):
+        yield from ({"dtype": dtype, "of": of} for dtype in ("bf16", "f16"))
+
+
+def _partial(call: Call, scene: Scene, values: Values) -> Call | None:
+    dims, over = values["dims"], values["over"]
+    x, positions, factors = call.inputs
+    if factors is not None:
+        return None
+    base = call.attributes["base"] ** (dims / over)
+    theta = angles(positions, dims, base=base, scale=call.attributes["scale"], like_ggml=scene.arithmetic.ggml_products)
+    return _turn(call, theta)
+
+
+def _parts(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, int]]:
+    head_dim = call.inputs[0].shape[-1]
+    for dims in dict.fromkeys((head_dim // 2, head_dim // 4, 3 * head_dim // 4)):
+        even = dims // 2 * 2
+        if even:
+            yield from ({"dims": even, "over": over} for over in (even, head_dim))
+
+
+def _head_dim(call: Call, scene: Scene, values: Values) -> Call | None:
+    """Heads cut at n_embd / n_head dimensions where the file says another key_length."""
+    x = call.inputs[0]
+    width = values["head_dim"]
+    if x.shape[1] * x.shape[2] % width or width % 2:
+        return None
+    theta = _theta(replaced(call, call.op, x[..., :1].repeat(width, -1), *call.inputs[1:], **call.attributes), scene)
+    return replaced(call, _turned_as, x, theta, width=width, pairing=call.attributes["pairing"])
+
+
+def _turned_as(x: Array, theta: Array, *, width: int, pairing: str, arithmetic: Arithmetic) -> Array:
+    cut = x.reshape(len(x), -1, width)
+    return _turned(cut, theta, pairing=pairing, arithmetic=arithmetic).reshape(x.shape)
+
+
+def _head_dims(_call: Call, scene: Scene, _observed: Array | None) -> Iterator[dict[str, int]]:
+    hp = scene.model.hp
+    if (width := hp.n_embd // hp.n_head) != hp.head_dim:
+        yield {"head_dim": width}
+
+
+def _on_v(call: Call, scene: Scene, _values: Values) -> Call | None:
+    past, new = call.inputs
+    if call.point != "v_cache":
+        return None
+    start = 0 if past is None else len(past)
+    turn = {"pairing": "interleaved", "base": scene.model.hp.rope_base, "scale": scene.model.hp.rope_scale}
+    return replaced(call, _append_turned, past, new, positions=range(start, start + len(new)), turn=turn)
+
+
+def _append_turned(
+    past: Array | None, new: Array, *, positions: Sequence[int], turn: dict[str, Any], arithmetic: Arithmetic
+) -> Array:
+    return append(past, rope(new, positions, arithmetic=arithmetic, **turn), arithmetic=arithmetic)
+
+
+def _pairing(call: Call, _scene: Scene, _values: Values) -> Call:
+    return with_attributes(call, pairing="half" if call.attributes["pairing"] == "interleaved" else "interleaved")
+
+
+def _left_in(call: Call, scene: Scene, _values: Values) -> Call:
+    other = "half" if call.attributes["pairing"] == "interleaved" else "interleaved"
+    return _turn(call, _theta(call, scene), into=other)
+
+
+PAIRING, BASE, ANGLE, SIZE = 3, 4, 5, 6  # stages: two of them can be wrong at once
+
+TABLE = (
+    Hypothesis(
+        "rope-pairing",
+        ROTATED,
+        "dimensions paired half-split in place of interleaved",
+        "turn dimensions (2i, 2i + 1) together, or permute the rows of Q and K back to Hugging Face's order",
+        _pairing,
+        stage=PAIRING,
+        source="kekzl/imp#503",
+    ),
+    Hypothesis(
+        "rope-position",
+        ROTATED,
+        "positions that start from 0 again at each decode step",
+        "go on counting positions where the cache ends",
+        _restarted,
+        stage=ANGLE,
+        source="Blaizzy/mlx-vlm#1983",
+    ),
+    Hypothesis(
+        "rope-twice",
+        ROTATED,
+        "the rotation done twice",
+        "rotate once: a cached key is rotated already",
+        lambda call, _scene, _values: with_attributes(call, scale=2 * call.attributes["scale"]),
+        stage=ANGLE,
+    ),
+    Hypothesis(
+        "rope-sign",
+        ROTATED,
+        "every angle with the other sign",
+        "turn (a, b) to (a cos - b sin, a sin + b cos)",
+        lambda call, _scene, _values: with_attributes(call, scale=-call.attributes["scale"]),
+        stage=ANGLE,
+    ),
+    Hypothesis(
+        "rope-none",
+        ROTATED,
+        "no rotation",
+        "rotate Q and K, each by its own token's position",
+        lambda call, _scene, _values: replaced(call, identity, call.inputs[0]),
+        stage=ANGLE,
+    ),
+    Hypothesis(
+        "rope-offset",
+        ROTATED,
+        "positions off by a constant",
+        "give each token its own position, from 0 on",
+        _moved,
+        _offsets,
+        "positions off by {offset:+d}",
+        stage=ANGLE,
+    ),
+    Hypothesis(
+        "rope-denominator",
+        ROTATED,
+        "the frequencies' exponent divided by something else than head_dim",
+        "take base ** (-2 i / head_dim)",
+        _denominator,
+        _denominators,
+        "the frequencies' exponent divided by {denominator:g} in place of head_dim",
+        stage=BASE,
+    ),
+    Hypothesis(
+        "rope-base",
+        ROTATED,
+        "a rope base that is not the file's",
+        "read '<architecture>.rope.freq_base' of the file",
+        _base,
+        numbers(_base, "base", _bases, starts=_base_starts, without=_own_base),
+        "a rope base of {base:.6g} in place of the file's",
+        stage=BASE,
+        source="lyogavin/airllm#368",
+    ),
+    Hypothesis(
+        "rope-factors",
+        ROTATED,
+        "frequency factors ignored, or Llama 3's where the file has none",
+        "divide each pair's angles by 'rope_freqs.weight' where the file has it, and only there",
+        _factors,
+        lambda _call, _scene, _observed: ({"factor": f} for f in (1.0, 8.0, 32.0)),
+        "frequency factors that go up to {factor:g} in place of the file's",
+        stage=BASE,
+        source="ggml-org/llama.cpp#8676",
+    ),
+    Hypothesis(
+        "rope-scale",
+        ROTATED,
+        "all angles multiplied by one factor",
+        "multiply positions by 1 / '<architecture>.rope.scaling.factor' of the file, or by nothing",
+        _scale,
+        numbers(_scale, "factor", _scales, starts=_scale_starts, without=lambda _c, _s: (-1.0, 0.0, 1.0, 2.0)),
+        "all angles multiplied by {factor:.6g}",
+        stage=ANGLE,
+    ),
+    Hypothesis(
+        "rope-yarn-magnitude",
+        ROTATED,
+        "cos and sin multiplied by a factor",
+        "leave lengths as they are: the file asks for no YaRN",
+        _magnitude,
+        numbers(_magnitude, "magnitude", _magnitudes, without=lambda _c, _s: (1.0,)),
+        "cos and sin multiplied by {magnitude:.6g}",
+        stage=SIZE,
+        source="kekzl/imp#880",
+    ),
+    Hypothesis(
+        "rope-low-precision",
+        ROTATED,
+        "angles computed in 16 bits",
+        "compute angles, cos and sin in float32",
+        _low_precision,
+        _precisions,
+        "{of} rounded to {dtype}",
+        stage=SIZE,
+        source="NVIDIA/Megatron-LM#535",
+    ),
+    Hypothesis(
+        "rope-partial",
+        ROTATED,
+        "only some dimensions of each head turned",
+        "turn all head_dim dimensions ('<architecture>.rope.dimension_count')",
+        _partial,
+        _parts,
+        "only {dims} dimensions of each head turned, with exponents over {over}",
+        stage=BASE,
+    ),
+    Hypothesis(
+        "rope-order",
+        ROTATED,
+        "pairs turned rightly and written back in the other order",
+        "write each pair back where it came from",
+        _left_in,
+        stage=SIZE,
+    ),
+    Hypothesis(
+        "rope-cos-sin",
+        ROTATED,
+        "cos and sin exchanged",
+        "turn (a, b) to (a cos - b sin, a sin + b cos)",
+        lambda call, scene, _values: _turn(call, _theta(call, scene), swapped=True),
+        stage=SIZE,
+    ),
+    Hypothesis(
+        "head-dim",
+        ROTATED,
+        "heads cut at n_embd / n_head dimensions, where the file says another length",
+        "read '<architecture>.attention.key_length' of the file",
+        _head_dim,
+        _head_dims,
+        "heads cut at {head_dim} dimensions",
+        stage=PAIRING,
+        source="vllm-project/vllm#2622",
+    ),
+    Hypothesis(
+        "rope-on-v",
+        ("v_cache",),
+        "values rotated too",
+        "rotate Q and K alone",
+        _on_v,
+        stage=ANGLE,
+    ),
+)
