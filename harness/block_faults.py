@@ -33,7 +33,7 @@ from firstdiff.block_ways import (
     placed,
     way,
 )
-from firstdiff.model.blocks import LAYOUTS, Bytes, Fields, Floats
+from firstdiff.model.blocks import LAYOUTS, Bytes, Fields, Floats, half
 from firstdiff.model.quants import QuantType
 
 __all__ = ["BLOCK_FAULTS", "BlockFault", "BlockWay", "Decode"]
@@ -54,7 +54,7 @@ def _number(name: str, number: numbers.Number, kind: str | None = "F16") -> tupl
 
 
 def _bf16_as_half(raw: Bytes, _: QuantType) -> Floats:
-    return numbers.half(np.ascontiguousarray(raw).view("<u2")[:, 0])[:, None]
+    return half(np.ascontiguousarray(raw).view("<u2")[:, 0])[:, None]
 
 
 def _bf16_swapped(raw: Bytes, _: QuantType) -> Floats:

@@ -111,13 +111,13 @@ def placed(**starts: int) -> Callable[[Layout], Layout]:
 
     def change(where: Layout) -> Layout:
         for name, start in starts.items():
-            match name:
-                case "low" | "high":
-                    where = replace(where, **{name: _plane(getattr(where, name), start=start)})
-                case "packed":
-                    where = replace(where, packed=(start, start + where.packed[1] - where.packed[0]))
-                case _:
-                    where = replace(where, **{name: start})  # type: ignore[arg-type]
+            if name in {"low", "high"}:
+                new: object = _plane(getattr(where, name), start=start)
+            elif name == "packed":
+                new = (start, start + where.packed[1] - where.packed[0])
+            else:
+                new = start
+            where = replace(where, **{name: new})  # type: ignore[arg-type]
         return where
 
     return change
