@@ -46,6 +46,19 @@ def inverted(f: Fields) -> Fields:
     return replace(f, high=f.high ^ np.int8(1))
 
 
+def not_moved_up(f: Fields) -> Fields:
+    """High bits joined where they lie, at the bottom."""
+    assert f.high is not None
+    return replace(f, low=f.low | f.high, high=None)
+
+
+def weighed_by_mask(f: Fields) -> Fields:
+    """``qh[l] & mask`` added as it is, where its being set adds 16."""
+    assert f.high is not None
+    masks = np.repeat(1 << np.arange(8, dtype=np.int16), 32)
+    return replace(f, low=f.low + f.high * masks, high=None)
+
+
 SIGNS: tuple[BlockFault, ...] = (
     BlockFault(
         "nibble-signed",
@@ -100,6 +113,7 @@ HIGH_BITS: tuple[BlockFault, ...] = (
         " hmask serves element l of each run of 32, from the lowest bits up",
         (
             way("left out", (*FIFTHS, "Q5_K", "Q6_K", "Q3_K"), fields=no_high),
+            way("not moved up", (*FIFTHS, "Q5_K", "Q6_K"), fields=not_moved_up),
             *(
                 way(name, FIFTHS, fields=high_bits(order))
                 for name, order in (
@@ -109,7 +123,8 @@ HIGH_BITS: tuple[BlockFault, ...] = (
                     ("the halves exchanged", [(i + 16) % 32 for i in range(32)]),
                     ("the highest bit of each byte first", [i ^ 7 for i in range(32)]),
                     ("qh >> (j + 12) moved up by 4 once more", [*FIRST, *(j + 12 for j in FIRST)]),
-                    ("qh >> (j + 16) & 0x10", [*FIRST, *(j + 20 if j < 12 else -1 for j in FIRST)]),  # noqa: PLR2004
+                    ("qh >> j & 0x10 and qh >> (j + 16) & 0x10", [*range(4, 32), *[-1] * 4]),
+                    ("qh >> (j + 16) & 0x10", [*FIRST, *range(20, 32), *[-1] * 4]),
                 )
             ),
             *(
@@ -122,6 +137,7 @@ HIGH_BITS: tuple[BlockFault, ...] = (
                     ("bits 0 to 3 for low nibbles, 4 to 7 for high ones", (0, 4, 1, 5, 2, 6, 3, 7)),
                 )
             ),
+            way("the mask added in place of 16", ("Q5_K",), fields=weighed_by_mask),
             way("the highest bit first", ("Q5_K", "Q3_K"), layout=high(shifts=(7, 6, 5, 4, 3, 2, 1, 0))),
             way("bits in sequence", ("Q5_K", "Q6_K", "Q3_K"), layout=high(width=1)),
             way("shifts of 6, 4, 2, 0", ("Q6_K",), layout=high(shifts=(6, 4, 2, 0))),

@@ -187,7 +187,7 @@ MINIMUM: tuple[BlockFault, ...] = (
         (
             way("d * (code + m)", MINIMA, fields=_times_d),
             way("d * (code - m)", MINIMA, fields=_zero_point),
-            way("d in place of dmin", K_MINIMA, fields=_by_d),
+            way("d in place of dmin or m", WITH_MINIMA, fields=_by_d),
         ),
     ),
 )

@@ -101,6 +101,8 @@ ORDER: tuple[BlockFault, ...] = (
             way("low bits", ("Q2_K", "Q3_K", "Q6_K"), fields=low_from((0, 0))),
             way("low bits", K45, fields=low_from((0, 0, 0, 0))),
             way("low and high bits", ("Q6_K",), fields=codes_from((0, 0))),
+            way("ql + 32 read as ql", ("Q6_K",), fields=low_from([0, 0, 2, 2, 4, 4, 6, 6])),
+            way("q + 16 read as q", LANES, fields=low_from([g // 2 * 2 for g in range(16)])),
         ),
     ),
     BlockFault(
