@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from planted import FILE_TYPES, quantised, synthetic
+from quantised_blocks import KINDS, Bytes, quantised_weights
 
 from firstdiff.block_faults import BLOCK_FAULTS, BlockWay
-from firstdiff.model.blocks import LAYOUTS
-from firstdiff.model.gguf import open_gguf
 from firstdiff.model.quants import BY_NAME, dequantize
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-
-NAME = "blk.0.ffn_down.weight"
-KINDS = ("F32", "F16", "BF16", *LAYOUTS)
 WAYS = {
     f"{fault.id}/{kind}/{way.name}": (kind, way)
     for fault in BLOCK_FAULTS.values()
@@ -28,26 +21,10 @@ WAYS = {
 }
 
 
-def with_small_rows(path: Path) -> Path:
-    """Every other row of a weight 1e-4 times what it was: its scales are subnormal in f16."""
-    info = open_gguf(path).tensors[NAME]
-    raw = bytearray(path.read_bytes())
-    values = np.frombuffer(raw, np.float32, info.nbytes // 4, info.offset).reshape(info.shape)
-    values[::2] *= 1e-4
-    path.write_bytes(raw)
-    return path
-
-
 @pytest.fixture(scope="module")
 def quantised_blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bytes]:
-    folder = tmp_path_factory.mktemp("blocks")
-    path = with_small_rows(synthetic(folder, n_layer=1))
-    found = {}
-    for kind in KINDS:
-        gguf = open_gguf(quantised(path, FILE_TYPES[kind], folder / f"{kind}.gguf"))
-        assert gguf.tensors[NAME].type.name == kind
-        found[kind] = gguf.raw(NAME).reshape(-1, BY_NAME[kind].nbytes)
-    return found
+    found = quantised_weights(tmp_path_factory.mktemp("blocks"))
+    return {kind: raw.reshape(-1, BY_NAME[kind].nbytes) for kind, raw in found.items()}
 
 
 def decoded(way: BlockWay, kind: str, raw: Bytes) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import FILE_TYPES, SMOLLM2, quantised, synthetic
+from planted import SMOLLM2, synthetic
+from quantised_blocks import NAME, ROW, Bytes, quantised_weights
 
+from firstdiff.block_faults import BLOCK_FAULTS
 from firstdiff.buffer_faults import BUFFER_FAULTS, BufferWay, shifted, shifts, strides, walked
 from firstdiff.model import synthetic as synthetic_model
 from firstdiff.model.blocks import LAYOUTS
@@ -20,9 +22,6 @@ from firstdiff.model.metadata import LEAST_KEY, read_metadata
 from firstdiff.model.quants import BY_NAME, dequantize
 from firstdiff.model.tensor_table import LEAST_ENTRY, read_tensor_table
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-
-NAME = "blk.0.ffn_down.weight"  # rows of 512: two blocks of a K type
 WAYS = {
     f"{fault.id}/{kind}/{way.name}": (kind, way)
     for fault in BUFFER_FAULTS.values()
@@ -33,14 +32,12 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def quantised_raw(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bytes]:
-    folder = tmp_path_factory.mktemp("buffers")
-    path = synthetic(folder, n_layer=1)
-    return {kind: open_gguf(quantised(path, FILE_TYPES[kind], folder / f"{kind}.gguf")).raw(NAME) for kind in LAYOUTS}
+    return quantised_weights(tmp_path_factory.mktemp("buffers"))
 
 
 def values(way: BufferWay, name: str, raw: Bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
     kind = BY_NAME[name]
-    return dequantize(way.change(raw, kind, 512 // kind.block), kind)
+    return dequantize(way.change(raw, kind, ROW // kind.block), kind)
 
 
 @pytest.mark.parametrize("which", WAYS)
@@ -58,8 +55,13 @@ def test_each_way_changes_values_and_keeps_the_length(which: str, quantised_raw:
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_no_two_ways_give_the_same_values(kind: str, quantised_raw: dict[str, Bytes]) -> None:
+def test_no_two_ways_give_the_same_values_nor_does_one_of_a_block(kind: str, quantised_raw: dict[str, Bytes]) -> None:
+    blocks = quantised_raw[kind].reshape(-1, BY_NAME[kind].nbytes)
     found = {which: values(way, name, quantised_raw[kind]) for which, (name, way) in WAYS.items() if name == kind}
+    for fault in BLOCK_FAULTS.values():
+        for way in fault.ways:
+            if kind in way.kinds:
+                found[f"{fault.id}/{kind}/{way.name}, by block"] = way.decode(blocks, BY_NAME[kind]).reshape(-1)
     assert not [
         (one, other)
         for one, other in combinations(found, 2)
