@@ -167,6 +167,17 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     diff.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file (default: the one that TRACE_A names)")
     _json(diff)
 
+    explain = add("explain", "Say why a site diverges, with every hypothesis that was tried.")
+    explain.add_argument("path", type=Path, metavar="VERDICT_OR_TRACE", help="verdict.json, a run's folder, or a trace")
+    explain.add_argument("site", nargs="?", metavar="SITE", help="such as Kcur_rope-3 (default: every explanation)")
+    explain.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file of a trace")
+    _names(explain)
+    _json(explain)
+
+    hypotheses = add("hypotheses", "List the hypotheses: the ways of being wrong that are tried.")
+    hypotheses.add_argument("id", nargs="?", metavar="ID", help="one of them, in full")
+    _json(hypotheses)
+
     names = add("names", "Show how the tensors of a trace were understood.")
     names.add_argument("trace", type=Path, metavar="TRACE", help="a dump of any engine")
     names.add_argument("--tokens", type=_ids, metavar="IDS", help="token ids, where the dump has none")

@@ -6,18 +6,21 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 from firstdiff import demo as demos
 from firstdiff import diff as differing
+from firstdiff import explaining_command
 from firstdiff import run as running
 from firstdiff.cli import MOST_THREADS, UNREADABLE, fail
 from firstdiff.doctor import examine, physical_cores
 from firstdiff.dumps import names_in
 from firstdiff.engine_trace import Engine
 from firstdiff.errors import UsageError
-from firstdiff.hypotheses import TABLE
+from firstdiff.hypotheses import TABLE, listing
 from firstdiff.name_table import name_table
 from firstdiff.observe import observe
 from firstdiff.rope_table import rope_command
@@ -219,6 +222,31 @@ def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> 
     if out is not None:
         print(f"\nTraces and verdict: {out}")
     return verdict.exit_code
+
+
+def explain(options: argparse.Namespace) -> int:
+    """Say why sites diverge."""
+    verdict = explaining_command.verdict_of(options.path, options.model, options.names)
+    chosen = explaining_command.chosen(verdict, options.site)
+    if options.json:
+        print(json.dumps(strict([asdict(e) for e in chosen]), indent=1, allow_nan=False))
+        return verdict.exit_code
+    from rich.console import Console
+
+    from firstdiff.reports.terminal import show_explanations
+
+    show_explanations(verdict, chosen, options.site, Console())
+    return verdict.exit_code
+
+
+def hypotheses(options: argparse.Namespace) -> int:
+    """List the hypotheses."""
+    rows = listing.listed(options.id)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    print(listing.one(rows[0]) if options.id else listing.table(rows, get_terminal_size().columns))
+    return 0
 
 
 def names(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from quantised_blocks import KINDS, Bytes, quantised_weights
 
-from firstdiff.block_faults import BLOCK_FAULTS, BlockWay
+from firstdiff.hypotheses.block_faults import BLOCK_FAULTS, BlockWay
 from firstdiff.model.quants import BY_NAME, dequantize
 
 WAYS = {

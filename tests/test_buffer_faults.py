@@ -12,8 +12,8 @@ import pytest
 from planted import SMOLLM2, synthetic
 from quantised_blocks import NAME, ROW, Bytes, quantised_weights
 
-from firstdiff.block_faults import BLOCK_FAULTS
-from firstdiff.buffer_faults import BUFFER_FAULTS, BufferWay, shifted, shifts, strides, walked
+from firstdiff.hypotheses.block_faults import BLOCK_FAULTS
+from firstdiff.hypotheses.buffer_faults import BUFFER_FAULTS, BufferWay, shifted, shifts, strides, walked
 from firstdiff.model import synthetic as synthetic_model
 from firstdiff.model.blocks import LAYOUTS
 from firstdiff.model.cursor import Cursor

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from firstdiff import block_numbers as numbers
-from firstdiff.block_codes import HIGH_BITS, SIGNS
-from firstdiff.block_order import ORDER
-from firstdiff.block_ways import (
+from firstdiff.hypotheses import block_numbers as numbers
+from firstdiff.hypotheses.block_codes import HIGH_BITS, SIGNS
+from firstdiff.hypotheses.block_order import ORDER
+from firstdiff.hypotheses.block_ways import (
     FIFTHS,
     K45,
     K_MINIMA,

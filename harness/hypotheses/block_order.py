@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from firstdiff.block_ways import (
+from firstdiff.hypotheses.block_ways import (
     FIFTHS,
     K45,
     K_NIBBLES,

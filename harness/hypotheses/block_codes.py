@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from firstdiff.block_ways import (
+from firstdiff.hypotheses.block_ways import (
     FIFTHS,
     K_NIBBLES,
     NIBBLES,
