@@ -19,8 +19,9 @@ SHARE = 0.9
 """Least share of the squared error of a prediction that holds. As :data:`DATA` has it, a fit of unrelated numbers
 reaches 0.5."""
 
-DATA, SPARE = 2, 8
-"""A fit needs twice as many numbers as parameters, and eight more: fewer fit anything."""
+AGREE, MOSTLY = 0.5, 0.9
+"""A prediction that holds moves nine in ten of the values that it changes to within half of the change. Without it, a
+rule that is right for one value a thousand times larger than the others would hold for all."""
 
 SAMPLE = 1 << 16
 """Elements that a prediction is tried on first."""
@@ -48,6 +49,8 @@ class Compared:
         Relative error of a token up to which a correct engine's rounding goes.
     scale
         One over each token's norm in the reference (in the candidate where the reference is zero), 1 along other axes.
+    errors
+        Relative error of each token [tokens].
     """
 
     candidate: Floats
@@ -56,6 +59,7 @@ class Compared:
     axes: tuple[str, ...]
     floor: float
     scale: Floats
+    errors: Floats
 
     @property
     def token_axis(self) -> int:
@@ -68,9 +72,9 @@ class Compared:
         return dict(zip(self.axes, self.reference.shape, strict=True))
 
     @property
-    def errors(self) -> Floats:
-        """Relative error of each token [tokens]."""
-        return self.norms((self.candidate - self.reference) * self.scale)
+    def row(self) -> int:
+        """How many values a token has."""
+        return self.reference.size // max(1, len(self.errors))
 
     @property
     def rms(self) -> Floats:
@@ -81,9 +85,7 @@ class Compared:
 
     def norms(self, x: Floats) -> Floats:
         """Euclidean norm of each token [tokens]."""
-        rows = np.moveaxis(x, self.token_axis, 0).reshape(x.shape[self.token_axis], -1)
-        squares: Floats = np.einsum("tn,tn->t", rows, rows)
-        return np.sqrt(squares)
+        return norms(x, self.token_axis)
 
     def part(self) -> Compared:
         """Not more than :data:`SAMPLE` elements: half of them where the error is largest, half spread evenly."""
@@ -97,14 +99,11 @@ class Compared:
 
     def take(self, axis: int, indices: Indices) -> Compared:
         """Some slices along an axis."""
-        tokens = axis == self.token_axis
-        return replace(
-            self,
-            candidate=self.candidate.take(indices, axis),
-            reference=self.reference.take(indices, axis),
-            counts=self.counts.take(indices, axis),
-            scale=self.scale.take(indices, axis) if tokens else self.scale,
-        )
+        candidate, reference = self.candidate.take(indices, axis), self.reference.take(indices, axis)
+        counts = self.counts.take(indices, axis)
+        scale = self.scale.take(indices, axis) if axis == self.token_axis else self.scale
+        errors = norms((candidate - reference) * scale, self.token_axis)
+        return replace(self, candidate=candidate, reference=reference, counts=counts, scale=scale, errors=errors)
 
     def _worst(self, axis: int, wanted: int) -> Indices:
         """Indices along an axis: those of the largest errors and evenly spread ones."""
@@ -130,14 +129,12 @@ class Left:
     share
         The part of the squared error (tokens scaled to one norm) that it accounts for, 0 to 1.
     holds
-        Whether the residual is at the floor or :data:`CLEARLY` smaller than the error.
-    residual
-        Largest relative residual of a token.
+        Whether the residual is at the floor of what is predicted, or :data:`CLEARLY` smaller than the error and the
+        candidate, and not by virtue of a few large values alone.
     """
 
     share: float
     holds: bool
-    residual: float
 
 
 def compared(
@@ -149,12 +146,18 @@ def compared(
     if seen is not None:
         counts &= seen
     c, r = np.where(counts, c, 0.0), np.where(counts, r, 0.0)
-    x = Compared(
-        c, r, counts, axes, floor, np.ones([n if a == "tokens" else 1 for a, n in zip(axes, r.shape, strict=True)])
-    )
-    size = x.norms(r)
-    size = np.where(size > 0, size, x.norms(c))
-    return replace(x, scale=1 / np.where(size > 0, size, 1.0).reshape(x.scale.shape))
+    tokens = axes.index("tokens")
+    size = norms(r, tokens)
+    size = np.where(size > 0, size, norms(c, tokens))
+    scale = (1 / np.where(size > 0, size, 1.0)).reshape([-1 if a == "tokens" else 1 for a in axes])
+    return Compared(c, r, counts, axes, floor, scale, norms((c - r) * scale, tokens))
+
+
+def norms(x: Floats, axis: int) -> Floats:
+    """Euclidean norms of the slices along an axis."""
+    rows = np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
+    squares: Floats = np.einsum("tn,tn->t", rows, rows)
+    return np.sqrt(squares)
 
 
 def widened(x: npt.ArrayLike) -> Floats:
@@ -170,18 +173,28 @@ def widened(x: npt.ArrayLike) -> Floats:
 def left(x: Compared, predicted: Floats) -> Left:
     """Measure what a prediction, 0 where nothing counts, leaves of the error."""
     error, residual = x.errors, x.norms((x.candidate - predicted) * x.scale)
-    size = np.maximum(1.0, x.norms(predicted * x.scale))
+    size = x.norms(predicted * x.scale)
     before, after = float(error @ error), float(residual @ residual)
     share = max(0.0, 1 - after / before) if before > 0 else 0.0
-    at_floor = bool((residual <= x.floor * size).all())
-    holds = share >= SHARE and (at_floor or after * CLEARLY**2 <= before)
-    return Left(share, holds, float((residual / size).max(initial=0.0)))
+    if share < SHARE:
+        return Left(share, False)
+    found = x.norms(x.candidate * x.scale)
+    clearly = after * CLEARLY**2 <= min(before, float(found @ found))
+    return Left(share, (clearly or bool((residual <= x.floor * size).all())) and _agrees(x, predicted))
 
 
-def enough(x: Compared, parameters: int) -> bool:
-    """Whether there are enough numbers for so many parameters to say anything."""
-    count = int(x.counts.sum())
-    return count >= DATA * parameters and count - parameters >= SPARE
+def changed(x: Compared, predicted: Floats) -> Mask:
+    """Entries that a prediction changes by more than their part of the floor."""
+    found: Mask = x.counts & (np.abs(predicted - x.reference) > x.floor * x.rms)
+    return found
+
+
+def _agrees(x: Compared, predicted: Floats) -> bool:
+    """Whether nearly all entries that a prediction changes are changed so in the candidate."""
+    moved = changed(x, predicted)
+    change = np.abs(predicted - x.reference)[moved]
+    near = np.count_nonzero(np.abs(x.candidate - predicted)[moved] <= AGREE * change)
+    return bool(near >= MOSTLY * change.size)
 
 
 def cosine(x: Compared) -> float:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.compared import SHARE, Compared, Floats, Mask, compared, left
+from firstdiff.compared import SHARE, Compared, Floats, Mask, compared, left, widened
 from firstdiff.finding import Finding, counted, large, some, subject
 from firstdiff.fits import WHOLE, fitted, groupings
 from firstdiff.matching import Match, elsewhere, permutes_tokens, reordered, token_order
 from firstdiff.not_finite import F16_MOST, beyond_f16, not_finite
 from firstdiff.places import growth, norms_kept, subset, unlike
+from firstdiff.regularity import shortest
 
 __all__ = ["Finding", "describe"]
 
@@ -58,7 +59,7 @@ def describe(
     seen
         Entries that count, broadcastable to the shape.
     inputs
-        Of the operation.
+        Of the operation; those that are no floating-point numbers are passed over, and the others counted from 0.
     others
         Names and values of other recorded tensors. Leave out the site itself and copies of it (``k_cache`` beside
         ``Kcur_rope``): that a wrong tensor equals its copy says nothing. They are asked for one by one, and not at all
@@ -71,12 +72,14 @@ def describe(
     tuple of Finding
         At most five; none where the candidate is at the floor.
     """
-    candidate, reference = np.asarray(candidate), np.asarray(reference)
-    x = compared(candidate, reference, axes, floor, seen)
-    found = list(_not_finite(candidate, reference, axes, seen, inputs))
+    c, r = widened(candidate), widened(reference)
+    floats = [a for a in map(np.asarray, inputs) if np.issubdtype(a.dtype, np.floating)]
+    named = [("its input" if len(floats) == 1 else f"its input {i}", a) for i, a in enumerate(floats)]
+    x = compared(c, r, axes, floor, seen)
+    found = list(_not_finite(c, r, axes, seen, named))
     if (x.errors <= floor).all():
         return tuple(found)
-    own = ((_input(i, len(inputs)), a) for i, a in enumerate(inputs) if np.issubdtype(np.asarray(a).dtype, np.floating))
+    own = ((f"its own {name.removeprefix('its ')}", a) for name, a in named)
     rules = list(_rules(x, chain(others, own)))
     found += rules
     if not any(_accounts(finding) for finding in rules):
@@ -111,7 +114,7 @@ def _not_finite(
     reference: npt.NDArray[Any],
     axes: tuple[str, ...],
     seen: Mask | None,
-    inputs: Sequence[npt.NDArray[Any]],
+    inputs: Named,
 ) -> Iterator[Finding]:
     """NaN and infinities, and whether they are what float16 does not hold."""
     broken = not_finite(candidate, reference, axes, seen, inputs)
@@ -157,6 +160,10 @@ def _clipped(x: Compared) -> Iterator[Finding]:
     """Values that pile up at a bound beyond which the reference goes, the rest being right."""
     near = x.floor * float(np.abs(x.candidate).max()) + 1e-12
     low, high = float(x.candidate[x.counts].min()), float(x.candidate[x.counts].max())
+    if high - low <= near and x.counts.sum() >= PILED:
+        says = f"every value is {shortest(low, x.floor)}"
+        yield Finding("saturated", says, {"bounds": [low], "values": int(x.counts.sum())}, 1.0)
+        return
     sides = {
         low: (x.candidate <= low + near) & (x.reference < low - near),
         high: (x.candidate >= high - near) & (x.reference > high + near),
@@ -169,7 +176,8 @@ def _clipped(x: Compared) -> Iterator[Finding]:
     if not rest.holds:
         return
     bounds, count, beyond = list(piled), int(stuck.sum()), float(np.abs(x.reference[stuck]).max())
-    said = f"±{high:.6g}" if abs(sum(bounds)) <= 2 * near else " and ".join(f"{b:.6g}" for b in bounds)
+    both = len(bounds) > 1 and abs(low + high) <= near
+    said = f"±{shortest(high, x.floor)}" if both else " and ".join(shortest(b, x.floor) for b in bounds)
     says = f"clipped at {said}, where the reference goes to {beyond:.6g} in magnitude ({counted(count, 'value')})"
     yield Finding("saturated", says, {"bounds": bounds, "values": count}, rest.share)
 
@@ -195,7 +203,3 @@ def _reordered(x: Compared) -> Iterator[Finding]:
     if found is not None:
         says, values, rest = found
         yield Finding("permuted", says, values, rest.share)
-
-
-def _input(index: int, count: int) -> str:
-    return "its own input" if count == 1 else f"its own input {index}"

@@ -78,7 +78,7 @@ def reach(mask: Mask, relevant: Mask) -> dict[int, Mask]:
     found: dict[int, Mask] = {}
     for i in range(mask.ndim):
         rest = tuple(j for j in range(mask.ndim) if j != i)
-        here: Mask = mask.any(rest)
+        here: Mask = np.asarray(mask.any(rest))
         if here.sum() < relevant.any(rest).sum():
             found[i] = here
     for i in reversed(list(found)):

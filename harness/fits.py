@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from firstdiff.compared import Compared, Floats, Mask, enough, left
+from firstdiff.compared import Compared, Floats, Mask, changed, left
 from firstdiff.finding import Finding, Subject, subject
 from firstdiff.regularity import numbered, shortest
 
@@ -21,6 +21,10 @@ WHOLE: Grouping = ()
 
 ALIKE = 4.0
 """Parameters that differ by no more than 4 floors are one: each is off by a fraction of the floor."""
+
+DATA, SPARE, TOLD = 2, 8, 0.05
+"""A fit needs twice as many numbers as parameters, and eight more: fewer fit anything. And it must change one number
+in 20 by more than the floor: massive activations, one number in a thousand, say nothing of the others."""
 
 SHOWN = 64  # parameters in a finding's values
 
@@ -38,12 +42,32 @@ def fitted(x: Compared, part: Compared, tried: Iterable[Grouping]) -> Iterator[F
         for fit, found in ((factors, _factor), (offsets, _offset)):
             if _holds(part, grouping, fit) and _holds(x, grouping, fit):
                 parameters, predicted = fit(x, grouping)
-                yield found(x, grouping, parameters, left(x, predicted).share)
+                wrong = _wrong(x, grouping, predicted)
+                yield found(x, grouping, parameters, wrong, left(x, predicted).share)
                 return
 
 
 def _holds(x: Compared, grouping: Grouping, fit: Fit) -> bool:
-    return enough(x, prod(x.lengths[a] for a in grouping)) and left(x, fit(x, grouping)[1]).holds
+    """Whether a fit leaves what it may, and the parameters that are not neutral rest on enough numbers."""
+    found, predicted = fit(x, grouping)
+    if found.size * DATA > x.counts.sum() or not left(x, predicted).holds:
+        return False
+    wrong = _wrong(x, grouping, predicted)
+    numbers = x.counts & wrong & (x.reference != 0)
+    count, told = np.count_nonzero(numbers), np.count_nonzero(numbers & changed(x, predicted))
+    parameters = np.count_nonzero(wrong)
+    return bool(0 < parameters * DATA <= told and told >= parameters + SPARE and told >= TOLD * count)
+
+
+def _wrong(x: Compared, grouping: Grouping, predicted: Floats) -> Mask:
+    """Which parameters change what they are for by more than the floor."""
+    over = _over(x, grouping)
+    change, size, count = (
+        v.sum(over, keepdims=True)
+        for v in (((predicted - x.reference) * x.scale) ** 2, (x.reference * x.scale) ** 2, x.counts / x.row)
+    )
+    wrong: Mask = change > x.floor**2 * np.maximum(size, count)
+    return wrong
 
 
 def factors(x: Compared, grouping: Grouping) -> tuple[Floats, Floats]:
@@ -68,9 +92,7 @@ def _over(x: Compared, grouping: Grouping) -> tuple[int, ...]:
     return tuple(i for i, a in enumerate(x.axes) if a not in grouping)
 
 
-def _factor(x: Compared, grouping: Grouping, found: Floats, share: float) -> Finding:
-    wrong = np.abs(found - 1) > x.floor
-    wrong = wrong if wrong.any() else found != 1
+def _factor(x: Compared, grouping: Grouping, found: Floats, wrong: Mask, share: float) -> Finding:
     low, high = float(found[wrong].min()), float(found[wrong].max())
     who = subject(x, wrong, np.ones_like(wrong)) or Subject("some", many=True)
     if not grouping or (high - low <= ALIKE * x.floor * max(abs(low), abs(high)) and not wrong.all()):
@@ -82,16 +104,14 @@ def _factor(x: Compared, grouping: Grouping, found: Floats, share: float) -> Fin
     return Finding("constant-factor", says, _values(grouping, "factors", found, low, high), share)
 
 
-def _offset(x: Compared, grouping: Grouping, found: Floats, share: float) -> Finding:
+def _offset(x: Compared, grouping: Grouping, found: Floats, wrong: Mask, share: float) -> Finding:
     near = x.floor * float(x.rms.min())
-    wrong = np.abs(found) > near
-    wrong = wrong if wrong.any() else found != 0
     low, high = float(found[wrong].min()), float(found[wrong].max())
     who = subject(x, wrong, np.ones_like(wrong)) or Subject("some", many=True)
     if not grouping or (high - low <= ALIKE * near and not wrong.all()):
         says = f"{who.are} the expected plus {shortest(float(found[wrong].mean()), x.floor)}"
     else:
-        says = f"{_each(grouping)} has an offset of its own added, {_range(low, high, x.floor)}{_only(who, wrong)}"
+        says = f"{_each(grouping)} has an offset of its own, {_range(low, high, x.floor)}{_only(who, wrong)}"
     return Finding("constant-offset", says, _values(grouping, "offsets", found, low, high), share)
 
 

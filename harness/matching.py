@@ -32,6 +32,9 @@ TOLD, LISTED = 3, 256  # moved slices in a sentence, and in a finding's values
 
 SWAP = 2  # the fewest slices that can be in another order
 
+NEARLY = 0.1
+"""The share of the error, or ten floors, up to which some numbers are as an order has them: all are looked at then."""
+
 NEARER = 10.0
 """How many times nearer than the reference's own row another one must be to be the candidate's."""
 
@@ -119,13 +122,13 @@ def _with_reference(
 def _rows(x: Compared) -> Rows:
     """The wrong tokens that can be recognised: with enough numbers, and not all the same."""
     values, counts = (np.moveaxis(a, x.token_axis, 0).reshape(len(x.errors), -1) for a in (x.candidate, x.counts))
-    errors, size = x.errors, x.scale.ravel()
+    errors, scale = x.errors, x.scale.ravel()
     tokens = np.flatnonzero(errors > x.floor)
     lowest = np.where(counts[tokens], values[tokens], np.inf).min(1, initial=np.inf)
     highest = np.where(counts[tokens], values[tokens], -np.inf).max(1, initial=-np.inf)
     tokens = tokens[(counts[tokens].sum(1) >= LEAST) & (highest > lowest)]
     norms = np.sqrt(np.einsum("tn,tn->t", values[tokens], values[tokens]))
-    allowed = np.minimum(min(x.floor, EQUAL) * norms, errors[tokens] / size[tokens] / NEARER)
+    allowed = np.minimum(min(x.floor, EQUAL) * norms, errors[tokens] / scale[tokens] / NEARER)
     n = values.shape[1]
     columns = np.unique(np.random.default_rng(0).integers(0, n, SLICES)) if n > SLICES else np.arange(n)
     return Rows(tokens, values[tokens], counts[tokens], norms, allowed, columns)
@@ -133,7 +136,7 @@ def _rows(x: Compared) -> Rows:
 
 def _as_rows(x: Compared, array: npt.NDArray[Any]) -> npt.NDArray[Any] | None:
     """Another tensor as rows of the candidate's length; None where it has none."""
-    n = x.reference.size // max(1, x.reference.shape[x.token_axis])
+    n = x.row
     if array.ndim == len(x.axes):
         array = np.moveaxis(array, x.token_axis, 0)
     elif x.token_axis:
@@ -220,7 +223,7 @@ def _transposed(x: Compared) -> Iterator[tuple[str, dict[str, Any], Floats]]:
         index = np.unravel_index(places, turned)
         source = np.ravel_multi_index([index[order.index(i)] for i in range(3)], tuple(split))
         delta = (x.candidate.ravel()[places] - flat[source]) * np.broadcast_to(x.scale, shape).ravel()[places]
-        if np.abs(delta).max() <= max(x.floor, 1e-2 * x.errors.max()):
+        if np.sqrt(np.square(delta).mean() * x.row) <= NEARLY * max(NEARER**2 * x.floor, float(x.errors.max())):
             yield says, {"shape": list(turned)}, flat.reshape(split).transpose(order).reshape(shape)
 
 

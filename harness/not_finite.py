@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ def not_finite(
     reference: npt.NDArray[Any],
     axes: tuple[str, ...],
     seen: Mask | None,
-    inputs: Sequence[npt.NDArray[Any]],
+    inputs: Iterable[tuple[str, npt.NDArray[Any]]],
 ) -> NotFinite | None:
     """Describe where the candidate has NaN or infinity and the reference a number."""
     broken = _broken(candidate, reference, seen)
@@ -45,7 +45,7 @@ def not_finite(
     says = f"{' and '.join(kinds)} of {broken.size:,} values, the first at {at}"
     if len(tokens) < broken.shape[token]:
         says += f"; only in tokens {spans(tokens, broken.shape[token])}"
-    told = [t for i, a in enumerate(inputs) if (t := _input(a, _name(i, len(inputs)), tokens, broken.shape[token]))]
+    told = [_input(array, name, tokens, broken.shape[token]) for name, array in inputs if array.size]
     values = {"nan": int(nan.sum()), "infinite": int((broken & ~nan).sum()), "first": list(index)}
     return NotFinite("; ".join([says, *told]), values)
 
@@ -65,14 +65,8 @@ def _broken(candidate: npt.NDArray[Any], reference: npt.NDArray[Any], seen: Mask
     return broken if seen is None else broken & seen
 
 
-def _name(index: int, count: int) -> str:
-    return "its input" if count == 1 else f"its input {index}"
-
-
 def _input(array: npt.NDArray[Any], name: str, tokens: npt.NDArray[np.intp], count: int) -> str:
     """What an input looked like, in the rows of the tokens that went wrong if it has one row a token."""
-    if not np.issubdtype(array.dtype, np.floating) or not array.size:
-        return ""
     rows = array[tokens] if array.ndim > 1 and array.shape[0] == count else array
     bad = ~np.isfinite(rows)
     if bad.any():

@@ -42,13 +42,15 @@ def norms_kept(x: Compared) -> Iterator[Finding]:
     if wrong < VECTORS or (np.abs(size_c - size_r) > x.floor).any():
         return
     of = "head of each token" if "heads" in x.axes else "token"
-    yield Finding("norms-kept", f"each {of} keeps its norm, as under a rotation", {"vectors": wrong}, 0.0)
+    yield Finding(
+        "norms-kept", f"each {of} keeps its norm, as under a rotation or permutation", {"vectors": wrong}, 0.0
+    )
 
 
 def subset(x: Compared, blocks: int | None) -> Iterator[Finding]:
     """Along each axis the indices that are wrong, where the rest is at the floor."""
     delta = np.abs(x.candidate - x.reference) / x.rms
-    wrong = delta > LOCATED * x.floor
+    wrong = (delta > LOCATED * x.floor) & (delta > x.floor * np.abs(x.reference) / x.rms)
     reached = {i: here for i, here in reach(wrong, x.counts).items() if _regular(x, delta, i, here)}
     if not reached or not (rest := left(x, np.where(within(x.counts, reached), x.candidate, x.reference))).holds:
         return

@@ -64,7 +64,8 @@ def named(axis: str, indices: Indices, size: int, *, block: int | None = None) -
         return f"{axis.removesuffix('s')} {int(indices[0])}"
     if block and size % block == 0 and (words := _blocks(axis, chosen, block)):
         return words
-    plain = f"{axis} {spans(indices, size)}"
+    words = spans(indices, size)
+    plain = f"all {axis} but {words.removeprefix('all but ')}" if words.startswith("all but") else f"{axis} {words}"
     return plain if "…" not in plain else _periodic(axis, chosen) or plain
 
 
@@ -128,7 +129,7 @@ def _orders_of(n: int, moved: Mapping[int, Indices]) -> Iterator[tuple[str, Indi
     yield "in reverse order", i[::-1]
     place, images = next(iter(moved.items()))
     for k in sorted({int(image - place) % n for image in images if image // n == place // n}):
-        yield f"rotated by {k}", (i + k) % n
+        yield f"rotated, {k} first", (i + k) % n
     for rows in divisors(n)[1:-1]:
         order = i.reshape(rows, n // rows).T.ravel()
         if rows * PAIR == n:
