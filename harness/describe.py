@@ -16,10 +16,11 @@ import numpy.typing as npt
 from firstdiff.compared import SHARE, Compared, Floats, Mask, compared, left, widened
 from firstdiff.finding import Finding, counted, large, some, subject
 from firstdiff.fits import WHOLE, fitted, groupings
-from firstdiff.matching import Match, elsewhere, permutes_tokens, reordered, token_order
+from firstdiff.matching import Match, elsewhere
 from firstdiff.not_finite import F16_MOST, beyond_f16, not_finite
 from firstdiff.places import growth, norms_kept, subset, unlike
 from firstdiff.regularity import shortest
+from firstdiff.reordering import permutes_tokens, reordered, token_order
 
 __all__ = ["Finding", "describe"]
 
@@ -61,9 +62,9 @@ def describe(
     inputs
         Of the operation; those that are no floating-point numbers are passed over, and the others counted from 0.
     others
-        Names and values of other recorded tensors. Leave out the site itself and copies of it (``k_cache`` beside
-        ``Kcur_rope``): that a wrong tensor equals its copy says nothing. They are asked for one by one, and not at all
-        where a simpler rule holds.
+        Names and values of other recorded tensors. Leave out the site itself, copies of it (``k_cache`` beside
+        ``Kcur_rope``) and what may be one (``Qcur_rope`` beside ``Qcur``): that a wrong tensor equals its copy says
+        nothing. They are asked for one by one, and not at all where a simpler rule holds.
     blocks
         Block length of the quantised weight along the output's last axis.
 
@@ -73,7 +74,7 @@ def describe(
         At most five; none where the candidate is at the floor.
     """
     c, r = widened(candidate), widened(reference)
-    floats = [a for a in map(np.asarray, inputs) if np.issubdtype(a.dtype, np.floating)]
+    floats = [a for a in map(np.atleast_1d, inputs) if np.issubdtype(a.dtype, np.floating)]
     named = [("its input" if len(floats) == 1 else f"its input {i}", a) for i, a in enumerate(floats)]
     x = compared(c, r, axes, floor, seen)
     found = list(_not_finite(c, r, axes, seen, named))

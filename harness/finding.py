@@ -97,7 +97,7 @@ def within(relevant: Mask, reached: dict[int, Mask]) -> Mask:
 
 def joined(parts: Sequence[Subject]) -> Subject:
     """Name slices of several axes, tokens last: ``head 3 of tokens 4-9``."""
-    ordered = sorted(parts, key=lambda part: part.words.startswith("token"))
+    ordered = sorted(parts, key=lambda part: "token" in part.words)
     return Subject(" of ".join(part.words for part in ordered), ordered[0].many)
 
 

@@ -45,7 +45,7 @@ def not_finite(
     says = f"{' and '.join(kinds)} of {broken.size:,} values, the first at {at}"
     if len(tokens) < broken.shape[token]:
         says += f"; only in tokens {spans(tokens, broken.shape[token])}"
-    told = [_input(array, name, tokens, broken.shape[token]) for name, array in inputs if array.size]
+    told = [_input(name, _of_tokens(array, tokens, broken.shape, token)) for name, array in inputs if array.size]
     values = {"nan": int(nan.sum()), "infinite": int((broken & ~nan).sum()), "first": list(index)}
     return NotFinite("; ".join([says, *told]), values)
 
@@ -65,22 +65,31 @@ def _broken(candidate: npt.NDArray[Any], reference: npt.NDArray[Any], seen: Mask
     return broken if seen is None else broken & seen
 
 
-def _input(array: npt.NDArray[Any], name: str, tokens: npt.NDArray[np.intp], count: int) -> str:
-    """What an input looked like, in the rows of the tokens that went wrong if it has one row a token."""
-    rows = array[tokens] if array.ndim > 1 and array.shape[0] == count else array
-    bad = ~np.isfinite(rows)
+def _of_tokens(
+    array: npt.NDArray[Any], tokens: npt.NDArray[np.intp], shape: tuple[int, ...], axis: int
+) -> npt.NDArray[Any]:
+    """The part of an input that belongs to some tokens, which lie along the output's axis or the first, if at all."""
+    if array.ndim == len(shape) and array.shape[: axis + 1] == shape[: axis + 1]:
+        return array.take(tokens, axis)
+    return array[tokens] if array.ndim > 1 and array.shape[0] == shape[axis] else array
+
+
+def _input(name: str, rows: npt.NDArray[Any]) -> str:
+    """What an input looked like. Minus infinity beside finite numbers is how scores are hidden."""
+    finite = np.isfinite(rows)
+    bad = ~finite & ~(np.isneginf(rows) & finite.any(-1, keepdims=True))
     if bad.any():
         nan = int(np.isnan(rows).sum())
         words = [f"{n:,} {word}" for n, word in ((nan, "NaN"), (int(bad.sum()) - nan, "infinite")) if n]
         return f"{name} holds {' and '.join(words)} already"
-    wide = rows.astype(np.float64)
+    wide = np.where(finite, rows, 0.0).astype(np.float64)
     most = float(np.abs(wide).max())
     says = f"{name} is finite, the largest {most:.2g}"
     if most >= F16_OVER:
         return f"{says}, beyond float16's 65504"
-    if rows.ndim > 1 and (squares := float((wide**2).reshape(len(rows), -1).sum(1).max())) >= F16_OVER:
+    if (squares := float((wide**2).sum(-1).max())) >= F16_OVER:
         says += f", its squares sum up to {squares:.2g} in a row, beyond float16's 65504"
     if most > F32_EXP:
         says += f", beyond the {F32_EXP} up to which float32 holds an exponential"
-    zero = int((~wide.reshape(len(rows), -1).any(1)).sum()) if rows.ndim > 1 else 0
-    return f"{says}, {zero} of {len(rows)} rows all zero" if zero else says
+    zero = ~wide.any(-1)
+    return f"{says}, {int(zero.sum()):,} of {zero.size:,} rows all zero" if zero.any() else says

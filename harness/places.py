@@ -60,7 +60,9 @@ def subset(x: Compared, blocks: int | None) -> Iterator[Finding]:
         words = named(name, indices, len(here), block=blocks if i == len(x.axes) - 1 else None)
         parts.append(Subject(words, len(indices) > 1))
         values[name] = [int(j) for j in indices[:SHOWN]]
-    yield Finding("subset", f"only {joined(parts).are} wrong, the rest right", values, rest.share)
+    where = joined(parts)
+    only = "" if where.words.startswith("all ") else "only "
+    yield Finding("subset", f"{only}{where.are} wrong, the rest right", values, rest.share)
 
 
 def _regular(x: Compared, delta: Floats, axis: int, wrong: Mask) -> bool:

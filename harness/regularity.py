@@ -29,7 +29,7 @@ def numbered(value: float, lengths: Mapping[str, int], tolerance: float) -> str:
 
 def shortest(value: float, tolerance: float) -> str:
     """A fitted number with the digits that it is known to: a fit's error is a small part of the tolerance."""
-    plain = (f"{value:.{digits}g}" for digits in range(1, DIGITS))
+    plain = (f"{float(f'{value:.{digits}g}'):.{DIGITS}g}" for digits in range(1, DIGITS))
     near = (p for p in plain if abs(float(p) - value) <= FITTED * tolerance * abs(value))
     return next(near, f"{value:.{DIGITS}g}")
 

@@ -188,7 +188,7 @@ def test_merged_heads_are_the_same_rows() -> None:
 def test_a_wrong_row_of_the_reference_is_found(case: Setting) -> None:
     wrong = case.reference
     wrong[1:] = case.reference[:-1]
-    says = "tokens 1-11 equal the reference's 1 before, tokens 0-10"
+    says = "tokens 1-11 equal tokens 0-10 of the reference"
     first = case.findings(wrong)[0]
     assert (first.id, first.says) == ("equals-other", says)
     wrong = case.reference
@@ -218,6 +218,26 @@ def test_permutations_are_found_and_named(case: Setting, name: str) -> None:
     assert first.says.startswith(f"{name} are permuted (")
 
 
+def test_heads_that_hold_others_are_named() -> None:
+    case = Setting(HEADED, half=True)
+    first = case.findings(case.reference[:, [0, 0, 0, 3, 3, 3]])[0]
+    assert (first.id, first.says) == (
+        "permuted",
+        "heads are taken from others (4 of 6: 1 holds 0, 2 holds 0, 4 holds 3, …)",
+    )
+
+
+def test_a_copy_of_some_tokens_and_equal_inputs_say_nothing() -> None:
+    case = Setting(FLAT, half=False)
+    wrong = Setting(FLAT, half=False, seed=5).reference
+    rotated = np.concatenate([wrong[:1], Setting(FLAT, half=False, seed=6).reference[1:]])
+    assert [f.id for f in case.findings(wrong, others=[("Qcur_rope-0", rotated)])] == ["unlike"]
+    x, y = case.reference, wrong.copy()
+    x[3], y[3] = x[2], y[2]  # the same token twice
+    found = describe(y, x, axes=FLAT, floor=F32, others=[("embd@1", y[3:4])])
+    assert [f.id for f in found] == ["unlike"]
+
+
 def test_a_permutation_within_each_head_is_found() -> None:
     case = Setting(FLAT, half=False)
     wrong = case.reference.reshape(12, 6, 2, 8).swapaxes(2, 3).reshape(12, 96)
@@ -244,6 +264,15 @@ def test_a_subset_that_is_wrong_is_named(case: Setting, name: str) -> None:
     first = case.findings(wrong)[0]
     assert (first.id, first.says) == ("subset", f"only {name} 3-4 are wrong, the rest right")
     assert first.share == pytest.approx(1, abs=1e-4)
+
+
+def test_places_on_several_axes_are_named_together() -> None:
+    case = Setting(HEADED, half=False)
+    wrong = case.reference
+    wrong[4:7, 2] += np.random.default_rng(4).standard_normal((3, 16))
+    assert case.findings(wrong)[0].says == "only head 2 of tokens 4-6 is wrong, the rest right"
+    wrong[4:7, 2] = 0
+    assert case.findings(wrong)[0].says == "head 2 of tokens 4-6 is zero"
 
 
 def test_regular_subsets_are_named() -> None:
@@ -299,6 +328,16 @@ def test_not_a_number_comes_first_with_what_went_in() -> None:
     went_in[3] = np.nan
     assert case.findings(wrong, inputs=[went_in])[0].says.endswith("its input holds 40 NaN already")
     assert case.findings(wrong, inputs=[np.zeros((12, 4))])[0].says.endswith("1 of 1 rows all zero")
+
+
+def test_hidden_scores_are_no_infinities_that_went_in() -> None:
+    wrong, went_in = np.full((6, 12, 12), 1 / 12), np.where(CAUSAL, 100.0, -np.inf) * np.ones((6, 1, 1))
+    wrong[1, 5] = np.nan
+    (first, *_) = describe(wrong, np.full_like(wrong, 1 / 12), axes=SCORES, floor=F32, inputs=[went_in])
+    assert first.says == (
+        "12 NaN of 864 values, the first at head 1, token 5, key 0; only in tokens 5; its input is finite, "
+        "the largest 1e+02, beyond the 88.7 up to which float32 holds an exponential"
+    )
 
 
 def test_what_overflows_float16_is_told() -> None:
