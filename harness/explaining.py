@@ -12,6 +12,7 @@ from statistics import median
 
 from firstdiff.align import Alignment
 from firstdiff.cases import Case
+from firstdiff.describing import findings
 from firstdiff.dumps import Site, Trace
 from firstdiff.explain import Attempt, Fault, attempt, attempts, explaining
 from firstdiff.extent import extent
@@ -26,9 +27,6 @@ SEARCHES = 3
 """Sites of one point at which all hypotheses are tried in vain before the rest are only held against what is known."""
 
 SHOWN = 12  # hypotheses with their residuals that an explanation lists
-
-Describe = Callable[[Case, Scene], tuple[str, ...]]
-
 
 @dataclass
 class _Group:
@@ -50,7 +48,6 @@ class Explaining(Replay):
     table: Mapping[str, Hypothesis]
     groups: list[_Group] = field(default_factory=list, init=False)
     unexplained: list[tuple[Case, list[Attempt], tuple[str, ...]]] = field(default_factory=list, init=False)
-    describe: Describe = lambda _case, _scene: ()
     progress: Callable[[str], None] = lambda _: None
     _shapes: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict, init=False)
     _searches: dict[str, int] = field(default_factory=dict, init=False)
@@ -86,7 +83,7 @@ class Explaining(Replay):
             self._add(group, case)
         else:
             self._searches[case.site.point] = searches + 1
-            self.unexplained.append((case, tried, self.describe(case, self.scene)))
+            self.unexplained.append((case, tried, findings(case, self.scene)))
 
     def _joins(self, case: Case) -> bool:
         """Whether the faults of a group explain this site too; those that do not are dropped from the group."""
@@ -143,7 +140,6 @@ def explain(
     sites: Sequence[SiteVerdict],
     *,
     table: Mapping[str, Hypothesis] = TABLE,
-    describe: Describe = lambda _case, _scene: (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[tuple[Explanation, ...], CounterCheck | None]:
     """Explain every site of a judged trace that diverges.
@@ -156,8 +152,6 @@ def explain(
         The sites judged.
     table
         The hypotheses to try.
-    describe
-        Says what a difference looks like that no hypothesis explains.
     progress
         Called with what is being done.
 
@@ -176,7 +170,6 @@ def explain(
         wanted=wanted,
         noise=_noise(sites),
         table=table,
-        describe=describe,
         progress=progress,
     )
     _run(model, trace, probe)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from firstdiff.describe import Finding, describe
+from firstdiff.describing.describe import Finding, describe
 
 Floats = npt.NDArray[np.float64]
 

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.dumps.tensors import Held
-from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.judge import judge
@@ -36,16 +35,18 @@ class Knowing(Recording):
 
     changes: dict[str, float] = field(default_factory=dict, init=False)
 
-    def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
-        changed = super()._gone_wrong(plant, call)
-        if changed is not None:
+    def value(self, call: Call) -> Array:
+        """Record, and measure a change against the right value on the same inputs."""
+        before = len(self.touched)
+        value = super().value(call)
+        if len(self.touched) > before:
             with np.errstate(all="ignore"):
-                right, wrong = call.compute(self.arithmetic), changed.compute(self.arithmetic)
-            site = str(Site(call.step, call.layer, call.point))
+                right = call.compute(self.arithmetic)
             seen = counted(call.point, right)
-            size = measure(wrong, right, axes=axes_of(call.point), floor=0.0, seen=seen).error
-            self.changes[site] = max(size, self.changes.get(site, 0.0))
-        return changed
+            self.changes[self.touched[-1]] = measure(
+                value, right, axes=axes_of(call.point), floor=0.0, seen=seen
+            ).error
+        return value
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def plant(
             steps.append(Step((token,), (total,)))
     points = {Site.parse(site).point for site in probe.changes}
     if any(not points & set(fault.hypothesis.points) for fault in faults):
-        return None
+        return None  # one of them does not apply, or changes nothing here
     return Plant(tuple(f.hypothesis.id for f in faults), layers, tuple(steps), tensors, probe.changes)
 
 
@@ -94,12 +95,6 @@ def places(hypothesis: Hypothesis, model: Model) -> dict[str, int | None]:
         return {"outside": None}
     last = model.hp.n_layer - 1
     return {"first": 0, "middle": (last + 1) // 2, "last": last, "all": None}
-
-
-def first_way(model: Model, tokens: Sequence[int], hypothesis: Hypothesis, layer: int | None, where: str) -> Plant | None:
-    """Plant the first way of a hypothesis that changes anything; None where none applies."""
-    found = plant(model, tokens, [Planted(hypothesis, layer)], where)
-    return found
 
 
 @dataclass(frozen=True)
@@ -173,8 +168,3 @@ def _call(id_: str, ids: Sequence[str], e: Explanation) -> str:
 
 def _rank(name: str) -> int:
     return {"named": 0, "equivalent": 1, "described": 3}.get(name, 2)
-
-
-def verdict_of(model: Model, planted: Plant, dtype: str) -> Verdict:
-    """The verdict on a plant."""
-    return judge(model, planted.trace(dtype))

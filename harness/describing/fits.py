@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from firstdiff.compared import Compared, Floats, Mask, changed, left
-from firstdiff.finding import Finding, Subject, subject
-from firstdiff.regularity import numbered, shortest
+from firstdiff.describing.compared import Compared, Floats, Mask, changed, left
+from firstdiff.describing.finding import Finding, Subject, subject
+from firstdiff.describing.regularity import numbered, shortest
 
 Grouping = tuple[str, ...]
 Fit = Callable[[Compared, Grouping], tuple[Floats, Floats]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.compared import HUGE, Compared, Floats, Indices, Mask, left
+from firstdiff.describing.compared import HUGE, Compared, Floats, Indices, Mask, left
 from firstdiff.measure import MISSING, spans
 
 SLICES = 64

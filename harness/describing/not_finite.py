@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.compared import Mask
+from firstdiff.describing.compared import Mask
 from firstdiff.measure import spans
 
 F16_MOST = 65504.0

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from firstdiff.compared import Compared, Floats, Indices, Left, left
-from firstdiff.matching import LEAST, OWN, SLICES, Match
+from firstdiff.describing.compared import Compared, Floats, Indices, Left, left
+from firstdiff.describing.matching import LEAST, OWN, SLICES, Match
 from firstdiff.measure import LOCATED
-from firstdiff.regularity import divisors, orders
+from firstdiff.describing.regularity import divisors, orders
 
 PROBES = 24
 """Slices looked for before all are: if one of these is nowhere, there is no permutation."""

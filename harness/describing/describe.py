@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.compared import SHARE, Compared, Floats, Mask, compared, left, widened
-from firstdiff.finding import Finding, counted, large, some, subject
-from firstdiff.fits import WHOLE, fitted, groupings
-from firstdiff.matching import Match, elsewhere
-from firstdiff.not_finite import F16_MOST, beyond_f16, not_finite
-from firstdiff.places import growth, norms_kept, subset, unlike
-from firstdiff.regularity import shortest
-from firstdiff.reordering import permutes_tokens, reordered, token_order
+from firstdiff.describing.compared import SHARE, Compared, Floats, Mask, compared, left, widened
+from firstdiff.describing.finding import Finding, counted, large, some, subject
+from firstdiff.describing.fits import WHOLE, fitted, groupings
+from firstdiff.describing.matching import Match, elsewhere
+from firstdiff.describing.not_finite import F16_MOST, beyond_f16, not_finite
+from firstdiff.describing.places import growth, norms_kept, subset, unlike
+from firstdiff.describing.regularity import shortest
+from firstdiff.describing.reordering import permutes_tokens, reordered, token_order
 
 __all__ = ["Finding", "describe"]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from firstdiff.compared import Compared, Mask
+from firstdiff.describing.compared import Compared, Mask
 from firstdiff.measure import LOCATED
-from firstdiff.regularity import named
+from firstdiff.describing.regularity import named
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from firstdiff.compared import Indices, Mask
+from firstdiff.describing.compared import Indices, Mask
 from firstdiff.measure import spans
 
 DIGITS = 6
