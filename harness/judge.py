@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from statistics import median
 
@@ -10,8 +11,9 @@ import numpy as np
 
 from firstdiff.align import Alignment, align, stated
 from firstdiff.dumps import Site, Trace
-from firstdiff.model.arithmetic import ARITHMETICS, F32, F64, Arithmetic, Array
+from firstdiff.model.arithmetic import ARITHMETICS, F32, F64, Arithmetic, Array, arithmetic_named
 from firstdiff.model.engine import Model
+from firstdiff.model.errors import ModelError
 from firstdiff.replay import Drift, Replay, between
 from firstdiff.verdict import Logits, SiteVerdict, Status, Verdict, Witness
 
@@ -96,7 +98,7 @@ def _replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict]
 
     Layouts are searched for only where the plain ones do not do.
     """
-    declared = ARITHMETICS.get(str(trace.engine.get("arithmetic")))
+    declared = _declared(trace)
     first = declared or F32
     alignment = stated(trace)
     sites = _replay(model, trace, first, alignment)
@@ -109,6 +111,12 @@ def _replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict]
         return first, sites, alignment
     best = _fitting(model, trace, alignment, sites)
     return best, sites if best is first else _replay(model, trace, best, alignment), alignment
+
+
+def _declared(trace: Trace) -> Arithmetic | None:
+    with suppress(ModelError):
+        return arithmetic_named(str(trace.engine.get("arithmetic")))
+    return None
 
 
 def _fitting(model: Model, trace: Trace, alignment: Alignment, in_f32: list[SiteVerdict]) -> Arithmetic:
