@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from firstdiff import floors
 from firstdiff.align import Alignment
 from firstdiff.dumps import Site, Step, Trace
+from firstdiff.fingerprint import Levels
 from firstdiff.measure import axes_of, locate, measure, relative
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.operations import append, visible
@@ -46,6 +47,7 @@ class Replay(Probe):
 
     trace: Trace
     alignment: Alignment = field(default_factory=Alignment)
+    levels: Levels = field(default_factory=Levels)
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
     _origins: dict[int, _Origin] = field(default_factory=dict, init=False)
     _current: int = field(default=0, init=False)
@@ -72,8 +74,12 @@ class Replay(Probe):
         own = floors.stored(self.arithmetic, call, dtype)
         if dtype == "f16" and own:
             recorded = _within_f16(recorded, computed)
-        floor = floors.floor(self.arithmetic, (*pending, call), own=own, inputs=inputs)
+        tight = floors.floor(self.arithmetic, (*pending, call), own=own, inputs=inputs)
+        level = self.levels.floor((*pending, call))
+        floor = max(tight, level)
         verdict = self._judge(site, call, recorded, computed, wrong=wrong, pending=pending, floor=floor)
+        if level > tight:
+            verdict = replace(verdict, tight=tight)
         if verdict.status is Status.DIVERGES and self._is_normed(site, recorded):
             reason = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
             self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))

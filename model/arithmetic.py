@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from firstdiff.model.errors import ModelError
 from firstdiff.model.flash import padded
-from firstdiff.model.rounding import round_to, round_turned, turned
+from firstdiff.model.rounding import QUANTISED, round_to, round_turned, turned
 
 Array = npt.NDArray[np.floating]
 
 GGML = "ggml-cpu"
 
-_DOT = {None: None, "f32": None, "f16": "f16", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q8_0"}
+_DOT = {None: None, "f16": "f16", "bf16": "bf16"} | dict.fromkeys(QUANTISED, "q8_0")
 """What ggml's CPU backend rounds the other operand to, by the type of a cache (``vec_dot_type``)."""
 
 TILE = 64
@@ -108,7 +109,7 @@ class Arithmetic:
         """Attention probabilities [H, T, S] as an operand of their product with values."""
         kind = self.attention
         if kind == GGML:
-            kind = None if self.flash else _DOT[self.values]
+            kind = None if self.flash or self.values in QUANTISED else _DOT[self.values]
         return self.widen(round_to(self.widen(p), kind))
 
     def cached(self, x: Array) -> Array:
@@ -133,16 +134,20 @@ F16 = Arithmetic("f16", np.float32, weights_and_results="f16", floor=1.25e-3)
 
 # Products on tensor cores: operands rounded, sums in float32.
 TF32 = Arithmetic("tf32", np.float32, products="tf32", attention="tf32")
+TF32_CUT = Arithmetic("tf32-truncated", np.float32, products="tf32-truncated", attention="tf32-truncated")
 F16_OPERANDS = Arithmetic("f16-operands", np.float32, products="f16", attention="f16")
 BF16_OPERANDS = Arithmetic("bf16-operands", np.float32, products="bf16", attention="bf16")
 
-ARITHMETICS = {a.name: a for a in (F64, F32, GGML_CPU, BF16, F16, TF32, F16_OPERANDS, BF16_OPERANDS)}
+ARITHMETICS = {a.name: a for a in (F64, F32, GGML_CPU, BF16, F16, TF32, TF32_CUT, F16_OPERANDS, BF16_OPERANDS)}
+
+STORED = {"f16": F16.floor, "bf16": BF16.floor}
 
 PARTS = {
-    "products": (GGML, "tf32", "f16", "bf16", "f16-sums"),
-    "attention": (GGML, "tf32", "f16", "bf16"),
-    "keys": ("f16", "bf16", "q8_0", "q4_0"),
-    "values": ("f16", "bf16", "q8_0", "q4_0"),
+    "products": (GGML, "tf32", "tf32-truncated", "f16", "bf16", "f16-sums"),
+    "attention": (GGML, "tf32", "tf32-truncated", "f16", "bf16"),
+    "keys": ("f16", "bf16", "q8_0", "q4_0", "q8_0-plain", "q4_0-plain"),
+    "values": ("f16", "bf16", "q8_0", "q4_0", "q8_0-plain", "q4_0-plain"),
+    "stored": ("f16", "bf16"),
 }
 """What can be set apart from the rest, and to what."""
 
@@ -158,17 +163,24 @@ def arithmetic_named(name: str) -> Arithmetic:
     base, *parts = name.split("+")
     if base not in ARITHMETICS:
         raise ModelError(f"arithmetic {name!r:.60}: there is none of that name (there are {', '.join(ARITHMETICS)})")
-    changes: dict[str, str | int | None] = {}
+    changes: dict[str, Any] = {"name": name}
     for part in parts:
-        key, _, value = part.partition("=")
-        keys = ("keys", "values") if key == "kv" else (key,)
-        if key == "flash" and (not value or value.isdecimal()):
-            changes["flash"] = int(value or 1)
-        elif all(value in (*PARTS.get(k, ()), "f32") for k in keys) and set(keys) <= set(PARTS):
-            changes |= dict.fromkeys(keys, None if value == "f32" else value)
-        else:
-            raise ModelError(f"arithmetic {name!r:.60}: {part!r:.30} is no part of an arithmetic")
-    return replace(ARITHMETICS[base], name=name, **changes)  # type: ignore[arg-type]
+        changes |= _changes(part)
+    return replace(ARITHMETICS[base], **changes)
+
+
+def _changes(part: str) -> dict[str, Any]:
+    """What a part of a name changes."""
+    key, _, value = part.partition("=")
+    if key == "flash" and (not value or value.isdecimal()):
+        return {"flash": int(value or 1)}
+    keys = ("keys", "values") if key == "kv" else (key,)
+    if not all(value == "f32" or value in PARTS.get(k, ()) for k in keys) or not set(keys) <= set(PARTS):
+        raise ModelError(f"arithmetic: {part!r:.40} is no part of one")
+    kind = None if value == "f32" else value
+    if key == "stored":
+        return {"weights_and_results": kind, "floor": STORED.get(value, F32.floor)}
+    return dict.fromkeys(keys, kind)
 
 
 def ggml_cpu(*, flash: int = 0, keys: str = "f16", values: str = "f16") -> Arithmetic:

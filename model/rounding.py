@@ -12,8 +12,9 @@ from firstdiff.model import quants
 Array = npt.NDArray[np.floating]
 Floats = npt.NDArray[np.float32]
 
-QUANTISED = ("q8_0", "q4_0")
-"""Types that are quantised in blocks of `BLOCK`; the others round each number by itself."""
+TURNED = ("q8_0", "q4_0")
+QUANTISED = (*TURNED, "q8_0-plain", "q4_0-plain")
+"""Types that are quantised in blocks of `BLOCK`, turned before where llama.cpp does it; ``-plain`` ones never."""
 
 BLOCK = 32
 
@@ -40,11 +41,20 @@ def _f16(x: Floats) -> Floats:
         return x.astype(np.float16).astype(np.float32)
 
 
+_TF32 = np.uint32(0xFFFFE000)
+"""The bits of a float32 that TF32 has too."""
+
+
 def _tf32(x: Floats) -> Floats:
     """Ten bits after the point, to nearest, ties away from zero (PTX ``cvt.rna.tf32.f32``)."""
     bits = np.ascontiguousarray(x).view(np.uint32)
-    rounded = (bits + np.uint32(1 << 12) & np.uint32(0xFFFFE000)).view(np.float32)
+    rounded = (bits + np.uint32(1 << 12) & _TF32).view(np.float32)
     return np.where(np.isfinite(x), rounded, x)
+
+
+def _tf32_truncated(x: Floats) -> Floats:
+    """The other bits cut off: what a tensor core does to float32 numbers that nobody rounded before."""
+    return np.where(np.isfinite(x), (np.ascontiguousarray(x).view(np.uint32) & _TF32).view(np.float32), x)
 
 
 def _q8_0(x: Floats) -> Floats:
@@ -64,8 +74,13 @@ def _q4_0(x: Floats) -> Floats:
 
 
 ROUNDINGS: dict[str, Callable[[Floats], Floats]] = {
-    "f16": _f16, "bf16": quants.round_bf16, "tf32": _tf32, "q8_0": _q8_0, "q4_0": _q4_0,
-}  # fmt: skip
+    "f16": _f16,
+    "bf16": quants.round_bf16,
+    "tf32": _tf32,
+    "tf32-truncated": _tf32_truncated,
+    **dict.fromkeys(("q8_0", "q8_0-plain"), _q8_0),
+    **dict.fromkeys(("q4_0", "q4_0-plain"), _q4_0),
+}
 
 
 def round_turned(x: Array, kind: str, run: int | None) -> Array:
@@ -94,6 +109,6 @@ def turned(kind: str | None, head_dim: int, *, values: bool = False) -> int | No
 
     Keys: the largest power of two that divides the head; values: 64 (``build_input_k_rot``, ``build_input_v_rot``).
     """
-    if kind not in QUANTISED or head_dim % LEAST_TURNED:
+    if kind not in TURNED or head_dim % LEAST_TURNED:
         return None
     return LEAST_TURNED if values else head_dim & -head_dim
