@@ -136,6 +136,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     )
     run.add_argument("--timeout", type=_seconds, metavar="S", help="seconds that the engine may take (default: 600)")
     _names(run)
+    _attention(run)
     _common(run)
 
     record = add("record", "Record every intermediate of one engine's run.")
@@ -144,7 +145,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "--engine",
         default="llama.cpp:cpu",
         metavar="ENGINE",
-        help="llama.cpp:cpu (default), reference:f64, reference:f32 or reference:ggml-cpu",
+        help="llama.cpp:cpu (default), or reference:f64, f32, ggml-cpu, bf16, f16, tf32, f16-operands, bf16-operands",
     )
     _input(record)
     record.add_argument("--decode", type=_count, metavar="N", help="steps to decode after the prompt (default: 2)")
@@ -156,6 +157,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         help="plant a bug in the reference (see demo --list); repeatable",
     )
     record.add_argument("--out", type=Path, required=True, metavar="TRACE", help="folder of the trace")
+    _attention(record)
     _threads(record)
 
 
@@ -263,6 +265,18 @@ def _threads(parser: argparse.ArgumentParser) -> None:
         type=_thread_count,
         metavar="N",
         help="threads of llama.cpp (default: one a core, and 1 for files below 1 GiB)",
+    )
+
+
+def _attention(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--flash-attention", action="store_true", help="run llama.cpp with flash attention")
+    parser.add_argument(
+        "--kv",
+        choices=("f16", "bf16", "q8_0", "q4_0"),
+        default="f16",
+        metavar="TYPE",
+        help="type of llama.cpp's KV cache: f16 (default), bf16, q8_0, q4_0; without flash attention the last two "
+        "are the keys' alone",
     )
 
 

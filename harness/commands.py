@@ -21,6 +21,7 @@ from firstdiff.dumps import names_in
 from firstdiff.engine_trace import Engine
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE, listing
+from firstdiff.llamacpp import Attention
 from firstdiff.name_table import name_table
 from firstdiff.observe import observe
 from firstdiff.rope_table import rope_command
@@ -50,12 +51,23 @@ def _cores(options: argparse.Namespace, model: Path | None) -> int:
     return 1 if small else min(physical_cores(), MOST_THREADS)
 
 
+def _attention(options: argparse.Namespace) -> Attention:
+    return Attention.of(flash=options.flash_attention, kv=options.kv)
+
+
 def run(options: argparse.Namespace) -> int:
     """Judge llama.cpp, or one or several candidates."""
     source, out = _source(options), options.out or running.run_folder(options.model)
     if options.engine is None and not options.candidate:
         decode = DECODE if options.decode is None else options.decode
-        verdict = running.certify(options.model, source, decode=decode, threads=_cores(options, options.model), out=out)
+        verdict = running.certify(
+            options.model,
+            source,
+            decode=decode,
+            threads=_cores(options, options.model),
+            out=out,
+            attention=_attention(options),
+        )
         return _report(verdict, options, out)
     if options.engine is None and options.decode is not None:
         raise UsageError("--decode: a candidate's trace has its own steps; leave it out")
@@ -71,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
         names=options.names,
         threads=_cores(options, options.model),
         out=out,
+        attention=_attention(options),
     )
     if len(verdicts) == 1:
         return _report(verdicts[0], options, out)
@@ -129,6 +142,7 @@ def record(options: argparse.Namespace) -> int:
         engine=options.engine,
         decode=decode,
         threads=_cores(options, options.model),
+        attention=_attention(options),
         planted=plants,
     )
     running.tell("")

@@ -16,8 +16,9 @@ from firstdiff.describing import findings
 from firstdiff.dumps import Site, Trace
 from firstdiff.explain import Attempt, Fault, attempt, attempts, explaining
 from firstdiff.extent import extent
+from firstdiff.fingerprint import Fingerprint
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
-from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
 from firstdiff.replay import Replay
@@ -46,6 +47,7 @@ class Explaining(Replay):
     wanted: frozenset[str]
     noise: Mapping[str, float]
     table: Mapping[str, Hypothesis]
+    singles: bool = False
     groups: list[_Group] = field(default_factory=list, init=False)
     unexplained: list[tuple[Case, list[Attempt], tuple[str, ...]]] = field(default_factory=list, init=False)
     progress: Callable[[str], None] = lambda _: None
@@ -75,7 +77,7 @@ class Explaining(Replay):
         if searches >= SEARCHES:
             self.unexplained.append((case, [], ()))
             return
-        tried = attempts(case, self.scene, self.table)
+        tried = attempts(case, self.scene, self.table, singles=self.singles)
         good = explaining(case, tried)
         if good:
             group = _Group(good, tried)
@@ -135,7 +137,7 @@ class Repaired(Replay):
 def explain(
     model: Model,
     trace: Trace,
-    arithmetic: Arithmetic,
+    found: Fingerprint,
     alignment: Alignment,
     sites: Sequence[SiteVerdict],
     *,
@@ -146,8 +148,8 @@ def explain(
 
     Parameters
     ----------
-    model, trace, arithmetic, alignment
-        As the trace was judged with.
+    model, trace, found, alignment
+        As the trace was judged with: `found` is its arithmetic.
     sites
         The sites judged.
     table
@@ -163,9 +165,10 @@ def explain(
     if not wanted:
         return (), None
     probe = Explaining(
-        arithmetic,
+        found.arithmetic,
         trace,
         alignment,
+        found.levels,
         model=model,
         wanted=wanted,
         noise=_noise(sites),
@@ -178,6 +181,34 @@ def explain(
     order = {s.site: number for number, s in enumerate(sites)}
     made.sort(key=lambda e: order[e.site])
     return tuple(made), _counter_check(model, trace, probe, wanted)
+
+
+def has_faults(
+    model: Model,
+    trace: Trace,
+    found: Fingerprint,
+    alignment: Alignment,
+    sites: Sequence[SiteVerdict],
+    *,
+    table: Mapping[str, Hypothesis] = TABLE,
+) -> bool:
+    """Whether what was taken for an unknown arithmetic is a fault: a hypothesis explains it, at the plain floor.
+
+    It must explain two sites of one point. `sites` are the trace's, judged at the levels that were found.
+    """
+    excused: dict[str, list[str]] = {}
+    for s in sites:
+        if s.tight is not None and s.local_error is not None and s.tight < s.local_error and not s.segment:
+            excused.setdefault(s.point, []).append(s.site)
+    wanted = frozenset(site for of in excused.values() for site in of[: 2 * SEARCHES : SEARCHES])
+    if not wanted:
+        return False
+    faults = {id_: h for id_, h in table.items() if id_ != "other-arithmetic"}
+    probe = Explaining(
+        found.arithmetic, trace, alignment, model=model, wanted=wanted, noise={}, table=faults, singles=True
+    )
+    _run(model, trace, probe)
+    return any(len(group.cases) > 1 for group in probe.groups)
 
 
 def _run(model: Model, trace: Trace, probe: Replay) -> None:
@@ -203,7 +234,7 @@ def _counter_check(model: Model, trace: Trace, probe: Explaining, wanted: frozen
     faults = {site: fault for group in probe.groups for site, fault in group.changed.items()}
     if not faults:
         return None
-    repaired = Repaired(probe.arithmetic, trace, probe.alignment, faults=faults, explaining=probe)
+    repaired = Repaired(probe.arithmetic, trace, probe.alignment, probe.levels, faults=faults, explaining=probe)
     _run(model, trace, repaired)
     left = tuple(s.site for s in repaired.sites if s.status is Status.DIVERGES and s.site in wanted)
     applied = tuple(dict.fromkeys(group.faults[0].fault.id for group in probe.groups))

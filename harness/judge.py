@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from statistics import median
 
 import numpy as np
 
 from firstdiff.align import Alignment, align, stated
 from firstdiff.dumps import Site, Trace
-from firstdiff.explaining import explain
+from firstdiff.explaining import explain, has_faults
+from firstdiff.fingerprint import Fingerprint, Levels, declared, fingerprint, fits
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.model.arithmetic import ARITHMETICS, F32, F64, Arithmetic, Array
+from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
 from firstdiff.replay import Drift, Replay, between
 from firstdiff.verdict import Logits, SiteVerdict, Status, Verdict, Witness
@@ -50,7 +50,10 @@ def judge(
         Called with what is being done.
     """
     progress(f"judging {name(candidate)}")
-    arithmetic, sites, alignment = _replayed(model, candidate)
+    found, sites, alignment = _replayed(model, candidate)
+    if found.levels and has_faults(model, candidate, found, alignment, sites, table=table):
+        found = replace(found, levels=Levels())
+        sites = _replay(model, candidate, found, alignment)
     if witness is None:
         progress("running the reference")
         drift = Drift(F32, candidate, alignment)
@@ -65,19 +68,19 @@ def judge(
         drifts, against = between(candidate, witness, alignment), name(witness)
         free = [_last_logits(witness, step) for step in range(len(witness.steps))]
     sites = [replace(s, drift=drifts.get(s.site)) for s in sites]
-    explanations, counter_check = explain(model, candidate, arithmetic, alignment, sites, table=table, progress=progress)
+    explanations, counter_check = explain(model, candidate, found, alignment, sites, table=table, progress=progress)
     return Verdict(
         candidate=name(candidate),
         against=against,
         model=described(model),
         tokens=tuple(step.tokens for step in candidate.steps),
-        arithmetic={"linear": arithmetic.name, "attention": arithmetic.name},
+        arithmetic=found.stated,
         sites=tuple(sites),
         logits=tuple(_logits(candidate, alignment, free)),
         layouts=alignment.described(),
         witness=None if witness is None else _witness(witness, seen),
         preflight=preflight or {},
-        notes=(*candidate.notes, *notes),
+        notes=(*candidate.notes, *found.notes, *notes),
         pieces=pieces,
         explanations=explanations,
         counter_check=counter_check,
@@ -99,40 +102,34 @@ def described(model: Model) -> dict[str, object]:
     }
 
 
-def _replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict], Alignment]:
-    """Replay in the arithmetic that the trace declares, or in the one that fits its products best.
+def _replayed(model: Model, trace: Trace) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
+    """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data.
 
-    Layouts are searched for only where the plain ones do not do.
+    Layouts and arithmetics are searched for only where the first guess does not do.
     """
-    declared = ARITHMETICS.get(str(trace.engine.get("arithmetic")))
-    first = declared or F32
+    stands = declared(model, trace)
+    first = Fingerprint(stands or F32)
     alignment = stated(trace)
     sites = _replay(model, trace, first, alignment)
     if _misread(sites, trace):
-        found = align(model, trace, alignment)
-        if found != alignment:
-            alignment = found
+        other = align(model, trace, alignment)
+        if other != alignment:
+            alignment = other
             sites = _replay(model, trace, first, alignment)
-    if declared is not None or _misfit(sites) <= first.floor:
+    if fits(sites):
         return first, sites, alignment
-    best = _fitting(model, trace, alignment, sites)
-    return best, sites if best is first else _replay(model, trace, best, alignment), alignment
+    found = fingerprint(model, trace, alignment)
+    if stands is not None and not found.better:
+        return first, sites, alignment
+    if stands is not None and found.arithmetic != stands:
+        found = replace(found, instead=stands.name)
+    same = found.arithmetic == first.arithmetic and not found.levels
+    return found, sites if same else _replay(model, trace, found, alignment), alignment
 
 
-def _fitting(model: Model, trace: Trace, alignment: Alignment, in_f32: list[SiteVerdict]) -> Arithmetic:
-    """The arithmetic whose products come nearest to the candidate's, over all layers of the prompt."""
-    misfit = {F32: _misfit([s for s in in_f32 if s.step == 0])}
-    for arithmetic in ARITHMETICS.values():
-        if arithmetic not in (F64, F32):
-            misfit[arithmetic] = _misfit(_replay(model, trace, arithmetic, alignment, steps=1))
-    return min(misfit, key=lambda arithmetic: misfit[arithmetic])
-
-
-def _replay(
-    model: Model, trace: Trace, arithmetic: Arithmetic, alignment: Alignment, *, steps: int | None = None
-) -> list[SiteVerdict]:
-    probe = Replay(arithmetic, trace, alignment)
-    for _ in model.forward(trace.steps[:steps], probe):
+def _replay(model: Model, trace: Trace, found: Fingerprint, alignment: Alignment) -> list[SiteVerdict]:
+    probe = Replay(found.arithmetic, trace, alignment, found.levels)
+    for _ in model.forward(trace.steps, probe):
         pass
     return probe.sites
 
@@ -148,12 +145,6 @@ def _misread(sites: list[SiteVerdict], trace: Trace) -> bool:
         if site.status is not Status.NOT_RECORDED:
             odd.setdefault(site.point, []).append(site.status is Status.DIVERGES)
     return any(2 * sum(values) > len(values) for values in odd.values())
-
-
-def _misfit(sites: list[SiteVerdict]) -> float:
-    """Median error of the products: 0 where none was judged on its own inputs."""
-    errors = [s.local_error for s in sites if s.op == "linear" and s.local_error is not None and not s.segment]
-    return median(errors) if errors else 0.0
 
 
 def _settled(sites: list[SiteVerdict], witness: list[SiteVerdict]) -> list[SiteVerdict]:

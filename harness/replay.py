@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from firstdiff import floors
 from firstdiff.align import Alignment
 from firstdiff.cases import Case, Done
 from firstdiff.dumps import Site, Step, Trace
+from firstdiff.fingerprint import Levels
 from firstdiff.measure import axes_of, locate, measure, relative
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.operations import visible
@@ -47,6 +48,7 @@ class Replay(Probe):
 
     trace: Trace
     alignment: Alignment = field(default_factory=Alignment)
+    levels: Levels = field(default_factory=Levels)
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
     _origins: dict[int, _Origin] = field(default_factory=dict, init=False)
     _current: int = field(default=0, init=False)
@@ -74,8 +76,12 @@ class Replay(Probe):
         if dtype == "f16" and own:
             recorded = _within_f16(recorded, computed)
         calls = (*(done.call for done in pending), call)
-        floor = floors.floor(self.arithmetic, calls, own=own, inputs=inputs)
+        tight = floors.floor(self.arithmetic, calls, own=own, inputs=inputs)
+        level = self.levels.floor(calls)
+        floor = max(tight, level)
         verdict = self._judge(site, call, recorded, computed, wrong=wrong, pending=pending, floor=floor)
+        if level > tight:
+            verdict = replace(verdict, tight=tight)
         if verdict.status is Status.DIVERGES and self._is_normed(site, recorded):
             reason = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
             self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))

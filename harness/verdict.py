@@ -47,6 +47,8 @@ class SiteVerdict:
         See :class:`Status`.
     local_error, floor
         The largest relative error of a token, and the error that a correct engine of that arithmetic stays below.
+    tight
+        Where the floor is the level of an unknown arithmetic: the floor of the known one nearest to it.
     drift
         Relative difference to another engine's free-running output. Shown, never judged.
     worst, where, not_finite
@@ -74,6 +76,7 @@ class SiteVerdict:
     inputs_right: bool = True
     segment: tuple[str, ...] = ()
     reason: str | None = None
+    tight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
