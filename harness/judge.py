@@ -9,6 +9,7 @@ from statistics import median
 import numpy as np
 
 from firstdiff.align import Alignment, align, stated
+from firstdiff.detail import Details
 from firstdiff.dumps import Site, Trace
 from firstdiff.explaining import explain
 from firstdiff.hypotheses import TABLE, Hypothesis
@@ -29,6 +30,8 @@ def judge(
     notes: tuple[str, ...] = (),
     pieces: tuple[str, ...] = (),
     table: Mapping[str, Hypothesis] = TABLE,
+    sha256: str | None = None,
+    detailed: bool = False,
     progress: Progress = lambda _: None,
 ) -> Verdict:
     """Judge every site of a candidate's trace on its own inputs.
@@ -46,11 +49,16 @@ def judge(
         Passed on into the verdict.
     table
         The hypotheses by which divergences are explained.
+    sha256
+        Of the model's file, for the verdict to state.
+    detailed
+        Take the closer look at each site that a page shows.
     progress
         Called with what is being done.
     """
     progress(f"judging {name(candidate)}")
-    arithmetic, sites, alignment = _replayed(model, candidate)
+    details = Details() if detailed else None
+    arithmetic, sites, alignment = _replayed(model, candidate, details)
     if witness is None:
         progress("running the reference")
         drift = Drift(F32, candidate, alignment)
@@ -60,16 +68,18 @@ def judge(
         drifts, against = drift.drifts, "reference:f32"
     else:
         progress(f"judging {name(witness)}")
-        _, seen, _ = _replayed(model, witness)
+        _, seen, _ = _replayed(model, witness, None)
         sites = _settled(sites, seen)
         drifts, against = between(candidate, witness, alignment), name(witness)
         free = [_last_logits(witness, step) for step in range(len(witness.steps))]
     sites = [replace(s, drift=drifts.get(s.site)) for s in sites]
-    explanations, counter_check = explain(model, candidate, arithmetic, alignment, sites, table=table, progress=progress)
+    explanations, counter_check = explain(
+        model, candidate, arithmetic, alignment, sites, table=table, progress=progress
+    )
     return Verdict(
         candidate=name(candidate),
         against=against,
-        model=described(model),
+        model=described(model) | ({} if sha256 is None else {"sha256": sha256}),
         tokens=tuple(step.tokens for step in candidate.steps),
         arithmetic={"linear": arithmetic.name, "attention": arithmetic.name},
         sites=tuple(sites),
@@ -81,6 +91,7 @@ def judge(
         pieces=pieces,
         explanations=explanations,
         counter_check=counter_check,
+        details={} if details is None else details.taken,
     )
 
 
@@ -99,7 +110,7 @@ def described(model: Model) -> dict[str, object]:
     }
 
 
-def _replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict], Alignment]:
+def _replayed(model: Model, trace: Trace, details: Details | None) -> tuple[Arithmetic, list[SiteVerdict], Alignment]:
     """Replay in the arithmetic that the trace declares, or in the one that fits its products best.
 
     Layouts are searched for only where the plain ones do not do.
@@ -107,16 +118,18 @@ def _replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict]
     declared = ARITHMETICS.get(str(trace.engine.get("arithmetic")))
     first = declared or F32
     alignment = stated(trace)
-    sites = _replay(model, trace, first, alignment)
+    sites = _replay(model, trace, first, alignment, details=details)
     if _misread(sites, trace):
         found = align(model, trace, alignment)
         if found != alignment:
             alignment = found
-            sites = _replay(model, trace, first, alignment)
+            sites = _replay(model, trace, first, alignment, details=details)
     if declared is not None or _misfit(sites) <= first.floor:
         return first, sites, alignment
     best = _fitting(model, trace, alignment, sites)
-    return best, sites if best is first else _replay(model, trace, best, alignment), alignment
+    if best is not first:
+        sites = _replay(model, trace, best, alignment, details=details)
+    return best, sites, alignment
 
 
 def _fitting(model: Model, trace: Trace, alignment: Alignment, in_f32: list[SiteVerdict]) -> Arithmetic:
@@ -129,9 +142,17 @@ def _fitting(model: Model, trace: Trace, alignment: Alignment, in_f32: list[Site
 
 
 def _replay(
-    model: Model, trace: Trace, arithmetic: Arithmetic, alignment: Alignment, *, steps: int | None = None
+    model: Model,
+    trace: Trace,
+    arithmetic: Arithmetic,
+    alignment: Alignment,
+    *,
+    steps: int | None = None,
+    details: Details | None = None,
 ) -> list[SiteVerdict]:
-    probe = Replay(arithmetic, trace, alignment)
+    if details is not None:
+        details.clear()
+    probe = Replay(arithmetic, trace, alignment, details)
     for _ in model.forward(trace.steps[:steps], probe):
         pass
     return probe.sites

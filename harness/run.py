@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +174,31 @@ def _changed(worst: float | None) -> str:
     return f"recording changed llama.cpp's own logits, by up to {worst:.2g}: its trace is not quite its plain run"
 
 
-def certify(path: Path, source: Input, *, decode: int, threads: int, out: Path, progress: Progress = tell) -> Verdict:
+def certify(
+    path: Path,
+    source: Input,
+    *,
+    decode: int,
+    threads: int,
+    out: Path,
+    detailed: bool = False,
+    progress: Progress = tell,
+) -> Verdict:
     """Record llama.cpp and judge it against the reference: the certificate that both can be trusted on a model."""
     progress("opening the model")
     model = open_model(path)
     progress("recording llama.cpp")
-    trace, notes, pieces = record_llama(model, source, out / "llama.cpp", decode=decode, threads=threads)
-    return judge(model, trace, notes=notes, pieces=pieces, progress=progress)
+    said = identity(model)
+    trace, notes, pieces = record_llama(model, source, out / "llama.cpp", decode=decode, threads=threads, said=said)
+    return judge(
+        model,
+        trace,
+        notes=notes,
+        pieces=pieces,
+        sha256=said["sha256"],
+        detailed=detailed,
+        progress=progress,
+    )
 
 
 def judge_candidates(
@@ -191,6 +210,7 @@ def judge_candidates(
     names: str | None = None,
     threads: int,
     out: Path,
+    detailed: bool = False,
     progress: Progress = tell,
 ) -> list[Verdict]:
     """Judge candidates' traces, with llama.cpp on the same tokens as a witness where it is installed.
@@ -207,6 +227,8 @@ def judge_candidates(
         The user's engine, to be run first; its dump is judged like any other.
     names
         How the traces' names are to be understood: see :func:`firstdiff.dumps.open_trace`.
+    detailed
+        See :func:`firstdiff.judge.judge`.
     threads, out, progress
         As elsewhere.
     """
@@ -228,7 +250,7 @@ def judge_candidates(
     checks = [_preflight(model, trace, source, said) for trace in traces]
     if engine is not None:  # a text that is given is compared as a text
         checks[-1] |= {check: says for check, says in ran.items() if check != "tokens" or source.prompt is None}
-    return _judge_all(model, traces, checks, said, threads=threads, out=out, progress=progress)
+    return _judge_all(model, traces, checks, said, threads=threads, out=out, detailed=detailed, progress=progress)
 
 
 def _opened(path: Path, tokens: Sequence[int] | None, source: Input, names: str | None) -> Trace:
@@ -267,17 +289,16 @@ def _judge_all(
     *,
     threads: int,
     out: Path,
+    detailed: bool,
     progress: Progress,
 ) -> list[Verdict]:
     pairs = list(zip(traces, checks, strict=True))
+    judged = partial(judge, model, sha256=said["sha256"], detailed=detailed, progress=progress)
     try:
         version()
     except CaptureError as e:
         alone = f"judged against the reference alone: {e}"
-        return [
-            judge(model, trace, preflight=check, notes=(*_unknown(trace), alone), progress=progress)
-            for trace, check in pairs
-        ]
+        return [judged(trace, preflight=check, notes=(*_unknown(trace), alone)) for trace, check in pairs]
     verdicts = []
     seen: dict[tuple[tuple[int, ...], ...], tuple[Trace, tuple[str, ...], tuple[str, ...]]] = {}
     for trace, check in pairs:
@@ -288,9 +309,7 @@ def _judge_all(
             seen[steps] = record_llama(model, steps, folder, threads=threads, said=said)
         witness, notes, pieces = seen[steps]
         notes = (*_unknown(trace), *notes)
-        verdicts.append(
-            judge(model, trace, witness=witness, preflight=check, notes=notes, pieces=pieces, progress=progress)
-        )
+        verdicts.append(judged(trace, witness=witness, preflight=check, notes=notes, pieces=pieces))
     return verdicts
 
 
