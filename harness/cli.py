@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     parser = _parser()
     options = parser.parse_args(arguments)
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a character gets its escape
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -115,6 +116,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     demo.add_argument("--model", type=Path, metavar="GGUF", help="another model than SmolLM2")
     demo.add_argument("--decode", type=_count, default=1, metavar="N", help="steps to decode (default: %(default)s)")
     demo.add_argument("--list", action="store_true", help="list the bugs that can be planted, and exit")
+    _html(demo)
     _common(demo)
 
     run = add("run", "Judge llama.cpp, or a candidate's trace, against the reference.")
@@ -137,6 +139,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     run.add_argument("--timeout", type=_seconds, metavar="S", help="seconds that the engine may take (default: 600)")
     _names(run)
     _attention(run)
+    _html(run)
     _common(run)
 
     record = add("record", "Record every intermediate of one engine's run.")
@@ -179,6 +182,9 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     hypotheses = add("hypotheses", "List the hypotheses: the ways of being wrong that are tried.")
     hypotheses.add_argument("id", nargs="?", metavar="ID", help="one of them, in full")
     _json(hypotheses)
+    report = add("report", "Print the report of a verdict.json again, or make its HTML page.")
+    report.add_argument("verdict", type=Path, metavar="VERDICT", help="the verdict.json of a run")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write the HTML page in place of printing")
 
     names = add("names", "Show how the tensors of a trace were understood.")
     names.add_argument("trace", type=Path, metavar="TRACE", help="a dump of any engine")
@@ -251,6 +257,15 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )
     _threads(parser)
     _json(parser)
+
+
+def _html(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one HTML page too")
+    parser.add_argument(
+        "--details",
+        action="store_true",
+        help="keep a closer look at each site in verdict.json, for 'report --html' to show later (--html does too)",
+    )
 
 
 def _names(parser: argparse.ArgumentParser) -> None:

@@ -6,14 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
 
 from firstdiff import demo as demos
 from firstdiff import diff as differing
-from firstdiff import explaining_command
+from firstdiff import explaining_command, pages
 from firstdiff import run as running
 from firstdiff.cli import MOST_THREADS, UNREADABLE, fail
 from firstdiff.doctor import examine, physical_cores
@@ -24,6 +24,8 @@ from firstdiff.hypotheses import TABLE, listing
 from firstdiff.llamacpp import Attention
 from firstdiff.name_table import name_table
 from firstdiff.observe import observe
+from firstdiff.provenance import ran
+from firstdiff.reading import read_verdict
 from firstdiff.rope_table import rope_command
 from firstdiff.run import Input
 from firstdiff.several import names_of, summary, to_json
@@ -58,6 +60,7 @@ def _attention(options: argparse.Namespace) -> Attention:
 def run(options: argparse.Namespace) -> int:
     """Judge llama.cpp, or one or several candidates."""
     source, out = _source(options), options.out or running.run_folder(options.model)
+    detailed = _detailed(options)
     if options.engine is None and not options.candidate:
         decode = DECODE if options.decode is None else options.decode
         verdict = running.certify(
@@ -67,10 +70,13 @@ def run(options: argparse.Namespace) -> int:
             threads=_cores(options, options.model),
             out=out,
             attention=_attention(options),
+            detailed=detailed,
         )
         return _report(verdict, options, out)
     if options.engine is None and options.decode is not None:
         raise UsageError("--decode: a candidate's trace has its own steps; leave it out")
+    if options.html is not None and len(options.candidate) + (options.engine is not None) > 1:
+        raise UsageError("--html: a page shows one candidate: give one --candidate, or leave --html out")
     engine = None
     if options.engine is not None:
         decode = DECODE if options.decode is None else options.decode
@@ -84,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
         threads=_cores(options, options.model),
         out=out,
         attention=_attention(options),
+        detailed=detailed,
     )
     if len(verdicts) == 1:
         return _report(verdicts[0], options, out)
@@ -99,6 +106,7 @@ def demo(options: argparse.Namespace) -> int:
         return 0
     bug = options.bug or demos.BUG
     demos.planted(bug, options.layer)
+    detailed = _detailed(options)
     path = options.model or demos.smollm2()
     out = options.out or running.run_folder(path or Path("synthetic"))
     if path is None:
@@ -112,6 +120,7 @@ def demo(options: argparse.Namespace) -> int:
         decode=options.decode,
         threads=_cores(options, options.model),
         out=out,
+        detailed=detailed,
     )
     _report(done.verdict, options, out)
     if not options.json:
@@ -219,11 +228,39 @@ def doctor(_: argparse.Namespace) -> int:
     return 0 if sound else UNREADABLE
 
 
+def report(options: argparse.Namespace) -> int:
+    """Print a verdict's report again, or write its page."""
+    if options.html is not None:
+        pages.check(options.html)
+    verdict = read_verdict(options.verdict)
+    if options.html is not None:
+        pages.write(options.html, verdict)
+        print(f"Page: {options.html}")
+        return verdict.exit_code
+    from rich.console import Console
+
+    from firstdiff.reports.terminal import show
+
+    show(verdict, Console(), where=str(options.verdict))
+    return verdict.exit_code
+
+
+def _detailed(options: argparse.Namespace) -> bool:
+    """Whether a closer look at each site is wanted; a page that cannot be written is refused before all work."""
+    if options.html is not None:
+        pages.check(options.html)
+    return options.html is not None or bool(options.details)
+
+
 def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> int:
-    """Write the verdict, print the report (or the verdict), and return the exit code."""
+    """Write the verdict and its page, print the report (or the verdict), and return the exit code."""
+    verdict = replace(verdict, run=ran(options.arguments))
     text = verdict.to_json()
     if out is not None:
         running.keep_verdict(out, text)
+    page = getattr(options, "html", None)
+    if page is not None:
+        pages.write(page, verdict)
     running.tell("")
     if options.json:
         sys.stdout.write(text)
@@ -235,6 +272,8 @@ def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> 
     show(verdict, Console(), where=None if out is None else "verdict.json")
     if out is not None:
         print(f"\nTraces and verdict: {out}")
+    if page is not None:
+        print(f"Page: {page}")
     return verdict.exit_code
 
 

@@ -28,7 +28,7 @@ def diff(a: Path, b: Path, model: Path | None, *, progress: Progress = tell) -> 
     for trace in (candidate, witness):
         check_trace(trace, opened, said)
     _check_same_tokens(candidate, witness)
-    return judge(opened, candidate, witness=witness, progress=progress)
+    return judge(opened, candidate, witness=witness, sha256=said["sha256"], progress=progress)
 
 
 def named_model(trace: Trace) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from firstdiff.align import Alignment, align, stated
+from firstdiff.detail import Details
 from firstdiff.dumps import Site, Trace
 from firstdiff.explaining import explain, has_faults
 from firstdiff.fingerprint import Fingerprint, Levels, declared, fingerprint, fits
@@ -29,6 +30,8 @@ def judge(
     notes: tuple[str, ...] = (),
     pieces: tuple[str, ...] = (),
     table: Mapping[str, Hypothesis] = TABLE,
+    sha256: str | None = None,
+    detailed: bool = False,
     progress: Progress = lambda _: None,
 ) -> Verdict:
     """Judge every site of a candidate's trace on its own inputs.
@@ -46,14 +49,19 @@ def judge(
         Passed on into the verdict.
     table
         The hypotheses by which divergences are explained.
+    sha256
+        Of the model's file, for the verdict to state.
+    detailed
+        Take the closer look at each site that a page shows.
     progress
         Called with what is being done.
     """
     progress(f"judging {name(candidate)}")
-    found, sites, alignment = _replayed(model, candidate)
+    details = Details() if detailed else None
+    found, sites, alignment = _replayed(model, candidate, details)
     if found.levels and has_faults(model, candidate, found, alignment, sites, table=table):
         found = replace(found, levels=Levels())
-        sites = _replay(model, candidate, found, alignment)
+        sites = _replay(model, candidate, found, alignment, details)
     if witness is None:
         progress("running the reference")
         drift = Drift(F32, candidate, alignment)
@@ -63,7 +71,7 @@ def judge(
         drifts, against = drift.drifts, "reference:f32"
     else:
         progress(f"judging {name(witness)}")
-        _, seen, _ = _replayed(model, witness)
+        _, seen, _ = _replayed(model, witness, None)
         sites = _settled(sites, seen)
         drifts, against = between(candidate, witness, alignment), name(witness)
         free = [_last_logits(witness, step) for step in range(len(witness.steps))]
@@ -72,7 +80,7 @@ def judge(
     return Verdict(
         candidate=name(candidate),
         against=against,
-        model=described(model),
+        model=described(model) | ({} if sha256 is None else {"sha256": sha256}),
         tokens=tuple(step.tokens for step in candidate.steps),
         arithmetic=found.stated,
         sites=tuple(sites),
@@ -84,6 +92,7 @@ def judge(
         pieces=pieces,
         explanations=explanations,
         counter_check=counter_check,
+        details={} if details is None else details.taken,
     )
 
 
@@ -102,7 +111,9 @@ def described(model: Model) -> dict[str, object]:
     }
 
 
-def _replayed(model: Model, trace: Trace) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
+def _replayed(
+    model: Model, trace: Trace, details: Details | None = None
+) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
     """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data.
 
     Layouts and arithmetics are searched for only where the first guess does not do.
@@ -110,12 +121,12 @@ def _replayed(model: Model, trace: Trace) -> tuple[Fingerprint, list[SiteVerdict
     stands = declared(model, trace)
     first = Fingerprint(stands or F32)
     alignment = stated(trace)
-    sites = _replay(model, trace, first, alignment)
+    sites = _replay(model, trace, first, alignment, details)
     if _misread(sites, trace):
         other = align(model, trace, alignment)
         if other != alignment:
             alignment = other
-            sites = _replay(model, trace, first, alignment)
+            sites = _replay(model, trace, first, alignment, details)
     if fits(sites):
         return first, sites, alignment
     found = fingerprint(model, trace, alignment)
@@ -124,11 +135,15 @@ def _replayed(model: Model, trace: Trace) -> tuple[Fingerprint, list[SiteVerdict
     if stands is not None and found.arithmetic != stands:
         found = replace(found, instead=stands.name)
     same = found.arithmetic == first.arithmetic and not found.levels
-    return found, sites if same else _replay(model, trace, found, alignment), alignment
+    return found, sites if same else _replay(model, trace, found, alignment, details), alignment
 
 
-def _replay(model: Model, trace: Trace, found: Fingerprint, alignment: Alignment) -> list[SiteVerdict]:
-    probe = Replay(found.arithmetic, trace, alignment, found.levels)
+def _replay(
+    model: Model, trace: Trace, found: Fingerprint, alignment: Alignment, details: Details | None
+) -> list[SiteVerdict]:
+    if details is not None:
+        details.clear()
+    probe = Replay(found.arithmetic, trace, alignment, found.levels, details)
     for _ in model.forward(trace.steps, probe):
         pass
     return probe.sites

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,16 +190,26 @@ def certify(
     threads: int,
     out: Path,
     attention: Attention = PLAIN,
+    detailed: bool = False,
     progress: Progress = tell,
 ) -> Verdict:
     """Record llama.cpp and judge it against the reference: the certificate that both can be trusted on a model."""
     progress("opening the model")
     model = open_model(path)
     progress("recording llama.cpp")
+    said = identity(model)
     trace, notes, pieces = record_llama(
-        model, source, out / "llama.cpp", decode=decode, threads=threads, attention=attention
+        model, source, out / "llama.cpp", decode=decode, threads=threads, attention=attention, said=said
     )
-    return judge(model, trace, notes=notes, pieces=pieces, progress=progress)
+    return judge(
+        model,
+        trace,
+        notes=notes,
+        pieces=pieces,
+        sha256=said["sha256"],
+        detailed=detailed,
+        progress=progress,
+    )
 
 
 def judge_candidates(
@@ -211,6 +222,7 @@ def judge_candidates(
     threads: int,
     out: Path,
     attention: Attention = PLAIN,
+    detailed: bool = False,
     progress: Progress = tell,
 ) -> list[Verdict]:
     """Judge candidates' traces, with llama.cpp on the same tokens as a witness where it is installed.
@@ -229,6 +241,8 @@ def judge_candidates(
         How the traces' names are to be understood: see :func:`firstdiff.dumps.open_trace`.
     attention
         llama.cpp's options, as the witness.
+    detailed
+        See :func:`firstdiff.judge.judge`.
     threads, out, progress
         As elsewhere.
     """
@@ -250,7 +264,17 @@ def judge_candidates(
     checks = [_preflight(model, trace, source, said) for trace in traces]
     if engine is not None:  # a text that is given is compared as a text
         checks[-1] |= {check: says for check, says in ran.items() if check != "tokens" or source.prompt is None}
-    return _judge_all(model, traces, checks, said, threads=threads, attention=attention, out=out, progress=progress)
+    return _judge_all(
+        model,
+        traces,
+        checks,
+        said,
+        threads=threads,
+        attention=attention,
+        out=out,
+        detailed=detailed,
+        progress=progress,
+    )
 
 
 def _opened(path: Path, tokens: Sequence[int] | None, source: Input, names: str | None) -> Trace:
@@ -290,17 +314,16 @@ def _judge_all(
     threads: int,
     attention: Attention,
     out: Path,
+    detailed: bool,
     progress: Progress,
 ) -> list[Verdict]:
     pairs = list(zip(traces, checks, strict=True))
+    judged = partial(judge, model, sha256=said["sha256"], detailed=detailed, progress=progress)
     try:
         version()
     except CaptureError as e:
         alone = f"judged against the reference alone: {e}"
-        return [
-            judge(model, trace, preflight=check, notes=(*_unknown(trace), alone), progress=progress)
-            for trace, check in pairs
-        ]
+        return [judged(trace, preflight=check, notes=(*_unknown(trace), alone)) for trace, check in pairs]
     verdicts = []
     seen: dict[tuple[tuple[int, ...], ...], tuple[Trace, tuple[str, ...], tuple[str, ...]]] = {}
     for trace, check in pairs:
@@ -311,9 +334,7 @@ def _judge_all(
             seen[steps] = record_llama(model, steps, folder, threads=threads, attention=attention, said=said)
         witness, notes, pieces = seen[steps]
         notes = (*_unknown(trace), *notes)
-        verdicts.append(
-            judge(model, trace, witness=witness, preflight=check, notes=notes, pieces=pieces, progress=progress)
-        )
+        verdicts.append(judged(trace, witness=witness, preflight=check, notes=notes, pieces=pieces))
     return verdicts
 
 
