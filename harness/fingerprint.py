@@ -233,6 +233,7 @@ def fingerprint(model: Model, trace: Trace, alignment: Alignment) -> Fingerprint
     found = {group: _evidence(group, tried) for group, tried in trials.found.items() if tried}
     groups = _agreed(found | cache, trials.found.get("results", []))
     arithmetic = _composed(groups)
+    stored = arithmetic.weights_and_results  # by all operations, or by groups alone
     points: dict[str, float] = {}
     whole: dict[str, float] = {}
     for group, evidence in groups.items():
@@ -240,7 +241,7 @@ def fingerprint(model: Model, trace: Trace, alignment: Alignment) -> Fingerprint
             parts = _levels(evidence, [t for t in trials.found[group] if evidence.name in t.errors])
             points |= parts
             whole[group] = max(parts.values(), default=min(evidence.ceiling, STANDS_OUT * evidence.error))
-        elif evidence.fits and evidence.name in STORED and evidence.name != arithmetic.weights_and_results:
+        elif evidence.fits and group not in ("keys", "values") and evidence.name in {*STORED} - {stored}:
             whole[group] = STORED[evidence.name]
     return Fingerprint(arithmetic, groups, Levels(points, whole))
 
