@@ -100,6 +100,14 @@ def test_a_fault_in_one_layer_is_found_in_any_arithmetic(small: Model, name: str
     assert diverging(verdict) == wrong | {f"{site}@1" for site in wrong}
 
 
+@pytest.mark.parametrize("name", ["f32", "tf32", "ggml-cpu"])
+def test_an_arithmetic_is_known_by_the_sites_that_are_right_where_most_are_wrong(small: Model, name: str) -> None:
+    faults = [("min-missing", layer) for layer in range(4)]  # of six layers
+    verdict = judge(small, dump(small, PROMPT, *faults, arithmetic=arithmetic_named(name)))
+    assert sure(verdict) == FOUND[name]
+    assert {s.layer for s in verdict.diverging} == {0, 1, 2, 3}
+
+
 @pytest.mark.parametrize("name", ["bf16", "f16"])
 def test_a_fault_is_found_where_results_are_stored_narrowly(small: Model, name: str) -> None:
     verdict = judge(small, dump(small, PROMPT, ("gqa-map", 1), arithmetic=arithmetic_named(name)))
