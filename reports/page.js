@@ -218,7 +218,7 @@
       if (e.tried.length) {
         const row = ([id, says, left, good]) => [good ? `${id} (explains)` : id, number(left), says];
         const t = table(["hypothesis", "residual", "what it says"], e.tried.map(row));
-        for (const line of t.querySelectorAll("tr")) line.lastChild.className = "";
+        for (const line of t.querySelectorAll("tr")) line.lastChild.className = "words";
         parts.push(t);
       }
     }
@@ -295,7 +295,6 @@
     const svg = frame(250, "Candidate against reference");
     const side = 215;
     const place = (c) => (level(c) / TOP) * side;
-    svg.append(draw("rect", { x: X0, y: 8, width: side, height: side, fill: "none" }));
     svg.append(draw("path", { class: "axis", d: `M${X0} 8V${8 + side}H${X0 + side}` }));
     svg.append(draw("path", { class: "floor", d: `M${X0} ${8 + side}L${X0 + side} 8` }));
     for (let k = 0; k + 1 < levels.length; k += 2) {
@@ -303,10 +302,8 @@
     }
     svg.append(text(X0 - 5, 16, number(high), "end"), text(X0 - 5, 8 + side, number(low), "end"));
     svg.append(text(X0, 239, number(low), "start"), text(X0 + side, 239, number(high), "end"));
-    svg.append(text(X0 + side + 12, 30, `${levels.length / 2} elements, the worst among them`, "start"));
-    svg.append(text(X0 + side + 12, 48, "up: candidate", "start"), text(X0 + side + 12, 66, "right: reference", "start"));
-    svg.append(text(X0 + side + 12, 84, "dashed: where both are equal", "start"));
-    return figure("Candidate against reference", svg);
+    const told = `${levels.length / 2} elements, the worst among them`;
+    return figure(`Candidate (up) against reference (right), ${told}; dashed: where both are equal`, svg);
   }
 
   // Over depth
@@ -332,24 +329,25 @@
   }
 
   function curves(rows) {
-    const svg = draw("svg", { viewBox: `0 0 ${2 * W} 240`, role: "img", "aria-label": "Local error and drift by layer" });
+    const wide = Math.min(2 * W, Math.max(340, byId("depth-chart").clientWidth));
+    const svg = draw("svg", { viewBox: `0 0 ${wide} 240`, role: "img", "aria-label": "Local error and drift by layer" });
     const all = rows.flatMap(([, r]) => [r.error, r.drift, r.floor]).filter((x) => x !== null);
     const scale = decades(all, 10, 205);
-    logAxis(svg, scale, 2 * W);
-    const x = (k) => X0 + 14 + (rows.length > 1 ? (k / (rows.length - 1)) * (2 * W - X0 - 28) : 0);
+    logAxis(svg, scale, wide);
+    const x = (k) => X0 + 14 + (rows.length > 1 ? (k / (rows.length - 1)) * (wide - X0 - 28) : 0);
     const line = (name) => {
       const points = rows.flatMap(([, r], k) => (r[name] === null ? [] : [`${x(k)} ${scale.y(r[name])}`]));
       return points.length ? draw("path", { class: name, d: `M${points.join("L")}` }) : "";
     };
     svg.append(line("floor"), line("drift"), line("error"));
     rows.forEach(([layer, r], k) => {
-      if (k % Math.ceil(rows.length / 16) === 0) svg.append(text(x(k), 222, String(layer)));
+      if (k % Math.ceil((rows.length * 46) / wide) === 0) svg.append(text(x(k), 222, String(layer)));
       if (r.error === null) return;
       const dot = draw("circle", { class: statusOf(sites[r.site]) === "diverges" ? "wrong" : "error", cx: x(k), cy: scale.y(r.error), r: 4 });
       const a = draw("a", { href: `#${encodeURIComponent(nameOf(sites[r.site]))}`, "aria-label": nameOf(sites[r.site]) }, dot);
       svg.append(tip(a, `${nameOf(sites[r.site])}: local error ${number(r.error)}, drift ${number(r.drift)}`));
     });
-    svg.append(text(2 * W, 237, "layer", "end"));
+    svg.append(text(wide, 237, "layer", "end"));
     const chosen = byId("depth-point");
     const what = chosen.value === "" ? "the largest of all points" : chosen.selectedOptions[0].textContent;
     return figure(`Step ${step}, ${what}. Solid with dots: local error; long dashes: drift; short dashes: floor.`, svg);
@@ -416,6 +414,7 @@
     }
   });
   addEventListener("hashchange", visit);
+  addEventListener("resize", () => step >= 0 && drawDepth());
 
   if (!sites.length) {
     byId("look").append(make("p", {}, "The verdict holds no sites."));
