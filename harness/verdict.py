@@ -388,9 +388,7 @@ def _details(details: dict[str, Detail]) -> str:
 
 def _plain(site: SiteVerdict) -> dict[str, Any]:
     """A site's fields, without those that have nothing to say."""
-    return {
-        f.name: v for f in fields(site) if (v := _value(getattr(site, f.name))) not in (None, (), 0) or f.name in _KEPT
-    }
+    return {f.name: _value(v) for f in fields(site) if (v := getattr(site, f.name)) != f.default or f.name in _KEPT}
 
 
 _KEPT = {"site", "point", "layer", "step", "op", "status", "local_error", "floor", "inputs_right"}

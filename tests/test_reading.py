@@ -62,6 +62,7 @@ def test_what_was_written_is_read_again(kind: str, tmp_path: Path) -> None:
     text = EVERY_KIND[kind].to_json()
     again = read_verdict(written(tmp_path, text))
     assert again.to_json() == text
+    assert repr(again) == repr(EVERY_KIND[kind])
     assert render(again, width=80) == render(EVERY_KIND[kind], width=80)
     assert page(again) == page(EVERY_KIND[kind])
 

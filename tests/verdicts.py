@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +53,12 @@ def sites(layers: int, steps: int, bug: int | None, points: Sequence[str] = LLAM
     told: list[SiteVerdict] = []
     for step in range(steps):
         inside = [site(p, n, step) for n in range(layers) for p in points]
-        own = [site("embd", step=step), *inside, site("result_norm", step=step), site("result_output", step=step)]
+        own = [
+            site("embd", step=step, drift=0.0),
+            *inside,
+            site("result_norm", step=step),
+            site("result_output", step=step),
+        ]
         after = False
         for s in own:
             if s.layer == bug and s.point in WRONG and bug is not None:
@@ -65,12 +71,17 @@ def sites(layers: int, steps: int, bug: int | None, points: Sequence[str] = LLAM
 
 def detail(s: SiteVerdict, seed: int) -> Detail:
     """Of random numbers, of a shape that the point could have; as large as a detail gets."""
-    rng = np.random.default_rng(seed)
     heads = s.point[0] in "QKVk" and s.point != "kqv_out"
+    return _detail(s.local_error or 0.0, seed % 50, heads=heads, full=s.status is Status.DIVERGES)
+
+
+@cache
+def _detail(error: float, seed: int, *, heads: bool, full: bool) -> Detail:
+    rng = np.random.default_rng(seed)
     reference = rng.standard_normal((40, 9, 64) if heads else (40, 576))
-    candidate = reference * (1 + (s.local_error or 0.0) * rng.standard_normal(reference.shape))
+    candidate = reference * (1 + error * rng.standard_normal(reference.shape))
     axes = ("tokens", "heads", "dims") if heads else ("tokens", "dims")
-    return measure_detail(candidate, reference, axes=axes, size=FULL if s.status is Status.DIVERGES else BRIEF)
+    return measure_detail(candidate, reference, axes=axes, size=FULL if full else BRIEF)
 
 
 def explanation(bug: int) -> Explanation:
