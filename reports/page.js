@@ -4,6 +4,9 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const [POINT, LAYER, STEP, STATUS, ERROR, FLOOR, DRIFT] = [0, 1, 2, 3, 4, 5, 6];
   const GLYPH = { agrees: "·", inherits: "~", diverges: "×", "not recorded": "-", "not comparable": "?" };
+  const NO_LOOK = Object.keys(data.details).length
+    ? "No closer look was kept here: of so many sites, only the first ones have one."
+    : "No closer look was taken. Judge again with --html or --details for one.";
   const TOP = data.alphabet.length - 1;
   const SVG = "http://www.w3.org/2000/svg";
   const sites = data.sites;
@@ -38,13 +41,14 @@
   function number(x) {
     if (x === null || x === undefined) return "-";
     if (typeof x === "string") return x;
+    if (!Number.isFinite(x)) return String(x).replace("Infinity", "inf").replace("NaN", "nan");
     if (x === 0) return "0";
     const size = Math.abs(x);
     const text = size >= 1e5 || size < 1e-3 ? x.toExponential() : String(x);
     return text.replace(/e\+?(-?)(\d+)$/, "e$1$2");
   }
   const errorAt = (c) => (level(c) === 0 ? 0 : level(c) === TOP ? Infinity : 10 ** ((level(c) - 1) / 8 - 9));
-  const about = (x) => (Number.isFinite(x) ? (x === 0 ? "0" : x.toPrecision(2)) : String(x));
+  const about = (x) => number(Number.isFinite(x) ? Number(x.toPrecision(2)) : x);
   /** Where an error lies between 1e-8 (0) and 1 (1). */
   const heat = (error) => Math.min(1, Math.max(0, (Math.log10(value(error)) + 8) / 8)) || 0;
   const pieceAt = (site, token) => (site[STEP] === 0 && data.pieces[token] !== undefined ? ` ${data.pieces[token]}` : "");
@@ -142,7 +146,7 @@
     const parts = [moves(i), facts(i)];
     if (data.details[i]) parts.push(...closer(i, data.details[i]));
     else if (site[ERROR] !== null)
-      parts.push(make("p", { class: "hint" }, "No closer look was taken here. Judge again with --html or --details for one."));
+      parts.push(make("p", { class: "hint" }, NO_LOOK));
     parts.push(...tried(i));
     byId("look").replaceChildren(...parts);
   }
@@ -178,7 +182,7 @@
     if (site[ERROR] !== null) tell("local error", `${number(site[ERROR])} against a floor of ${number(site[FLOOR])}`);
     if (site[DRIFT] !== null) tell("drift", number(site[DRIFT]));
     if (site[ERROR] !== null) tell("inputs", more.inputs || (more.segment ? "not judged" : "right"));
-    if (more.segment) tell("computed before", `${more.segment.join(", ")}: not recorded, so the error may be theirs`);
+    if (more.segment) tell("judged with", `${more.segment.join(", ")}, which could not be judged alone`);
     if (more.where) tell("wrong at", Object.entries(more.where).map(([axis, span]) => `${axis} ${span}`).join(", "));
     if (more.broken) tell("NaN or infinite", `${more.broken} elements`);
     tell("reason", more.reason);
@@ -240,19 +244,22 @@
   /** The decades that errors span, as a scale from the bottom to the top of a chart. */
   function decades(errors, top, bottom) {
     const finite = errors.filter((e) => e > 0 && Number.isFinite(e)).map(Math.log10);
-    const zero = errors.includes(0) ? 1 : 0; // a decade's room for what is no error at all
-    const low = (finite.length ? Math.floor(Math.min(...finite)) : -9) - zero;
+    // a decade's room for what is no error at all, and for what is no number
+    const zero = errors.includes(0) ? 1 : 0;
+    const endless = errors.some((e) => !Number.isFinite(e)) ? 1 : 0;
+    const low = finite.length ? Math.floor(Math.min(...finite)) : -9;
     const high = Math.max(low + 1, finite.length ? Math.ceil(Math.max(...finite)) : 0);
-    const part = (e) => (Math.min(high, Math.max(low + zero, Math.log10(e))) - low) / (high - low);
-    const y = (e) => bottom - (e === 0 ? 0 : part(e)) * (bottom - top);
-    return { low, high, zero, y };
+    const at = (e) => (e === 0 ? low - zero : Number.isFinite(e) ? Math.min(high, Math.max(low, Math.log10(e))) : high + endless);
+    const y = (e) => bottom - ((at(e) - low + zero) / (high - low + zero + endless)) * (bottom - top);
+    return { low, high, zero, endless, y };
   }
 
-  function logAxis(svg, { low, high, zero, y }, right) {
+  function logAxis(svg, { low, high, zero, endless, y }, right) {
     const tick = (at, said) => svg.append(draw("path", { class: "axis", d: `M${X0} ${at}H${right}` }), text(X0 - 5, at + 4, said, "end"));
     if (zero) tick(y(0), "0");
+    if (endless) tick(y(Infinity), "inf");
     const every = Math.ceil((high - low) / 5);
-    for (let d = high; d >= low + zero; d -= every) tick(y(10 ** d), `1e${d}`);
+    for (let d = high; d >= low; d -= every) tick(y(10 ** d), `1e${d}`);
   }
 
   function along(i, [axis, size, wide, levels]) {

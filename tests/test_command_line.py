@@ -21,7 +21,7 @@ from firstdiff import demo, run
 from firstdiff.dumps import open_trace
 from firstdiff.llamacpp import LlamaCpp
 
-COMMANDS = ("demo", "run", "record", "diff", "doctor")
+COMMANDS = ("demo", "run", "record", "report", "diff", "doctor")
 
 
 @pytest.fixture

