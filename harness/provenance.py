@@ -26,6 +26,11 @@ def ran(arguments: Sequence[str]) -> dict[str, Any]:
     return {"command": command, "versions": versions, "machine": platform.machine()}
 
 
+def own_version() -> str:
+    """Version of the installed package."""
+    return version("firstdiff")
+
+
 def _judging(arguments: Sequence[str]) -> Iterator[str]:
     """The arguments that decide what is judged. argparse has accepted them, so an abbreviation is of one option."""
     skip = 0
