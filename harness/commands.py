@@ -257,7 +257,7 @@ def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> 
     verdict = replace(verdict, run=ran(options.arguments))
     text = verdict.to_json()
     if out is not None:
-        running.keep_verdict(out, text)
+        pages.keep_verdict(out, text)
     page = getattr(options, "html", None)
     if page is not None:
         pages.write(page, verdict)
@@ -322,7 +322,7 @@ def _report_several(verdicts: Sequence[Verdict], given: Sequence[str], options: 
     """Print where the candidates part and the report of each that is not right; the worst exit code."""
     called = names_of(verdicts, given)
     text = to_json(verdicts, called)
-    running.keep_verdict(out, text)
+    pages.keep_verdict(out, text)
     running.tell("")
     code = max(v.exit_code for v in verdicts)
     if options.json:

@@ -21,6 +21,7 @@ from firstdiff.llamacpp import PLAIN, Attention, LlamaCpp, version
 from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.errors import ModelError
+from firstdiff.provenance import own_version
 from firstdiff.record import Planted, record_reference
 from firstdiff.verdict import Verdict
 
@@ -95,21 +96,6 @@ def make_folder(out: Path) -> None:
     except (OSError, ValueError) as e:
         reason = e.strerror if isinstance(e, OSError) else e
         raise CaptureError(f"{out}: cannot be made ({reason}): give another folder with --out") from e
-
-
-def keep_verdict(out: Path, text: str) -> None:
-    """Write ``verdict.json`` into a run's folder.
-
-    Raises
-    ------
-    CaptureError
-        Where it cannot be written.
-    """
-    path = out / "verdict.json"
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise CaptureError(f"{path}: cannot be written ({e.strerror}): give another folder with --out") from e
 
 
 def identity(model: Model) -> dict[str, Any]:
@@ -448,10 +434,3 @@ def _arithmetic(name: str) -> Arithmetic | None:
     with suppress(ModelError):
         return arithmetic_named(name)
     return None
-
-
-def own_version() -> str:
-    """Version of the installed package."""
-    from importlib.metadata import version as of
-
-    return of("firstdiff")
