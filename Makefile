@@ -21,13 +21,14 @@ BEFORE = rm -rf $(LEFTOVERS) $(VENV)/lib/python*/site-packages/firstdiff
 $(shell ls $(VENV)/lib/python*/site-packages/firstdiff/__init__.py >/dev/null 2>&1 || rm -f $(VENV)/package.stamp)
 
 .NOTPARALLEL:
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench bench-diagnosis clean
 
 help:
 	@echo 'make demo    a real model, a planted bug, the whole report'
 	@echo 'make test    all tests; make test ARGS="-k rope" some of them'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   benchmarks'
+	@echo 'make bench-diagnosis   every hypothesis planted everywhere, and what the verdicts make of it: an hour'
 	@echo 'make clean   remove what make made, .venv too'
 
 demo: $(VENV)/demo.stamp $(VENV)/package.stamp
@@ -43,6 +44,9 @@ lint: $(VENV)/lint.stamp $(VENV)/package.stamp
 
 bench: $(VENV)/test.stamp $(VENV)/package.stamp
 	@$(RUN)/python tests/bench $(ARGS)
+
+bench-diagnosis: $(VENV)/test.stamp $(VENV)/package.stamp
+	@$(RUN)/python tests/bench/diagnosis.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(LEFTOVERS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

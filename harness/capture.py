@@ -49,6 +49,11 @@ HEADS_OF = {"Qcur": "Qcur_rope", "Kcur": "Kcur_rope", "Vcur": "v_cache"}
 """Points that llama.cpp has as [token, feature], and those whose heads they share."""
 
 
+MOST_SCORES = 1 << 23
+"""Scores of one layer and step, 32 MB of float32, beyond which they are not kept: a prompt of 2,048 tokens has 150 MB
+a layer twice. What is made of them, ``kqv_out``, is judged all the same."""
+
+
 @dataclass
 class Hook:
     """The eval callback: decides which nodes are wanted and copies them out.
@@ -102,6 +107,8 @@ class Hook:
             if (run := turned(self.attention.values, self.head_dim, values=True)) is not None:
                 x = turn(x, run)  # llama.cpp turns it back in a node of no name
         if point in ("kq", "kq_soft_max"):  # [H, T, padded S] -> [H, T, S]
+            if x.shape[0] * x.shape[1] * self.keys > MOST_SCORES:
+                return
             x = x[:, :, : self.keys]
         elif x.shape[0] == 1 and point not in ("Qcur_rope", "Kcur_rope"):  # [1, T, n] -> [T, n]
             x = x[0]

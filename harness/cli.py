@@ -235,6 +235,7 @@ def _input(parser: argparse.ArgumentParser) -> None:
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--prompt", metavar="TEXT", help="a text, tokenised by llama.cpp")
     text.add_argument("--tokens", type=_ids, metavar="IDS", help="token ids, such as 1,450,7483")
+    text.add_argument("--long", action="store_true", help="a prompt of 2,048 tokens, for what shows at none shorter")
     _text(parser)
 
 

@@ -42,7 +42,7 @@ SMALL = 1 << 30  # bytes of a model that is run with one thread
 def _source(options: argparse.Namespace) -> Input:
     if options.tokens is not None and options.chat:
         raise UsageError("--chat is for a text: give --prompt in place of --tokens")
-    return Input(options.tokens, options.prompt, options.chat, options.special)
+    return Input(options.tokens, options.prompt, options.chat, options.special, options.long)
 
 
 def _cores(options: argparse.Namespace, model: Path | None) -> int:

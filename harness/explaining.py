@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from statistics import median
 
 from firstdiff.align import Alignment
@@ -17,7 +18,8 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.explain import Attempt, Fault, attempt, attempts, explaining
 from firstdiff.extent import extent
 from firstdiff.fingerprint import Fingerprint
-from firstdiff.hypotheses import TABLE, Hypothesis, Scene
+from firstdiff.hypotheses import TABLE, Hypothesis, Scene, blocks, loading
+from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
@@ -26,6 +28,9 @@ from firstdiff.verdict import CounterCheck, Explanation, SiteVerdict, Status, Tr
 
 SEARCHES = 3
 """Sites of one point at which all hypotheses are tried in vain before the rest are only held against what is known."""
+
+TELLING = 32
+"""Tokens from which angles, masks and scales are told apart (faults of rope at 16 positions overlap)."""
 
 SHOWN = 12  # hypotheses with their residuals that an explanation lists
 
@@ -259,9 +264,37 @@ def _explained(group: _Group, model: Model, trace: Trace) -> Explanation:
         floor=max(floor for _, _, floor in group.cases),
         next_best=_told(rest[0]) if rest else None,
         equals=tuple(map(_told, others)),
-        separate=None,
+        separate=separating({first.fault.id, *(a.fault.id for a in others)}, trace) if others else None,
+        note=_note(first.fault, sites, trace),
         tried=tuple(_told(a) for a in sorted(group.tried, key=lambda a: a.residual)[:SHOWN]),
     )
+
+
+def separating(ids: set[str], trace: Trace) -> str:
+    """What would tell hypotheses apart that explain as well: a longer prompt, a dump, or nothing but the code."""
+    pairs = [frozenset(pair) for pair in combinations(sorted(ids), 2)]
+    longest = max(len(step.tokens) for step in trace.steps)
+    if all(pair in EQUIVALENT for pair in pairs):
+        return "they give the same numbers here: look which of them your code does"
+    if longest < TELLING:
+        return (
+            f"{longest} tokens are too few to tell them apart: run a prompt of {TELLING} or more "
+            "(firstdiff run MODEL has one where none is given)"
+        )
+    if ids <= {h.id for h in blocks.TABLE + loading.TABLE}:
+        return "dump the weight itself, as weights.safetensors in the trace's folder, and run again"
+    if any(id_.startswith("rope") for id_ in ids):
+        return "run a prompt of thousands of tokens (firstdiff run MODEL --long), where angles part"
+    return "run another prompt, with other and more tokens"
+
+
+def _note(fault: Fault, sites: Sequence[Site], trace: Trace) -> str | None:
+    """What a fault is not: the same offset of every position leaves all scores as they are."""
+    where = {point: {(s.layer, s.step) for s in sites if s.point == point} for point in ("Qcur_rope", "Kcur_rope")}
+    both = where["Qcur_rope"] == where["Kcur_rope"]
+    if fault.id == "rope-offset" and both and {s.step for s in sites} == set(range(len(trace.steps))):
+        return "scores depend on differences of positions alone: the same offset on Q and K changes none of them"
+    return None
 
 
 def _told(tried: Attempt) -> Tried:

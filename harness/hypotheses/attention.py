@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.hypotheses.fitting import numbers
-from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, replaced, with_attributes, with_op
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_attributes, with_input, with_op
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import Operation, append, attend, visible
 from firstdiff.model.probe import Call
@@ -200,16 +200,16 @@ def _stale(call: Call, _scene: Scene, values: Values) -> Call | None:
     if past is None:
         return None
     row = np.zeros_like(new) if values["row"] == "zeros" else np.repeat(past[-1:], len(new), 0)
-    return replaced(call, append, past, row)
+    return with_input(call, 1, row)
 
 
 def _stale_rows(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
     yield from ({"row": row} for row in ("the one before", "zeros"))
 
 
-def _slotted(past: Array, new: Array, *, slot: int, arithmetic: Arithmetic) -> Array:
+def _slotted(past: Array, new: Array, *, slot: int, values: bool = False, arithmetic: Arithmetic) -> Array:
     """New rows written at another place of the cache, which was made of zeros."""
-    whole = append(past, new, arithmetic=arithmetic)
+    whole = append(past, new, values=values, arithmetic=arithmetic)
     written = np.concatenate([whole[: len(past)], np.zeros_like(whole[len(past) :])])
     start = slot if slot >= 0 else len(past) + slot
     written[start : start + len(new)] = whole[len(past) :]
@@ -223,13 +223,15 @@ def _slot(call: Call, _scene: Scene, values: Values) -> Call | None:
     return with_op(call, _slotted, slot=values["slot"])
 
 
-def _strided(past: Array | None, new: Array, *, order: str, arithmetic: Arithmetic) -> Array:
+def _strided(
+    past: Array | None, new: Array, *, order: str, values: bool = False, arithmetic: Arithmetic
+) -> Array:
     tokens, heads, dim = new.shape
     if order == "[head, token, head_dim]":
         moved = new.reshape(heads, tokens, dim).transpose(1, 0, 2)
     else:
         moved = new.transpose(1, 0, 2).reshape(tokens, heads, dim)
-    return append(past, np.ascontiguousarray(moved), arithmetic=arithmetic)
+    return append(past, np.ascontiguousarray(moved), values=values, arithmetic=arithmetic)
 
 
 def _stride(call: Call, _scene: Scene, values: Values) -> Call | None:

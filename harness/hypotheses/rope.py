@@ -277,13 +277,19 @@ def _on_v(call: Call, scene: Scene, _values: Values) -> Call | None:
         return None
     start = 0 if past is None else len(past)
     turn = {"pairing": "interleaved", "base": scene.model.hp.rope_base, "scale": scene.model.hp.rope_scale}
-    return replaced(call, _append_turned, past, new, positions=range(start, start + len(new)), turn=turn)
+    return with_op(call, _append_turned, positions=range(start, start + len(new)), turn=turn)
 
 
 def _append_turned(
-    past: Array | None, new: Array, *, positions: Sequence[int], turn: dict[str, Any], arithmetic: Arithmetic
+    past: Array | None,
+    new: Array,
+    *,
+    positions: Sequence[int],
+    turn: dict[str, Any],
+    values: bool = False,
+    arithmetic: Arithmetic,
 ) -> Array:
-    return append(past, rope(new, positions, arithmetic=arithmetic, **turn), arithmetic=arithmetic)
+    return append(past, rope(new, positions, arithmetic=arithmetic, **turn), values=values, arithmetic=arithmetic)
 
 
 def _pairing(call: Call, _scene: Scene, _values: Values) -> Call:
