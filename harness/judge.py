@@ -50,7 +50,7 @@ def judge(
         Called with what is being done.
     """
     progress(f"judging {name(candidate)}")
-    arithmetic, sites, alignment = _replayed(model, candidate)
+    arithmetic, sites, alignment = replayed(model, candidate)
     if witness is None:
         progress("running the reference")
         drift = Drift(F32, candidate, alignment)
@@ -60,7 +60,7 @@ def judge(
         drifts, against = drift.drifts, "reference:f32"
     else:
         progress(f"judging {name(witness)}")
-        _, seen, _ = _replayed(model, witness)
+        _, seen, _ = replayed(model, witness)
         sites = _settled(sites, seen)
         drifts, against = between(candidate, witness, alignment), name(witness)
         free = [_last_logits(witness, step) for step in range(len(witness.steps))]
@@ -99,7 +99,7 @@ def described(model: Model) -> dict[str, object]:
     }
 
 
-def _replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict], Alignment]:
+def replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict], Alignment]:
     """Replay in the arithmetic that the trace declares, or in the one that fits its products best.
 
     Layouts are searched for only where the plain ones do not do.
