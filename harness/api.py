@@ -71,7 +71,7 @@ def record(
     >>> import firstdiff as fd
     >>> trace = fd.record(model, tokens=[1, 70, 71], engine="reference:f32")
     >>> trace
-    <Trace of reference:f32: 83 sites, tokens of each step 3>
+    <Trace of reference:f32: 79 sites, tokens of each step 3>
     >>> trace["Kcur_rope", 3].axes
     ('token', 'head', 'head_dim')
     >>> trace["kq_soft_max", 0].sum(-1).round(6)[0]

@@ -38,7 +38,8 @@ def frame(verdict: Verdict) -> DataFrame:
         raise ImportError(MISSING) from None
 
     why = {site: e.hypothesis for e in verdict.explanations for site in e.sites}
-    table = pd.DataFrame([_row(s) | {"hypothesis": why.get(s.site)} for s in verdict.sites], columns=list(COLUMNS))
+    rows = [_row(s) | {"hypothesis": why.get(s.site)} for s in verdict.sites]
+    table = pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
     return table.astype(COLUMNS | {"status": pd.CategoricalDtype([s.value for s in Status])})
 
 

@@ -20,11 +20,12 @@ COLOURS = {"green": "#008060", "yellow": "#a66f00", "red": "#d55e00", "magenta":
 def fragment(verdict: Verdict) -> str:
     """The first part of the report. Names in traces are hostile, and stay text."""
     head, *rest = words.sentences(verdict)
-    parts = [f"<p><strong>{text(head)}</strong></p>", *(f"<p>{text(line)}</p>" for line in rest)]
+    parts = [f"<p><strong>{text(head)}</strong></p>"]
     if verdict.explanations:
         parts.append(explained(verdict.explanations))
     if verdict.counter_check is not None:
         parts.append(f"<p>{text(counter_check(verdict.counter_check))}</p>")
+    parts += [f"<p>{text(line)}</p>" for line in rest]
     if drawn := layers.lines(verdict, WIDTH):
         parts.append(_pre(drawn))
     facts = "".join(

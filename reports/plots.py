@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm, PowerNorm
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+    from PIL import Image  # which matplotlib brings
 except ModuleNotFoundError:
     raise ImportError("firstdiff.plot needs matplotlib: pip install 'firstdiff[notebook]'") from None
 
@@ -39,11 +41,11 @@ class Drawn(Figure):
     """A figure that a notebook shows without pyplot."""
 
     def _repr_png_(self) -> bytes:
-        from io import BytesIO
-
-        buffer = BytesIO()
-        self.savefig(buffer, format="png", dpi=DOTS_PER_INCH)
-        return buffer.getvalue()
+        """The picture in 256 colours, which a third of the bytes hold."""
+        drawn, small = BytesIO(), BytesIO()
+        self.savefig(drawn, format="png", dpi=DOTS_PER_INCH)
+        Image.open(drawn).convert("RGB").quantize(256).save(small, format="png", optimize=True)
+        return small.getvalue()
 
 
 def figure(width: float, height: float) -> Figure:
@@ -121,7 +123,7 @@ def depth(verdict: Verdict, step: int) -> Figure:
     drawn = figure(7, 3.8)
     axes = drawn.subplots()
     _line(axes, drift, ORANGE, "s", f"drift of l_out, against {verdict.against}")
-    _line(axes, worst, BLUE, "o", "worst local error of the layer")
+    _line(axes, worst, BLUE, "o", f"worst local error of the layer (0 is drawn at {LEAST:g})")
     _line(axes, floor, GREY, "", "floor", linestyle="--")
     wrong = {
         s.layer: s.local_error for s in verdict.diverging if s.step == step and s.layer is not None and s.local_error
@@ -133,7 +135,7 @@ def depth(verdict: Verdict, step: int) -> Figure:
     axes.set_xlabel("layer")
     axes.set_ylabel("relative error")
     axes.set_title(f"Error over depth, step {step}")
-    axes.legend(fontsize=8)
+    _legend(drawn)
     return drawn
 
 
@@ -155,7 +157,7 @@ def errors(values: Floats, *, at: Sequence[int], axis: str, title: str, of: str,
     axes.plot(at, shown, "o", markersize=4, color=BLUE, label=f"against {of}")
     exact = [x for x, v in zip(at, values, strict=True) if v == 0]
     if exact:
-        axes.plot(exact, [LEAST] * len(exact), "v", color=GREEN, label="exactly equal")
+        axes.plot(exact, [LEAST] * len(exact), "v", color=GREEN, label=f"exactly equal (drawn at {LEAST:g})")
     broken = [x for x, v in zip(at, values, strict=True) if not np.isfinite(v)]
     if broken:
         axes.plot(broken, [1e3] * len(broken), "^", color=RED, label="NaN, infinity, or in place of zeros")
@@ -165,15 +167,20 @@ def errors(values: Floats, *, at: Sequence[int], axis: str, title: str, of: str,
     axes.set_xlabel(axis)
     axes.set_ylabel("relative error")
     axes.set_title(title)
-    axes.legend(fontsize=8)
+    _legend(drawn)
     return drawn
+
+
+def _legend(drawn: Figure) -> None:
+    """Below the axes, where nothing is hidden by it."""
+    drawn.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
 
 
 def _logarithmic(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.grid(visible=True, axis="y", color="#e5e5e5")
     axes.set_axisbelow(True)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def histogram(candidate: Floats, other: Floats, *, title: str, called: str, of: str) -> Figure:
@@ -199,7 +206,7 @@ def histogram(candidate: Floats, other: Floats, *, title: str, called: str, of: 
     axes.set_xlabel("value")
     axes.set_ylabel("number of elements")
     axes.set_title(title)
-    axes.legend(fontsize=8)
+    _legend(drawn)
     return drawn
 
 
@@ -224,29 +231,28 @@ def scatter(candidate: Floats, other: Floats, *, title: str, called: str, of: st
     axes.set_xlabel(of)
     axes.set_ylabel(called)
     axes.set_title(title)
-    axes.legend(fontsize=8)
+    _legend(drawn)
     return drawn
 
 
 def logits(tokens: Sequence[int], candidate: Floats, other: Floats, *, step: int, called: str, of: str) -> Figure:
     """Logits of some tokens, largest of the other's first; each engine's top token is marked."""
-    drawn = figure(7, 0.32 * len(tokens) + 1.6)
+    drawn = figure(7, 0.3 * len(tokens) + 1.9)
     axes = drawn.subplots()
     rows = np.arange(len(tokens))
-    for values, shift, colour, label in ((other, -0.2, BLUE, of), (candidate, 0.2, ORANGE, called)):
-        axes.barh(rows + shift, values, 0.38, color=colour, label=label)
+    axes.hlines(rows, np.minimum(candidate, other), np.maximum(candidate, other), color="#c0c0c0", zorder=1)
+    for values, colour, marker, label in ((other, BLUE, "o", of), (candidate, ORANGE, "s", called)):
+        axes.plot(values, rows, marker, color=colour, markersize=6, label=label)
         top = int(np.argmax(values))
-        axes.plot(values[top], top + shift, "*", color="black", markersize=9)
-    handles, labels = axes.get_legend_handles_labels()
-    handles.append(Line2D([], [], marker="*", color="black", linestyle="", markersize=9))
-    axes.legend(handles, [*labels, "top-1"], fontsize=8)
+        axes.plot(values[top], top, "o", color=colour, markersize=13, markerfacecolor="none", label=f"top-1 of {label}")
     axes.set_yticks(rows, [str(t) for t in tokens])
     axes.invert_yaxis()
-    low, high = min(candidate.min(), other.min()), max(candidate.max(), other.max())
-    axes.set_xlim(low - 0.3 * (high - low) - 0.1, high + 0.1 * (high - low) + 0.1)
+    axes.grid(visible=True, axis="y", color="#e5e5e5")
+    axes.set_axisbelow(True)
     axes.set_xlabel("logit")
     axes.set_ylabel("token id")
     axes.set_title(f"Largest logits of the last token, step {step}")
+    _legend(drawn)
     return drawn
 
 
@@ -264,6 +270,8 @@ def attention(weights: Floats, *, title: str, first: int, pieces: Sequence[str])
         labels = [piece.replace("\n", "⏎").replace("$", r"\$") for piece in pieces]
         axes.set_xticks(range(keys), labels, rotation=90, fontsize=7)
         axes.set_yticks(range(queries), labels[first : first + queries], fontsize=7)
+    elif queries <= LABELLED:
+        axes.set_yticks(range(queries), [str(first + i) for i in range(queries)], fontsize=7)
     axes.set_xlabel("key")
     axes.set_ylabel("query")
     axes.set_title(title)
