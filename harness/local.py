@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.align import Alignment
+from firstdiff.align import Alignment, stated
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.named_array import AXES
 from firstdiff.errors import UsageError
@@ -104,40 +104,47 @@ def local(model: Model, trace: Trace, site: Site) -> Pair:
     UsageError
         Where the trace does not hold the site, or in a shape that does not fit.
     """
-    _check(trace, site)
     arithmetic, alignment = _understood(trace, model.gguf.path)
     probe = _Watching(arithmetic, trace, alignment, watched=site)
     for _ in model.forward(trace.steps[: site.step + 1], probe):
         pass
     if probe.found is None:
+        _check(trace, site)
         raise UsageError(f"{site}: its recorded shape {list(trace.shape(site))} does not fit the model")
     recorded, computed, floor = probe.found
     of = f"the reference ({arithmetic.name}) on the same inputs"
-    return Pair(site, recorded, computed, counted(site.point, computed), name(trace), of, floor)
+    return _pair(trace, site, recorded, computed, of=of, floor=floor)
 
 
 def free(trace: Trace, other: Trace, site: Site) -> Pair:
-    """A site's values in two traces, each of a free run.
+    """A site's values in two traces, each of a free run; the other one is laid out as the reference has it.
 
     Raises
     ------
     UsageError
-        Where one of them does not hold the site, or in another shape.
+        Where one of them does not hold the site, or in shapes that do not fit.
     """
     for each in (trace, other):
         _check(each, site)
-    candidate, values = trace[site], other[site]
-    if candidate.size != values.size:
-        raise UsageError(f"{site}: shape {list(candidate.shape)} in one trace and {list(values.shape)} in the other")
-    candidate = candidate.reshape(values.shape)
-    return Pair(site, candidate, values, counted(site.point, values), name(trace), f"{name(other)}, run freely", None)
+    values = other[site]
+    recorded, reason = stated(trace).read(trace, site, values)
+    if recorded is None or site.point in stated(other).layouts:
+        raise UsageError(f"{site}: the two traces lay it out in different ways ({reason or 'as their manifests say'})")
+    return _pair(trace, site, recorded, values, of=f"{name(other)}, run freely", floor=None)
+
+
+def _pair(trace: Trace, site: Site, recorded: Array, other: Array, *, of: str, floor: float | None) -> Pair:
+    """Without the tokens that were filled in, where the last one alone is recorded."""
+    seen = counted(site.point, other)
+    if site in trace and recorded.ndim == 2 and np.prod(trace.shape(site)) < recorded.size:  # noqa: PLR2004
+        recorded, other = recorded[-1:], other[-1:]
+    return Pair(site, recorded, other, seen, name(trace), of, floor)
 
 
 def _check(trace: Trace, site: Site) -> None:
     if site not in trace:
-        raise UsageError(
-            f"{site}: {name(trace)} did not record it (its first sites are {', '.join(map(str, trace.sites()[:6]))})"
-        )
+        known = ", ".join(map(str, trace.sites()[:6]))
+        raise UsageError(f"{site}: {name(trace)} did not record it (its first sites are {known})")
 
 
 @lru_cache(maxsize=4)  # one investigation plots many sites of a trace

@@ -91,10 +91,10 @@ def positions(
     from firstdiff.reports import plots
 
     opened, pair = _pair(trace, site, model, against)
-    at = _positions(opened, pair)
+    errors = pair.errors(pair.token_axis)
     return plots.errors(
-        pair.errors(pair.token_axis),
-        at=at,
+        errors,
+        at=_positions(opened, pair)[-len(errors) :],
         axis="position",
         title=f"{pair.site} by position",
         of=pair.of,
@@ -153,8 +153,13 @@ def logits(trace: Trace | File, against: Trace | File, *, step: int = 0, top: in
 
     ours, theirs = as_trace(trace), as_trace(against)
     _check_step(step, min(len(ours.steps), len(theirs.steps)))
-    pair = free(ours, theirs, Site(step, None, "result_output"))
-    c, r = (np.asarray(x, np.float64).reshape(-1, x.shape[-1])[-1] for x in (pair.candidate, pair.other))
+    site = Site(step, None, "result_output")
+    for each in (ours, theirs):
+        if site not in each:
+            raise UsageError(f"{site}: {name(each)} did not record it")
+    c, r = (x.reshape(-1, x.shape[-1])[-1].astype(np.float64) for x in (ours[site], theirs[site]))
+    if c.shape != r.shape:
+        raise UsageError(f"{site}: {len(c):,} logits in one trace and {len(r):,} in the other")
     chosen = sorted({*np.argsort(-r)[:top].tolist(), *np.argsort(-c)[:top].tolist()}, key=lambda i: -float(r[i]))
     return plots.logits(chosen, c[chosen], r[chosen], step=step, called=name(ours), of=name(theirs))
 
@@ -218,7 +223,11 @@ def attention(trace: Trace | File, layer: int, head: int = 0, *, step: int = 0, 
     site = Site(step, layer, "kq_soft_max")
     if site not in opened:
         raise UsageError(f"{site}: {name(opened)} did not record it")
-    weights = opened[site]
+    recorded = opened["kq_soft_max", layer, step]
+    wanted = ("head", "query", "key")
+    if sorted(recorded.axes) != sorted(wanted):
+        raise UsageError(f"{site}: recorded shape {list(recorded.shape)} is not [head, query, key]")
+    weights = np.asarray(recorded).transpose([recorded.axis(axis) for axis in wanted])
     if not 0 <= head < len(weights):
         raise UsageError(f"head {head}: {site} has heads 0 to {len(weights) - 1}")
     first = sum(len(s.tokens) for s in opened.steps[:step])

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from firstdiff.reports.plots import BLUE, ORANGE, Floats, figure
 
 TURN = 2 * np.pi
+LEAST = 0.01  # radians that the colours span at least: below is rounding
 
 
 def angles(frequencies: Floats, theta: Floats, positions: Sequence[int], *, base: float) -> Figure:
@@ -30,15 +31,15 @@ def fitted(
     drawn = figure(9, 3.8)
     left, right = drawn.subplots(1, 2)
     _frequencies(left, expected, "as the file asks")
-    left.plot(np.abs(found), "x", color=ORANGE, label=f"fitted to the trace at layer {layer}")
+    left.plot(np.abs(found), "x", markersize=4, color=ORANGE, label=f"fitted to the trace at layer {layer}")
     left.legend(fontsize=8)
     difference = np.angle(np.exp(1j * (turned - theta)))
-    most = max(float(np.abs(difference).max()), 1e-6)
+    most = max(float(np.abs(difference).max()), LEAST)
     image = right.imshow(difference, cmap="PuOr", vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
     right.figure.colorbar(image, ax=right).set_label("fitted less expected angle (radians)")
     _positions(right, positions)
     right.set_xlabel("pair")
-    right.set_title("What the engine turned by, less what it should")
+    right.set_title("Angles less those asked for")
     drawn.suptitle(f"{says[:1].upper()}{says[1:]}.", fontsize=10)
     return drawn
 
@@ -64,7 +65,7 @@ def similarity(values: Floats, positions: Sequence[int], *, base: float) -> Figu
 
 
 def _frequencies(axes: Axes, frequencies: Floats, label: str) -> None:
-    axes.semilogy(frequencies, "o", markersize=4, color=BLUE, label=label)
+    axes.semilogy(frequencies, "o", markersize=6, color=BLUE, label=label)
     axes.set_xlabel("pair")
     axes.set_ylabel("inverse frequency (radians a position)")
     axes.set_title("Inverse frequencies")

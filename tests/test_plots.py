@@ -14,9 +14,9 @@ import pytest
 
 import firstdiff as fd
 from firstdiff.api import opened_model
-from firstdiff.dumps import Site, Trace
+from firstdiff.dumps import Site, Step, Trace
 from firstdiff.errors import UsageError
-from firstdiff.local import local
+from firstdiff.local import free, local
 from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.verdict import Status, Verdict
 
@@ -100,6 +100,33 @@ def test_the_error_by_position_is_the_one_that_is_judged(model: Path, trace: Tra
     assert list(line.get_xdata()) == list(range(len(TOKENS)))
     assert line.get_ydata()[0] == 1e-9  # position 0 is not turned
     assert max(line.get_ydata()) == pytest.approx(judged["Kcur_rope-2"], rel=1e-6)
+
+
+def test_where_the_last_token_alone_is_recorded_nothing_is_said_of_the_others(model: Path) -> None:
+    steps = [Step((1, 70, 71), (0, 1, 2))]
+    whole = fd.record(model, tokens=steps[0].tokens, engine="reference:f32", out=model.parent / "whole")
+    sites = {site: whole[site] for site in whole.sites()}
+    sites[Site(0, None, "result_output")] = whole[Site(0, None, "result_output")][-1:]
+    last = Trace.from_arrays(steps, sites, engine={"name": "mine", "arithmetic": "f32"}, model={})
+    for figure in (
+        fd.plot.positions(last, "result_output", model),
+        fd.plot.positions(last, "result_output", against=whole),
+    ):
+        assert list(figure.axes[0].lines[0].get_xdata()) == [2]
+
+
+def test_traces_of_different_layouts_are_not_compared_blindly() -> None:
+    steps = [Step((1, 2), (0, 1))]
+    site = Site(0, 0, "Qcur")
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    plain = Trace.from_arrays(steps, {site: x}, engine={}, model={})
+    turned = {"Qcur": ("head", "token", "head_dim")}
+    stated = Trace.from_arrays(steps, {site: x.transpose(1, 0, 2)}, engine={}, model={}, layouts=turned)
+    unstated = Trace.from_arrays(steps, {site: x.transpose(1, 0, 2)}, engine={}, model={})
+    assert free(stated, plain, site).errors(0).max() == 0
+    for one, other in ((unstated, plain), (plain, stated)):
+        with pytest.raises(UsageError, match="lay it out in different ways"):
+            free(one, other, site)
 
 
 def test_the_map_marks_every_site_that_is_not_right(verdict: Verdict) -> None:
