@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,7 @@ def test_a_notebook_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
     executed = tmp_path / "executed.ipynb"
     command = [sys.executable, "-P", "-c", EXECUTE, str(NOTEBOOKS / name), str(executed)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    shutil.rmtree(tmp_path / "firstdiff-runs", ignore_errors=True)  # some 100 MB of traces
     assert done.returncode == 0, done.stderr
     told = outputs(json.loads(executed.read_text("utf-8")))
     assert [claim for claim in CLAIMS[name] if claim not in told] == []
