@@ -76,7 +76,8 @@ def heatmap(verdict: Verdict, step: int) -> Figure:
     _cells(strip, [list(outside)], [s.point for s in outside])
     strip.set_yticks([])
     strip.set_ylabel("outside", rotation=0, ha="right", va="center")
-    bar = drawn.colorbar(image, ax=[axes, strip], extend="both", pad=0.02)
+    height = drawn.get_figheight()
+    bar = drawn.colorbar(image, ax=[axes, strip], extend="both", pad=0.02, aspect=4 * height, extendfrac=0.25 / height)
     bar.set_label("local error (relative)")
     used = [s for s in Status if s is not Status.AGREES and any(site.status is s for site in sites)]
     drawn.supxlabel("   ".join([*(f"{MARKS[s][0]} {s.value}" for s in used), "no mark: agrees"]), fontsize=9)

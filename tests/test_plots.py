@@ -129,6 +129,26 @@ def test_traces_of_different_layouts_are_not_compared_blindly() -> None:
             free(one, other, site)
 
 
+def test_attention_and_logits_of_what_does_not_fit_are_refused() -> None:
+    steps = [Step((1, 2), (0, 1))]
+    soft, out = Site(0, 0, "kq_soft_max"), Site(0, None, "result_output")
+    odd = {soft: np.zeros((2, 4, 3), np.float32), out: np.zeros((2, 7), np.float32)}
+    one = Trace.from_arrays(steps, odd, engine={"name": "one"}, model={})
+    other = Trace.from_arrays(steps, {out: np.zeros((2, 9), np.float32)}, engine={"name": "other"}, model={})
+    bare = Trace.from_arrays(steps, {}, engine={"name": "bare"}, model={})
+    with pytest.raises(UsageError, match=r"recorded shape \[2, 4, 3\] is not \[head, query, key\]"):
+        fd.plot.attention(one, 0)
+    with pytest.raises(UsageError, match="7 logits in one trace and 9 in the other"):
+        fd.plot.logits(one, other)
+    with pytest.raises(UsageError, match="bare did not record it"):
+        fd.plot.logits(one, bare)
+    layouts = {"kq_soft_max": ("query", "head", "key")}
+    weights = np.arange(12, dtype=np.float32).reshape(2, 3, 2)  # [query, head, key]
+    turned = Trace.from_arrays(steps, {soft: weights}, engine={}, model={}, layouts=layouts)
+    image = fd.plot.attention(turned, 0, head=1).axes[0].images[0].get_array()
+    assert np.array_equal(image, weights[:, 1])
+
+
 def test_the_map_marks_every_site_that_is_not_right(verdict: Verdict) -> None:
     figure = fd.plot.heatmap(verdict)
     marks = [text.get_text() for axes in figure.axes for text in axes.texts]
