@@ -181,7 +181,7 @@ def compare(
         with LlamaCpp(opened.gguf.path, vocabulary_only=True) as engine:
             checks = preflight(opened, trace, engine=engine, text=prompt, chat=chat, sha256=said["sha256"])
             pieces = tuple(engine.piece(t) for t in trace.steps[0].tokens)
-    return judging.judge(opened, trace, witness=witness, preflight=checks, pieces=pieces)
+    return judging.judge(opened, trace, witness=witness, preflight=checks, pieces=pieces, sha256=said["sha256"])
 
 
 class Explanations(tuple[Explanation, ...]):
@@ -190,16 +190,16 @@ class Explanations(tuple[Explanation, ...]):
     __slots__ = ()
 
     def __str__(self) -> str:
-        from firstdiff.reports.notebook import told
+        from firstdiff.reports.explanations import explained
 
-        return "\n\n".join("\n".join(told(e)) for e in self)
+        return "\n\n".join(map(explained, self))
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from firstdiff.reports.notebook import explained
+        from firstdiff.reports.notebook import listed
 
-        return explained(self)
+        return listed(self)
 
 
 def explain(what: Verdict | Trace | File, site: AnySite | None = None, *, model: File | None = None) -> Explanations:

@@ -64,6 +64,7 @@ def demo(
     decode: int = 1,
     threads: int = 1,
     out: Path,
+    detailed: bool = False,
     progress: Progress = tell,
 ) -> Demo:
     """Plant a bug in the reference, dump what it computes, and judge the dump as any engine's."""
@@ -86,5 +87,7 @@ def demo(
         planted=[plant],
         progress=progress,
     )
-    verdict = judge_candidates(path, [candidate], Input(), threads=threads, out=out, progress=progress)[0]
+    (verdict,) = judge_candidates(
+        path, [candidate], Input(), threads=threads, out=out, detailed=detailed, progress=progress
+    )
     return Demo(plant, path, real, verdict)

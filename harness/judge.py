@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from statistics import median
 
 import numpy as np
 
 from firstdiff.align import Alignment, align, stated
+from firstdiff.detail import Details
 from firstdiff.dumps import Site, Trace
-from firstdiff.explaining import explain
+from firstdiff.explaining import explain, has_faults
+from firstdiff.fingerprint import Fingerprint, Levels, declared, fingerprint, fits
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.model.arithmetic import ARITHMETICS, F32, F64, Arithmetic, Array
+from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
 from firstdiff.replay import Drift, Replay, between
 from firstdiff.verdict import Logits, SiteVerdict, Status, Verdict, Witness
@@ -29,6 +30,8 @@ def judge(
     notes: tuple[str, ...] = (),
     pieces: tuple[str, ...] = (),
     table: Mapping[str, Hypothesis] = TABLE,
+    sha256: str | None = None,
+    detailed: bool = False,
     progress: Progress = lambda _: None,
 ) -> Verdict:
     """Judge every site of a candidate's trace on its own inputs.
@@ -46,11 +49,16 @@ def judge(
         Passed on into the verdict.
     table
         The hypotheses by which divergences are explained.
+    sha256
+        Of the model's file, for the verdict to state.
+    detailed
+        Take the closer look at each site that a page shows.
     progress
         Called with what is being done.
     """
     progress(f"judging {name(candidate)}")
-    arithmetic, sites, alignment = replayed(model, candidate)
+    details = Details() if detailed else None
+    found, sites, alignment = replayed(model, candidate, details=details, table=table)
     if witness is None:
         progress("running the reference")
         drift = Drift(F32, candidate, alignment)
@@ -60,27 +68,28 @@ def judge(
         drifts, against = drift.drifts, "reference:f32"
     else:
         progress(f"judging {name(witness)}")
-        _, seen, _ = replayed(model, witness)
+        _, seen, _ = _replayed(model, witness, None)
         sites = _settled(sites, seen)
         drifts, against = between(candidate, witness, alignment), name(witness)
         free = [_last_logits(witness, step) for step in range(len(witness.steps))]
     sites = [replace(s, drift=drifts.get(s.site)) for s in sites]
-    explanations, counter_check = explain(model, candidate, arithmetic, alignment, sites, table=table, progress=progress)
+    explanations, counter_check = explain(model, candidate, found, alignment, sites, table=table, progress=progress)
     return Verdict(
         candidate=name(candidate),
         against=against,
-        model=described(model),
+        model=described(model) | ({} if sha256 is None else {"sha256": sha256}),
         tokens=tuple(step.tokens for step in candidate.steps),
-        arithmetic={"linear": arithmetic.name, "attention": arithmetic.name},
+        arithmetic=found.stated,
         sites=tuple(sites),
         logits=tuple(_logits(candidate, alignment, free)),
         layouts=alignment.described(),
         witness=None if witness is None else _witness(witness, seen),
         preflight=preflight or {},
-        notes=(*candidate.notes, *notes),
+        notes=(*candidate.notes, *found.notes, *notes),
         pieces=pieces,
         explanations=explanations,
         counter_check=counter_check,
+        details={} if details is None else details.taken,
     )
 
 
@@ -99,40 +108,51 @@ def described(model: Model) -> dict[str, object]:
     }
 
 
-def replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict], Alignment]:
-    """Replay in the arithmetic that the trace declares, or in the one that fits its products best.
+def replayed(
+    model: Model, candidate: Trace, *, details: Details | None = None, table: Mapping[str, Hypothesis] = TABLE
+) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
+    """Replay a candidate in its arithmetic; at its own layers' level only where that hides no fault."""
+    found, sites, alignment = _replayed(model, candidate, details)
+    if found.levels and has_faults(model, candidate, found, alignment, sites, table=table):
+        found = replace(found, levels=Levels())
+        sites = _replay(model, candidate, found, alignment, details)
+    return found, sites, alignment
 
-    Layouts are searched for only where the plain ones do not do.
+
+def _replayed(
+    model: Model, trace: Trace, details: Details | None = None
+) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
+    """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data.
+
+    Layouts and arithmetics are searched for only where the first guess does not do.
     """
-    declared = ARITHMETICS.get(str(trace.engine.get("arithmetic")))
-    first = declared or F32
+    stands = declared(model, trace)
+    first = Fingerprint(stands or F32)
     alignment = stated(trace)
-    sites = _replay(model, trace, first, alignment)
+    sites = _replay(model, trace, first, alignment, details)
     if _misread(sites, trace):
-        found = align(model, trace, alignment)
-        if found != alignment:
-            alignment = found
-            sites = _replay(model, trace, first, alignment)
-    if declared is not None or _misfit(sites) <= first.floor:
+        other = align(model, trace, alignment)
+        if other != alignment:
+            alignment = other
+            sites = _replay(model, trace, first, alignment, details)
+    if fits(sites):
         return first, sites, alignment
-    best = _fitting(model, trace, alignment, sites)
-    return best, sites if best is first else _replay(model, trace, best, alignment), alignment
-
-
-def _fitting(model: Model, trace: Trace, alignment: Alignment, in_f32: list[SiteVerdict]) -> Arithmetic:
-    """The arithmetic whose products come nearest to the candidate's, over all layers of the prompt."""
-    misfit = {F32: _misfit([s for s in in_f32 if s.step == 0])}
-    for arithmetic in ARITHMETICS.values():
-        if arithmetic not in (F64, F32):
-            misfit[arithmetic] = _misfit(_replay(model, trace, arithmetic, alignment, steps=1))
-    return min(misfit, key=lambda arithmetic: misfit[arithmetic])
+    found = fingerprint(model, trace, alignment)
+    if stands is not None and not found.better:
+        return first, sites, alignment
+    if stands is not None and found.arithmetic != stands:
+        found = replace(found, instead=stands.name)
+    same = found.arithmetic == first.arithmetic and not found.levels
+    return found, sites if same else _replay(model, trace, found, alignment, details), alignment
 
 
 def _replay(
-    model: Model, trace: Trace, arithmetic: Arithmetic, alignment: Alignment, *, steps: int | None = None
+    model: Model, trace: Trace, found: Fingerprint, alignment: Alignment, details: Details | None
 ) -> list[SiteVerdict]:
-    probe = Replay(arithmetic, trace, alignment)
-    for _ in model.forward(trace.steps[:steps], probe):
+    if details is not None:
+        details.clear()
+    probe = Replay(found.arithmetic, trace, alignment, found.levels, details)
+    for _ in model.forward(trace.steps, probe):
         pass
     return probe.sites
 
@@ -148,12 +168,6 @@ def _misread(sites: list[SiteVerdict], trace: Trace) -> bool:
         if site.status is not Status.NOT_RECORDED:
             odd.setdefault(site.point, []).append(site.status is Status.DIVERGES)
     return any(2 * sum(values) > len(values) for values in odd.values())
-
-
-def _misfit(sites: list[SiteVerdict]) -> float:
-    """Median error of the products: 0 where none was judged on its own inputs."""
-    errors = [s.local_error for s in sites if s.op == "linear" and s.local_error is not None and not s.segment]
-    return median(errors) if errors else 0.0
 
 
 def _settled(sites: list[SiteVerdict], witness: list[SiteVerdict]) -> list[SiteVerdict]:

@@ -14,8 +14,9 @@ from firstdiff.align import Alignment, stated
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.named_array import AXES
 from firstdiff.errors import UsageError
+from firstdiff.fingerprint import Fingerprint
 from firstdiff.judge import name, replayed
-from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call
 from firstdiff.replay import Replay, counted
@@ -104,15 +105,15 @@ def local(model: Model, trace: Trace, site: Site) -> Pair:
     UsageError
         Where the trace does not hold the site, or in a shape that does not fit.
     """
-    arithmetic, alignment = _understood(trace, model.gguf.path)
-    probe = _Watching(arithmetic, trace, alignment, watched=site)
+    found, alignment = _understood(trace, model.gguf.path)
+    probe = _Watching(found.arithmetic, trace, alignment, found.levels, watched=site)
     for _ in model.forward(trace.steps[: site.step + 1], probe):
         pass
     if probe.found is None:
         _check(trace, site)
         raise UsageError(f"{site}: its recorded shape {list(trace.shape(site))} does not fit the model")
     recorded, computed, floor = probe.found
-    of = f"the reference ({arithmetic.name}) on the same inputs"
+    of = f"the reference ({found.arithmetic.name}) on the same inputs"
     return _pair(trace, site, recorded, computed, of=of, floor=floor)
 
 
@@ -148,6 +149,6 @@ def _check(trace: Trace, site: Site) -> None:
 
 
 @lru_cache(maxsize=4)  # one investigation plots many sites of a trace
-def _understood(trace: Trace, model: Path) -> tuple[Arithmetic, Alignment]:
-    arithmetic, _, alignment = replayed(open_model(model), trace)
-    return arithmetic, alignment
+def _understood(trace: Trace, model: Path) -> tuple[Fingerprint, Alignment]:
+    found, _, alignment = replayed(open_model(model), trace)
+    return found, alignment

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from firstdiff.dumps import Trace, TraceError, TraceWriter, open_trace
 from firstdiff.engine_trace import Engine, engine_trace
 from firstdiff.errors import CaptureError, UsageError
 from firstdiff.judge import judge
-from firstdiff.llamacpp import LlamaCpp, version
-from firstdiff.model.arithmetic import ARITHMETICS
+from firstdiff.llamacpp import PLAIN, Attention, LlamaCpp, version
+from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.errors import ModelError
+from firstdiff.provenance import own_version
 from firstdiff.record import Planted, record_reference
 from firstdiff.verdict import Verdict
 
@@ -96,21 +98,6 @@ def make_folder(out: Path) -> None:
         raise CaptureError(f"{out}: cannot be made ({reason}): give another folder with --out") from e
 
 
-def keep_verdict(out: Path, text: str) -> None:
-    """Write ``verdict.json`` into a run's folder.
-
-    Raises
-    ------
-    CaptureError
-        Where it cannot be written.
-    """
-    path = out / "verdict.json"
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise CaptureError(f"{path}: cannot be written ({e.strerror}): give another folder with --out") from e
-
-
 def identity(model: Model) -> dict[str, Any]:
     """What a trace says of its model: file name and SHA-256 (of a split model, of its parts' digests)."""
     digests = []
@@ -128,6 +115,7 @@ def record_llama(
     *,
     decode: int = 0,
     threads: int = 1,
+    attention: Attention = PLAIN,
     said: dict[str, Any] | None = None,
 ) -> tuple[Trace, tuple[str, ...], tuple[str, ...]]:
     """Record llama.cpp's CPU backend into a folder.
@@ -144,6 +132,8 @@ def record_llama(
         Steps to decode after a prompt.
     threads
         Threads that llama.cpp computes with.
+    attention
+        Its options of attention.
     said
         :func:`identity` of the model.
 
@@ -153,13 +143,18 @@ def record_llama(
     """
     steps = [_tokens(model, source)] if isinstance(source, Input) else [list(s) for s in source]
     model.check_tokens([t for s in steps for t in s], decode=decode)
+    attention.check(model.hp.head_dim)
     release = version()  # fails where there is no llama.cpp, before anything is made
     make_folder(out.parent)
-    with LlamaCpp(model.gguf.path, threads=threads, log=out.with_name(out.name + ".log")) as engine:
-        options = {"threads": threads, "flash_attention": False, "kv": "f16", "repacked_weights": False}
+    log = out.with_name(out.name + ".log")
+    with LlamaCpp(model.gguf.path, threads=threads, log=log, attention=attention) as engine:
         said_engine = {
-            "name": "llama.cpp", "version": release, "backend": "cpu", "arithmetic": "ggml-cpu", "options": options,
-        }  # fmt: skip
+            "name": "llama.cpp",
+            "version": release,
+            "backend": "cpu",
+            "arithmetic": attention.arithmetic(threads).name,
+            "options": {"threads": threads, **attention.stated, "repacked_weights": False},
+        }
         with TraceWriter(out, engine=said_engine, model=said or identity(model)) as writer:
             worst = capture(engine, steps[0], writer, decode=decode, forced=steps[1:])
         pieces = tuple(engine.piece(t) for t in steps[0])
@@ -173,13 +168,34 @@ def _changed(worst: float | None) -> str:
     return f"recording changed llama.cpp's own logits, by up to {worst:.2g}: its trace is not quite its plain run"
 
 
-def certify(path: Path, source: Input, *, decode: int, threads: int, out: Path, progress: Progress = tell) -> Verdict:
+def certify(
+    path: Path,
+    source: Input,
+    *,
+    decode: int,
+    threads: int,
+    out: Path,
+    attention: Attention = PLAIN,
+    detailed: bool = False,
+    progress: Progress = tell,
+) -> Verdict:
     """Record llama.cpp and judge it against the reference: the certificate that both can be trusted on a model."""
     progress("opening the model")
     model = open_model(path)
     progress("recording llama.cpp")
-    trace, notes, pieces = record_llama(model, source, out / "llama.cpp", decode=decode, threads=threads)
-    return judge(model, trace, notes=notes, pieces=pieces, progress=progress)
+    said = identity(model)
+    trace, notes, pieces = record_llama(
+        model, source, out / "llama.cpp", decode=decode, threads=threads, attention=attention, said=said
+    )
+    return judge(
+        model,
+        trace,
+        notes=notes,
+        pieces=pieces,
+        sha256=said["sha256"],
+        detailed=detailed,
+        progress=progress,
+    )
 
 
 def judge_candidates(
@@ -191,6 +207,8 @@ def judge_candidates(
     names: str | None = None,
     threads: int,
     out: Path,
+    attention: Attention = PLAIN,
+    detailed: bool = False,
     progress: Progress = tell,
 ) -> list[Verdict]:
     """Judge candidates' traces, with llama.cpp on the same tokens as a witness where it is installed.
@@ -207,6 +225,10 @@ def judge_candidates(
         The user's engine, to be run first; its dump is judged like any other.
     names
         How the traces' names are to be understood: see :func:`firstdiff.dumps.open_trace`.
+    attention
+        llama.cpp's options, as the witness.
+    detailed
+        See :func:`firstdiff.judge.judge`.
     threads, out, progress
         As elsewhere.
     """
@@ -228,7 +250,17 @@ def judge_candidates(
     checks = [_preflight(model, trace, source, said) for trace in traces]
     if engine is not None:  # a text that is given is compared as a text
         checks[-1] |= {check: says for check, says in ran.items() if check != "tokens" or source.prompt is None}
-    return _judge_all(model, traces, checks, said, threads=threads, out=out, progress=progress)
+    return _judge_all(
+        model,
+        traces,
+        checks,
+        said,
+        threads=threads,
+        attention=attention,
+        out=out,
+        detailed=detailed,
+        progress=progress,
+    )
 
 
 def _opened(path: Path, tokens: Sequence[int] | None, source: Input, names: str | None) -> Trace:
@@ -266,18 +298,18 @@ def _judge_all(
     said: dict[str, Any],
     *,
     threads: int,
+    attention: Attention,
     out: Path,
+    detailed: bool,
     progress: Progress,
 ) -> list[Verdict]:
     pairs = list(zip(traces, checks, strict=True))
+    judged = partial(judge, model, sha256=said["sha256"], detailed=detailed, progress=progress)
     try:
         version()
     except CaptureError as e:
         alone = f"judged against the reference alone: {e}"
-        return [
-            judge(model, trace, preflight=check, notes=(*_unknown(trace), alone), progress=progress)
-            for trace, check in pairs
-        ]
+        return [judged(trace, preflight=check, notes=(*_unknown(trace), alone)) for trace, check in pairs]
     verdicts = []
     seen: dict[tuple[tuple[int, ...], ...], tuple[Trace, tuple[str, ...], tuple[str, ...]]] = {}
     for trace, check in pairs:
@@ -285,12 +317,10 @@ def _judge_all(
         if steps not in seen:
             progress("recording llama.cpp")
             folder = out / ("llama.cpp" if not seen else f"llama.cpp-{len(seen) + 1}")
-            seen[steps] = record_llama(model, steps, folder, threads=threads, said=said)
+            seen[steps] = record_llama(model, steps, folder, threads=threads, attention=attention, said=said)
         witness, notes, pieces = seen[steps]
         notes = (*_unknown(trace), *notes)
-        verdicts.append(
-            judge(model, trace, witness=witness, preflight=check, notes=notes, pieces=pieces, progress=progress)
-        )
+        verdicts.append(judged(trace, witness=witness, preflight=check, notes=notes, pieces=pieces))
     return verdicts
 
 
@@ -358,12 +388,14 @@ def record(
     engine: str,
     decode: int,
     threads: int,
+    attention: Attention = PLAIN,
     planted: Sequence[Planted] = (),
     progress: Progress = tell,
 ) -> Trace:
-    """Record one engine's run: ``llama.cpp:cpu``, ``reference:f64``, ``reference:f32`` or ``reference:ggml-cpu``.
+    """Record one engine's run: ``llama.cpp:cpu``, or ``reference:`` and an arithmetic.
 
-    `source` may be the tokens of each step, in place of what to run and to decode from.
+    See :func:`firstdiff.model.arithmetic.arithmetic_named`. `source` may be the tokens of each step, in place of what
+    to run and to decode from.
     """
     progress("opening the model")
     model = open_model(path)
@@ -378,9 +410,11 @@ def record(
     if name == "llama.cpp" and rest in ("", "cpu"):
         if planted:
             raise UsageError("--bug: faults are planted in the reference, not in llama.cpp: give --engine reference")
-        trace, _, _ = record_llama(model, source, out, decode=decode, threads=threads)
+        trace, _, _ = record_llama(model, source, out, decode=decode, threads=threads, attention=attention)
         return trace
-    arithmetic = ARITHMETICS.get(rest or "f64") if name == "reference" else None
+    if attention != PLAIN:
+        raise UsageError("--flash-attention and --kv are llama.cpp's: give --engine reference:ggml-cpu+flash+kv=q8_0")
+    arithmetic = _arithmetic(rest or "f64") if name == "reference" else None
     if arithmetic is None:
         known = ", ".join(["llama.cpp:cpu", *(f"reference:{a}" for a in ARITHMETICS)])
         raise UsageError(f"--engine {engine}: no such engine (there are {known})")
@@ -397,8 +431,7 @@ def record(
     return open_trace(out)
 
 
-def own_version() -> str:
-    """Version of the installed package."""
-    from importlib.metadata import version as of
-
-    return of("firstdiff")
+def _arithmetic(name: str) -> Arithmetic | None:
+    with suppress(ModelError):
+        return arithmetic_named(name)
+    return None

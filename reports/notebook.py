@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from firstdiff.reports import explanations, words
 from firstdiff.reports import map as layers
-from firstdiff.reports import words
-from firstdiff.verdict import CounterCheck, Explanation, Verdict
+from firstdiff.verdict import Explanation, Verdict
 
 WIDTH = 110  # columns of the map: what a cell of a notebook has room for
 COLOURS = {"green": "#008060", "yellow": "#a66f00", "red": "#d55e00", "magenta": "#b0578d"}
@@ -21,11 +21,10 @@ def fragment(verdict: Verdict) -> str:
     """The first part of the report. Names in traces are hostile, and stay text."""
     head, *rest = words.sentences(verdict)
     parts = [f"<p><strong>{text(head)}</strong></p>"]
-    if verdict.explanations:
-        parts.append(explained(verdict.explanations))
-    if verdict.counter_check is not None:
-        parts.append(f"<p>{text(counter_check(verdict.counter_check))}</p>")
-    parts += [f"<p>{text(line)}</p>" for line in rest]
+    shown = verdict.explanations[: explanations.MOST]
+    if shown:
+        parts.append(listed(shown))
+    parts += [f"<p>{text(line)}</p>" for line in (*explanations.paragraphs(verdict)[len(shown) :], *rest)]
     if drawn := layers.lines(verdict, WIDTH):
         parts.append(_pre(drawn))
     facts = "".join(
@@ -36,47 +35,9 @@ def fragment(verdict: Verdict) -> str:
     return f"<div>{''.join(parts)}<table>{facts}</table></div>"
 
 
-def explained(explanations: Sequence[Explanation]) -> str:
+def listed(told: Sequence[Explanation]) -> str:
     """A list of explanations, in execution order."""
-    items = "".join(f"<li>{''.join(_item(e))}</li>" for e in explanations)
-    return f"<ol>{items}</ol>"
-
-
-def _item(e: Explanation) -> Iterable[str]:
-    head, *rest = told(e)
-    yield f"<strong>{text(head)}</strong>"
-    yield from (f"<br>{text(line)}" for line in rest)
-
-
-def told(e: Explanation) -> list[str]:
-    """What an explanation says: where and what, then a line each of the fix, the numbers, and the rest."""
-    lines = [f"{e.extent}: {e.says}" + (f" ({e.hypothesis})" if e.hypothesis else "")]
-    if e.fix:
-        lines.append(f"Fix: {e.fix}.")
-    error, residual = words.apart(e.error, e.residual)
-    if e.residual is not None:
-        left = f"It leaves {residual} of a local error of {error}, with a floor of {words.number(e.floor)}"
-        best = e.next_best
-        lines.append(left + (f"; next best {best.hypothesis}: {words.number(best.residual)}." if best else "."))
-    elif e.next_best is not None:
-        lines.append(
-            f"Nearest: {e.next_best.hypothesis}, which leaves {words.number(e.next_best.residual)} of {error}."
-        )
-    lines += [f"{finding[:1].upper()}{finding[1:]}." for finding in e.findings]
-    if e.equals:
-        lines.append(f"As well explained by {', '.join(x.hypothesis for x in e.equals)}.")
-    return lines + [f"{x[:1].upper()}{x[1:]}." for x in (e.separate, e.note) if x]
-
-
-def counter_check(check: CounterCheck) -> str:
-    """Whether anything is left once the explanations are applied."""
-    applied = ", ".join(check.applied)
-    if check.agrees:
-        return f"With {applied} in the reference too, every site agrees: nothing else is wrong."
-    return (
-        f"With {applied} in the reference too, {words.counted(len(check.left), 'site')} still diverge: "
-        + words.listed(check.left)
-    )
+    return f"<ol>{''.join(f'<li>{text(explanations.explained(e))}</li>' for e in told)}</ol>"
 
 
 def text(told: str) -> str:
