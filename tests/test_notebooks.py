@@ -29,8 +29,8 @@ CLAIMS = {
         "<Verdict agrees: Every one of the",
     ],
     "rope.ipynb": [
-        "rope-pairing  one token: agrees;",
-        "tokens: diverges, first Qcur_rope-0",
+        "dimensions paired half-split in place of interleaved (rope-pairing)",
+        "--bug rope-base: nothing it changes at any layer",
     ],
     "quantisation_noise.ipynb": ["'agrees'", "(norm-eps)"],
 }
