@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from firstdiff.dumps.errors import TraceError, shown
 
@@ -79,6 +80,31 @@ class Site:
         if (site := cls(step, layer, point)).key != key:
             raise TraceError(f"the name {shown(key)} ends in '@N', which stands for a step: rename the tensor")
         return site
+
+
+def as_site(given: Site | str | tuple[Any, ...]) -> Site:
+    """Return the site that a person means: itself, its printed name, or (point, layer) or (point, layer, step).
+
+    Raises
+    ------
+    TraceError
+        For anything else.
+
+    Examples
+    --------
+    >>> print(as_site("Kcur_rope-3@1"), as_site(("Kcur_rope", 3)), as_site(("result_norm", None, 1)))
+    Kcur_rope-3@1 Kcur_rope-3 result_norm@1
+    """
+    match given:
+        case Site():
+            return given
+        case str():
+            return Site.parse(given)
+        case (str() as point, int() | None as layer):
+            return Site(0, layer, point)
+        case (str() as point, int() | None as layer, int() as step):
+            return Site(step, layer, point)
+    raise TraceError(f"{shown(given)} is no site: write 'Kcur_rope-3', or give point, layer and step")
 
 
 @lru_cache(maxsize=1 << 16)  # a run names each of some thousands of sites many times

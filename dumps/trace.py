@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from firstdiff.dumps.errors import TraceError
+from firstdiff.dumps.named_array import CACHES, NamedArray, axes_of
+from firstdiff.dumps.site import Site, as_site
 from firstdiff.dumps.tensors import Held, Real, Tensor, dtype_of
 
 if TYPE_CHECKING:
@@ -16,11 +18,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from firstdiff.dumps.site import Site, Step
+    from firstdiff.dumps.site import Step
     from firstdiff.dumps.understood import Named, Unknown
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Trace:
     """What one engine recorded. Open one with `open_trace`, or make one with `Trace.from_arrays`.
 
@@ -65,14 +67,29 @@ class Trace:
         """Return the recorded sites in execution order."""
         return list(self.tensors)
 
+    def __repr__(self) -> str:
+        engine = ":".join(str(self.engine[key]) for key in ("name", "backend") if self.engine.get(key)) or "an engine"
+        tokens = ", ".join(str(len(step.tokens)) for step in self.steps)
+        return f"<Trace of {engine}: {len(self.tensors):,} sites, tokens of each step {tokens}>"
+
     def __iter__(self) -> Iterator[Site]:
         return iter(self.tensors)
 
     def __contains__(self, site: object) -> bool:
-        return site in self.tensors
+        return (as_site(site) if isinstance(site, str | tuple) else site) in self.tensors
 
-    def __getitem__(self, site: Site) -> Real:
+    @overload
+    def __getitem__(self, site: Site) -> Real: ...
+    @overload
+    def __getitem__(self, site: str | tuple[str, int | None] | tuple[str, int | None, int]) -> NamedArray: ...
+    def __getitem__(self, site: Site | str | tuple[Any, ...]) -> Real | NamedArray:
         """Return a site's values, read-only, as float32 or float64 (see `firstdiff.dumps.tensors.widened`).
+
+        Parameters
+        ----------
+        site
+            A site; or for people ``"Kcur_rope-3@1"`` or ``"Kcur_rope", 3, 1`` (point, layer, step), which give an array
+            with its axes named.
 
         Raises
         ------
@@ -81,7 +98,13 @@ class Trace:
         TraceError
             If its file has gone or shrunk since the trace was opened.
         """
-        return self._tensor(site).read()
+        if isinstance(site, Site):
+            return self._tensor(site).read()
+        found = as_site(site)
+        values = self._tensor(found).read()
+        steps = self.steps[0 if found.point in CACHES else found.step : found.step + 1]
+        tokens = sum(len(step.tokens) for step in steps)
+        return NamedArray(values, axes_of(found.point, values.shape, tokens, self.layouts.get(found.point)))
 
     def shape(self, site: Site) -> tuple[int, ...]:
         """Return a site's recorded shape without reading its values."""

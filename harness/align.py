@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from firstdiff.dumps import Site, Trace, TraceError
+from firstdiff.dumps.named_array import AXES, HEADS
 from firstdiff.measure import relative
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
@@ -182,7 +183,6 @@ def _per_group(part: slice, width: int) -> Read:
 PLAIN = Layout("", plain)
 HALF = "head dimensions in half-split order (Hugging Face's, before GGUF's conversion)"
 ROTATED = ("Qcur", "Kcur", "Qcur_rope", "Kcur_rope", "k_cache")
-HEADS = (*ROTATED, "Vcur", "v_cache", "Qcur_normed", "Kcur_normed")
 
 
 def candidates(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401 - an architecture's hyperparameters
@@ -266,13 +266,6 @@ class _Trial(Probe):
             if best is None or error < BETTER * best[0]:
                 best = error, read
         return computed if best is None else best[1]
-
-
-AXES = {
-    **dict.fromkeys(HEADS, ("token", "head", "head_dim")),
-    **dict.fromkeys(("kq", "kq_soft_max"), ("head", "query", "key")),
-}
-"""Names of the axes of a point in a manifest; of any other point, token and feature."""
 
 
 def stated(trace: Trace) -> Alignment:

@@ -27,7 +27,7 @@ def diff(a: Path, b: Path, model: Path | None, *, progress: Progress = tell) -> 
     said = identity(opened)
     for trace in (candidate, witness):
         check_trace(trace, opened, said)
-    _check_same_tokens(candidate, witness)
+    check_same_tokens(candidate, witness)
     return judge(opened, candidate, witness=witness, sha256=said["sha256"], progress=progress)
 
 
@@ -38,7 +38,14 @@ def named_model(trace: Trace) -> Path:
     return path
 
 
-def _check_same_tokens(a: Trace, b: Trace) -> None:
+def check_same_tokens(a: Trace, b: Trace) -> None:
+    """Refuse two traces of different tokens.
+
+    Raises
+    ------
+    TraceError
+        With the first difference.
+    """
     if len(a.steps) != len(b.steps):
         raise TraceError(
             f"{b.path}: has {len(b.steps)} steps, and {a.path} {len(a.steps)}: record both from the same tokens"

@@ -58,10 +58,7 @@ def judge(
     """
     progress(f"judging {name(candidate)}")
     details = Details() if detailed else None
-    found, sites, alignment = _replayed(model, candidate, details)
-    if found.levels and has_faults(model, candidate, found, alignment, sites, table=table):
-        found = replace(found, levels=Levels())
-        sites = _replay(model, candidate, found, alignment, details)
+    found, sites, alignment = replayed(model, candidate, details=details, table=table)
     if witness is None:
         progress("running the reference")
         drift = Drift(F32, candidate, alignment)
@@ -109,6 +106,17 @@ def described(model: Model) -> dict[str, object]:
         "architecture": model.architecture,
         "layers": model.hp.n_layer,
     }
+
+
+def replayed(
+    model: Model, candidate: Trace, *, details: Details | None = None, table: Mapping[str, Hypothesis] = TABLE
+) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
+    """Replay a candidate in its arithmetic; at its own layers' level only where that hides no fault."""
+    found, sites, alignment = _replayed(model, candidate, details)
+    if found.levels and has_faults(model, candidate, found, alignment, sites, table=table):
+        found = replace(found, levels=Levels())
+        sites = _replay(model, candidate, found, alignment, details)
+    return found, sites, alignment
 
 
 def _replayed(

@@ -392,7 +392,7 @@ def check_trace(trace: Trace, model: Model, said: dict[str, Any]) -> None:
 
 def record(
     path: Path,
-    source: Input,
+    source: Input | Sequence[Sequence[int]],
     out: Path,
     *,
     engine: str,
@@ -404,7 +404,8 @@ def record(
 ) -> Trace:
     """Record one engine's run: ``llama.cpp:cpu``, or ``reference:`` and an arithmetic.
 
-    See :func:`firstdiff.model.arithmetic.arithmetic_named`.
+    See :func:`firstdiff.model.arithmetic.arithmetic_named`. `source` may be the tokens of each step, in place of what
+    to run and to decode from.
     """
     progress("opening the model")
     model = open_model(path)
@@ -427,8 +428,8 @@ def record(
     if arithmetic is None:
         known = ", ".join(["llama.cpp:cpu", *(f"reference:{a}" for a in ARITHMETICS)])
         raise UsageError(f"--engine {engine}: no such engine (there are {known})")
-    tokens = _tokens(model, source)
-    model.check_tokens(tokens, decode=decode)
+    tokens, *forced = [_tokens(model, source)] if isinstance(source, Input) else source
+    model.check_tokens([*tokens, *(t for step in forced for t in step)], decode=decode)
     said_engine = {
         "name": "reference",
         "version": own_version(),
@@ -436,7 +437,7 @@ def record(
         "arithmetic": arithmetic.name,
     }
     with TraceWriter(out, engine=said_engine, model=identity(model)) as writer:
-        record_reference(model, tokens, writer, arithmetic=arithmetic, decode=decode, planted=planted)
+        record_reference(model, tokens, writer, arithmetic=arithmetic, decode=decode, forced=forced, planted=planted)
     return open_trace(out)
 
 

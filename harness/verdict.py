@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 PASSED = ("agrees", "not recorded", "not checked")
 """What preflight says of a check that found nothing wrong."""
@@ -256,9 +259,9 @@ class CounterCheck:
         return not self.left
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Verdict:
-    """The whole result of judging one candidate."""
+    """The whole result of judging one candidate. In a notebook it shows itself."""
 
     candidate: str
     against: str
@@ -339,6 +342,28 @@ class Verdict:
     def worst_error(self) -> float:
         """The largest local error of any site that was judged; 0 if none was."""
         return max((s.local_error for s in self.sites if s.local_error is not None), default=0.0)
+
+    def frame(self) -> DataFrame:
+        """Every site as a row of a pandas DataFrame, in execution order.
+
+        Raises
+        ------
+        ImportError
+            Where pandas is not installed.
+        """
+        from firstdiff.reports.frame import frame
+
+        return frame(self)
+
+    def __repr__(self) -> str:
+        from firstdiff.reports.words import sentences
+
+        return f"<Verdict {self.verdict}: {sentences(self)[0]}>"
+
+    def _repr_html_(self) -> str:
+        from firstdiff.reports.notebook import fragment
+
+        return fragment(self)
 
     def to_json(self) -> str:
         """The verdict as ``verdict.json`` holds it, ending in a newline. The same verdict gives the same bytes."""
