@@ -12,12 +12,15 @@ from typing import Any
 from firstdiff import demo as demos
 from firstdiff import diff as differing
 from firstdiff import run as running
-from firstdiff.cli import MOST_THREADS, UNREADABLE, fail
-from firstdiff.doctor import examine, physical_cores
+from firstdiff.cli import fail
+from firstdiff.doctor import examine, threads_for
 from firstdiff.dumps import names_in
 from firstdiff.engine_trace import Engine
-from firstdiff.errors import UsageError
+from firstdiff.errors import UNREADABLE, UsageError
+from firstdiff.formats import alone, written
+from firstdiff.gate_command import gate_command
 from firstdiff.hypotheses import TABLE
+from firstdiff.interruption import watched
 from firstdiff.name_table import name_table
 from firstdiff.observe import observe
 from firstdiff.rope_table import rope_command
@@ -30,7 +33,6 @@ from firstdiff.weights_check import weights_command
 DECODE = 2  # steps after the prompt: one that reads the cache of the prompt, and one that reads its own
 TIMEOUT = 600.0  # seconds for an engine: ten minutes is more than any prompt of some tokens takes
 LONGEST_LAYER = 10  # digits
-SMALL = 1 << 30  # bytes of a model that is run with one thread
 
 
 def _source(options: argparse.Namespace) -> Input:
@@ -39,20 +41,14 @@ def _source(options: argparse.Namespace) -> Input:
     return Input(options.tokens, options.prompt, options.chat, options.special)
 
 
-def _cores(options: argparse.Namespace, model: Path | None) -> int:
-    """Threads of llama.cpp. A small model gains less from a second one than waiting for it costs on a busy machine."""
-    if options.threads:
-        return int(options.threads)
-    small = model is None or not model.exists() or model.stat().st_size < SMALL
-    return 1 if small else min(physical_cores(), MOST_THREADS)
-
-
 def run(options: argparse.Namespace) -> int:
     """Judge llama.cpp, or one or several candidates."""
     source, out = _source(options), options.out or running.run_folder(options.model)
     if options.engine is None and not options.candidate:
         decode = DECODE if options.decode is None else options.decode
-        verdict = running.certify(options.model, source, decode=decode, threads=_cores(options, options.model), out=out)
+        threads = threads_for(options.model, options.threads)
+        with watched(out) as progress:
+            verdict = running.certify(options.model, source, decode=decode, threads=threads, out=out, progress=progress)
         return _report(verdict, options, out)
     if options.engine is None and options.decode is not None:
         raise UsageError("--decode: a candidate's trace has its own steps; leave it out")
@@ -60,15 +56,17 @@ def run(options: argparse.Namespace) -> int:
     if options.engine is not None:
         decode = DECODE if options.decode is None else options.decode
         engine = Engine(options.engine, decode, options.timeout or TIMEOUT)
-    verdicts = running.judge_candidates(
-        options.model,
-        options.candidate,
-        source,
-        engine=engine,
-        names=options.names,
-        threads=_cores(options, options.model),
-        out=out,
-    )
+    with watched(out) as progress:
+        verdicts = running.judge_candidates(
+            options.model,
+            options.candidate,
+            source,
+            engine=engine,
+            names=options.names,
+            threads=threads_for(options.model, options.threads),
+            out=out,
+            progress=progress,
+        )
     if len(verdicts) == 1:
         return _report(verdicts[0], options, out)
     given = [str(path) for path in options.candidate] + (["engine"] if engine else [])
@@ -89,16 +87,18 @@ def demo(options: argparse.Namespace) -> int:
         sys.stderr.write(
             "firstdiff: SmolLM2 is not installed (pip install 'firstdiff[demo]'): this is a small synthetic model\n"
         )
-    done = demos.demo(
-        bug=bug,
-        layer=options.layer,
-        model=options.model,
-        decode=options.decode,
-        threads=_cores(options, options.model),
-        out=out,
-    )
+    with watched(out) as progress:
+        done = demos.demo(
+            bug=bug,
+            layer=options.layer,
+            model=options.model,
+            decode=options.decode,
+            threads=threads_for(options.model, options.threads),
+            out=out,
+            progress=progress,
+        )
     _report(done.verdict, options, out)
-    if not options.json:
+    if options.format == "text":
         hypothesis, layer = done.planted.hypothesis, done.planted.layer
         print(f"\nPlanted on purpose: {hypothesis.id} at layer {layer}, {hypothesis.says}.")
         print("Your own engine: firstdiff run MODEL --candidate YOUR_DUMP")
@@ -112,6 +112,31 @@ def demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def gate(options: argparse.Namespace) -> int:
+    """Judge every case of a firstdiff.toml, and hold it to limits and baselines."""
+    out = options.out or running.run_folder(options.config)
+    with watched(out) as progress:
+        text, cases, code = gate_command(
+            options.config,
+            out=out,
+            only=options.case,
+            regen=options.force_regen,
+            threads=options.threads,
+            kind=options.format,
+            progress=progress,
+        )
+    if text is not None:
+        sys.stdout.write(text)
+        return code
+    from rich.console import Console
+
+    from firstdiff.reports.gate import show
+
+    show(cases, Console())
+    print(f"\nTraces, verdicts, summary.md and junit.xml: {out}")
+    return code
+
+
 def record(options: argparse.Namespace) -> int:
     """Record one engine's run."""
     plants = []
@@ -119,16 +144,17 @@ def record(options: argparse.Namespace) -> int:
         bug, at, layer = text.partition("@")
         plants.append(demos.planted(bug, _layer(layer) if at else None))
     decode = DECODE if options.decode is None else options.decode
-    trace = running.record(
-        options.model,
-        _source(options),
-        options.out,
-        engine=options.engine,
-        decode=decode,
-        threads=_cores(options, options.model),
-        planted=plants,
-    )
-    running.tell("")
+    with watched(options.out) as progress:
+        trace = running.record(
+            options.model,
+            _source(options),
+            options.out,
+            engine=options.engine,
+            decode=decode,
+            threads=threads_for(options.model, options.threads),
+            planted=plants,
+            progress=progress,
+        )
     print(f"{options.out}: {len(trace.sites()):,} sites in {len(trace.steps)} steps")
     return 0
 
@@ -141,7 +167,8 @@ def _layer(text: str) -> int:
 
 def diff(options: argparse.Namespace) -> int:
     """Judge one recorded trace beside another."""
-    verdict = differing.diff(options.candidate, options.witness, options.model)
+    with watched() as progress:
+        verdict = differing.diff(options.candidate, options.witness, options.model, progress=progress)
     return _report(verdict, options, None) or (1 if verdict.witness and verdict.witness.diverges else 0)
 
 
@@ -176,17 +203,17 @@ def weights(options: argparse.Namespace) -> int:
 
 def log(options: argparse.Namespace) -> int:
     """Hold a log's numbers against the reference's."""
-    return _print(
-        options,
-        observe(
+    with watched() as progress:
+        result = observe(
             log=options.log,
             model=options.model,
             tokens=options.tokens,
             decode=options.decode,
             decoded=options.decoded,
             patterns=options.patterns,
-        ),
-    )
+            progress=progress.say,
+        )
+    return _print(options, result)
 
 
 def _print(options: argparse.Namespace, result: tuple[str, dict[str, Any], int]) -> int:
@@ -207,9 +234,11 @@ def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> 
     text = verdict.to_json()
     if out is not None:
         running.keep_verdict(out, text)
-    running.tell("")
-    if options.json:
-        sys.stdout.write(text)
+    if options.format != "text":
+        report = None if out is None else str(out / "verdict.json")
+        sys.stdout.write(
+            text if options.format == "json" else _written([(verdict, verdict.candidate)], report, options)
+        )
         return verdict.exit_code
     from rich.console import Console
 
@@ -219,6 +248,10 @@ def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> 
     if out is not None:
         print(f"\nTraces and verdict: {out}")
     return verdict.exit_code
+
+
+def _written(pairs: Sequence[tuple[Verdict, str]], report: str | None, options: argparse.Namespace) -> str:
+    return written([alone(verdict, name, report) for verdict, name in pairs], options.format)
 
 
 def names(options: argparse.Namespace) -> int:
@@ -242,10 +275,11 @@ def _report_several(verdicts: Sequence[Verdict], given: Sequence[str], options: 
     called = names_of(verdicts, given)
     text = to_json(verdicts, called)
     running.keep_verdict(out, text)
-    running.tell("")
     code = max(v.exit_code for v in verdicts)
-    if options.json:
-        sys.stdout.write(text)
+    if options.format != "text":
+        pairs = list(zip(verdicts, called, strict=True))
+        report = str(out / "verdict.json")
+        sys.stdout.write(text if options.format == "json" else _written(pairs, report, options))
         return code
     from rich.console import Console
 

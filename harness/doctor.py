@@ -51,6 +51,18 @@ def physical_cores() -> int:
     return len(siblings)
 
 
+MOST_THREADS = 512  # GGML_MAX_N_THREADS: far above it llama.cpp crashes
+SMALL = 1 << 30  # bytes of a model that is run with one thread
+
+
+def threads_for(model: Path | None, asked: int | None = None) -> int:
+    """Threads of llama.cpp. A small model gains less from a second one than waiting for it costs on a busy machine."""
+    if asked:
+        return asked
+    small = model is None or not model.exists() or model.stat().st_size < SMALL
+    return 1 if small else min(physical_cores(), MOST_THREADS)
+
+
 def examine() -> tuple[str, bool]:
     """A report of what is installed and whether it works; False where something that is installed does not."""
     lines, sound = [], True

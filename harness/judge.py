@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from statistics import median
 
@@ -14,10 +14,9 @@ from firstdiff.explaining import explain
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.model.arithmetic import ARITHMETICS, F32, F64, Arithmetic, Array
 from firstdiff.model.engine import Model
+from firstdiff.progress import QUIET, Progress
 from firstdiff.replay import Drift, Replay, between
 from firstdiff.verdict import Logits, SiteVerdict, Status, Verdict, Witness
-
-Progress = Callable[[str], None]
 
 
 def judge(
@@ -29,7 +28,7 @@ def judge(
     notes: tuple[str, ...] = (),
     pieces: tuple[str, ...] = (),
     table: Mapping[str, Hypothesis] = TABLE,
-    progress: Progress = lambda _: None,
+    progress: Progress = QUIET,
 ) -> Verdict:
     """Judge every site of a candidate's trace on its own inputs.
 
@@ -47,25 +46,28 @@ def judge(
     table
         The hypotheses by which divergences are explained.
     progress
-        Called with what is being done.
+        Shows what is being done, and at which layer.
     """
-    progress(f"judging {name(candidate)}")
-    arithmetic, sites, alignment = _replayed(model, candidate)
+    progress.say(f"judging {name(candidate)}")
+    arithmetic, sites, alignment = _replayed(model, candidate, progress)
     if witness is None:
-        progress("running the reference")
+        progress.say("running the reference")
         drift = Drift(F32, candidate, alignment)
+        drift.watch = progress.layers(model.hp.n_layer)
         (logits,) = model.forward([drift.all_steps], drift)
         ends = np.cumsum([len(step.tokens) for step in candidate.steps])
         free = [logits[end - 1] for end in ends]
         drifts, against = drift.drifts, "reference:f32"
     else:
-        progress(f"judging {name(witness)}")
-        _, seen, _ = _replayed(model, witness)
+        progress.say(f"judging {name(witness)}")
+        _, seen, _ = _replayed(model, witness, progress)
         sites = _settled(sites, seen)
         drifts, against = between(candidate, witness, alignment), name(witness)
         free = [_last_logits(witness, step) for step in range(len(witness.steps))]
     sites = [replace(s, drift=drifts.get(s.site)) for s in sites]
-    explanations, counter_check = explain(model, candidate, arithmetic, alignment, sites, table=table, progress=progress)
+    explanations, counter_check = explain(
+        model, candidate, arithmetic, alignment, sites, table=table, progress=progress.say
+    )
     return Verdict(
         candidate=name(candidate),
         against=against,
@@ -99,7 +101,7 @@ def described(model: Model) -> dict[str, object]:
     }
 
 
-def _replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict], Alignment]:
+def _replayed(model: Model, trace: Trace, progress: Progress) -> tuple[Arithmetic, list[SiteVerdict], Alignment]:
     """Replay in the arithmetic that the trace declares, or in the one that fits its products best.
 
     Layouts are searched for only where the plain ones do not do.
@@ -107,32 +109,42 @@ def _replayed(model: Model, trace: Trace) -> tuple[Arithmetic, list[SiteVerdict]
     declared = ARITHMETICS.get(str(trace.engine.get("arithmetic")))
     first = declared or F32
     alignment = stated(trace)
-    sites = _replay(model, trace, first, alignment)
+    sites = _replay(model, trace, first, alignment, progress)
     if _misread(sites, trace):
         found = align(model, trace, alignment)
         if found != alignment:
             alignment = found
-            sites = _replay(model, trace, first, alignment)
+            sites = _replay(model, trace, first, alignment, progress)
     if declared is not None or _misfit(sites) <= first.floor:
         return first, sites, alignment
-    best = _fitting(model, trace, alignment, sites)
-    return best, sites if best is first else _replay(model, trace, best, alignment), alignment
+    best = _fitting(model, trace, alignment, sites, progress)
+    return best, sites if best is first else _replay(model, trace, best, alignment, progress), alignment
 
 
-def _fitting(model: Model, trace: Trace, alignment: Alignment, in_f32: list[SiteVerdict]) -> Arithmetic:
+def _fitting(
+    model: Model, trace: Trace, alignment: Alignment, in_f32: list[SiteVerdict], progress: Progress
+) -> Arithmetic:
     """The arithmetic whose products come nearest to the candidate's, over all layers of the prompt."""
     misfit = {F32: _misfit([s for s in in_f32 if s.step == 0])}
     for arithmetic in ARITHMETICS.values():
         if arithmetic not in (F64, F32):
-            misfit[arithmetic] = _misfit(_replay(model, trace, arithmetic, alignment, steps=1))
+            misfit[arithmetic] = _misfit(_replay(model, trace, arithmetic, alignment, progress, steps=1))
     return min(misfit, key=lambda arithmetic: misfit[arithmetic])
 
 
 def _replay(
-    model: Model, trace: Trace, arithmetic: Arithmetic, alignment: Alignment, *, steps: int | None = None
+    model: Model,
+    trace: Trace,
+    arithmetic: Arithmetic,
+    alignment: Alignment,
+    progress: Progress,
+    *,
+    steps: int | None = None,
 ) -> list[SiteVerdict]:
     probe = Replay(arithmetic, trace, alignment)
-    for _ in model.forward(trace.steps[:steps], probe):
+    passes = trace.steps[:steps]
+    probe.watch = progress.layers(model.hp.n_layer, len(passes))
+    for _ in model.forward(passes, probe):
         pass
     return probe.sites
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,9 @@ from firstdiff.llamacpp import LlamaCpp, version
 from firstdiff.model.arithmetic import ARITHMETICS
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.errors import ModelError
+from firstdiff.progress import QUIET, Progress
 from firstdiff.record import Planted, record_reference
 from firstdiff.verdict import Verdict
-
-Progress = Callable[[str], None]
 
 PROMPT = (
     "A stitch in time saves nine, they say; but what does it save when 1,234 stitches are needed, "
@@ -63,13 +61,6 @@ class Input:
         except UnicodeEncodeError as e:
             raise UsageError(f"--prompt: character {e.start} of the text is no UTF-8: give it in UTF-8") from None
         return engine.tokenize(engine.chat(text) if self.chat else text, special=self.special)
-
-
-def tell(message: str) -> None:
-    """Progress on stderr, where somebody watches."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[2K{message} …" if message else "\r\x1b[2K")
-        sys.stderr.flush()
 
 
 def run_folder(model: Path) -> Path:
@@ -129,6 +120,7 @@ def record_llama(
     decode: int = 0,
     threads: int = 1,
     said: dict[str, Any] | None = None,
+    progress: Progress = QUIET,
 ) -> tuple[Trace, tuple[str, ...], tuple[str, ...]]:
     """Record llama.cpp's CPU backend into a folder.
 
@@ -146,6 +138,8 @@ def record_llama(
         Threads that llama.cpp computes with.
     said
         :func:`identity` of the model.
+    progress
+        Shows at which layer the run is.
 
     Returns
     -------
@@ -161,7 +155,8 @@ def record_llama(
             "name": "llama.cpp", "version": release, "backend": "cpu", "arithmetic": "ggml-cpu", "options": options,
         }  # fmt: skip
         with TraceWriter(out, engine=said_engine, model=said or identity(model)) as writer:
-            worst = capture(engine, steps[0], writer, decode=decode, forced=steps[1:])
+            watch = progress.layers(model.hp.n_layer, max(1 + decode, len(steps)))
+            worst = capture(engine, steps[0], writer, decode=decode, forced=steps[1:], watch=watch)
         pieces = tuple(engine.piece(t) for t in steps[0])
     notes = () if worst == 0 else (_changed(worst),)
     return open_trace(out), notes, pieces
@@ -173,12 +168,14 @@ def _changed(worst: float | None) -> str:
     return f"recording changed llama.cpp's own logits, by up to {worst:.2g}: its trace is not quite its plain run"
 
 
-def certify(path: Path, source: Input, *, decode: int, threads: int, out: Path, progress: Progress = tell) -> Verdict:
+def certify(path: Path, source: Input, *, decode: int, threads: int, out: Path, progress: Progress = QUIET) -> Verdict:
     """Record llama.cpp and judge it against the reference: the certificate that both can be trusted on a model."""
-    progress("opening the model")
+    progress.say("opening the model")
     model = open_model(path)
-    progress("recording llama.cpp")
-    trace, notes, pieces = record_llama(model, source, out / "llama.cpp", decode=decode, threads=threads)
+    progress.say("recording llama.cpp")
+    trace, notes, pieces = record_llama(
+        model, source, out / "llama.cpp", decode=decode, threads=threads, progress=progress
+    )
     return judge(model, trace, notes=notes, pieces=pieces, progress=progress)
 
 
@@ -191,7 +188,7 @@ def judge_candidates(
     names: str | None = None,
     threads: int,
     out: Path,
-    progress: Progress = tell,
+    progress: Progress = QUIET,
 ) -> list[Verdict]:
     """Judge candidates' traces, with llama.cpp on the same tokens as a witness where it is installed.
 
@@ -210,7 +207,7 @@ def judge_candidates(
     threads, out, progress
         As elsewhere.
     """
-    progress("opening the model")
+    progress.say("opening the model")
     model = open_model(path)
     told = source.tokens is not None or source.prompt is not None
     tokens = _tokens(model, source) if told or engine is not None else None
@@ -218,7 +215,7 @@ def judge_candidates(
     ran: dict[str, str] = {}
     if engine is not None:
         assert tokens is not None
-        progress("")  # what the engine prints begins on a line of its own
+        progress.say("")  # what the engine prints begins on a line of its own
         trace, ran = _run_engine(model, engine, tokens, names, out)
         traces.append(trace)
     said = identity(model)
@@ -283,9 +280,9 @@ def _judge_all(
     for trace, check in pairs:
         steps = tuple(step.tokens for step in trace.steps)
         if steps not in seen:
-            progress("recording llama.cpp")
+            progress.say("recording llama.cpp")
             folder = out / ("llama.cpp" if not seen else f"llama.cpp-{len(seen) + 1}")
-            seen[steps] = record_llama(model, steps, folder, threads=threads, said=said)
+            seen[steps] = record_llama(model, steps, folder, threads=threads, said=said, progress=progress)
         witness, notes, pieces = seen[steps]
         notes = (*_unknown(trace), *notes)
         verdicts.append(
@@ -359,10 +356,10 @@ def record(
     decode: int,
     threads: int,
     planted: Sequence[Planted] = (),
-    progress: Progress = tell,
+    progress: Progress = QUIET,
 ) -> Trace:
     """Record one engine's run: ``llama.cpp:cpu``, ``reference:f64``, ``reference:f32`` or ``reference:ggml-cpu``."""
-    progress("opening the model")
+    progress.say("opening the model")
     model = open_model(path)
     for plant in planted:
         if plant.layer is not None and plant.layer >= model.hp.n_layer and not plant.hypothesis.outside_layers:
@@ -371,11 +368,11 @@ def record(
                 f"{model.hp.n_layer - 1}"
             )
     name, _, rest = engine.partition(":")
-    progress(f"recording {engine}")
+    progress.say(f"recording {engine}")
     if name == "llama.cpp" and rest in ("", "cpu"):
         if planted:
             raise UsageError("--bug: faults are planted in the reference, not in llama.cpp: give --engine reference")
-        trace, _, _ = record_llama(model, source, out, decode=decode, threads=threads)
+        trace, _, _ = record_llama(model, source, out, decode=decode, threads=threads, progress=progress)
         return trace
     arithmetic = ARITHMETICS.get(rest or "f64") if name == "reference" else None
     if arithmetic is None:
@@ -390,7 +387,9 @@ def record(
         "arithmetic": arithmetic.name,
     }
     with TraceWriter(out, engine=said_engine, model=identity(model)) as writer:
-        record_reference(model, tokens, writer, arithmetic=arithmetic, decode=decode, planted=planted)
+        record_reference(
+            model, tokens, writer, arithmetic=arithmetic, decode=decode, planted=planted, progress=progress
+        )
     return open_trace(out)
 
 

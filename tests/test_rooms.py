@@ -28,6 +28,7 @@ FOLDERS = {
     "firstdiff.dumps": "dumps",
     "firstdiff.reports": "reports",
 }
+RECORDS = ("firstdiff.verdict.", "firstdiff.checked.")  # what reports are rendered from
 ROOMS = ("model", "dumps", "reports")  # and the harness, which is the rest
 HEAVY = ("numba", "pandas", "matplotlib", "llama_cpp", "torch", "transformers")
 TOP_LEVEL = {"model", "harness", "dumps", "reports", "tests", "notebooks", ".ci", ".github"}
@@ -60,7 +61,7 @@ def allowed(found: Import) -> bool:
         return True
     if here == "harness":
         return there != "reports" or found.in_function
-    return here == "reports" and f"{found.name}.".startswith("firstdiff.verdict.")
+    return here == "reports" and f"{found.name}.".startswith(RECORDS)
 
 
 def imports(module: str, source: str, *, is_package: bool = False) -> Iterator[Import]:
