@@ -125,7 +125,7 @@ def read_baseline(path: Path) -> Baseline:
         )
     try:
         return _parsed(data)
-    except (KeyError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise TraceError(f"{path}: the baseline is damaged ({type(e).__name__}: {e!s:.120}): {AGAIN}") from None
 
 

@@ -43,7 +43,7 @@ def render(cases: Sequence[Checked], *, most: int = MOST) -> str:
 
 def inert(text: str, most: int = LONGEST) -> str:
     """Text in which nothing is markup, on one line."""
-    return _SPECIAL.sub(lambda match: f"&#{ord(match.group())};", _line(text, most))
+    return _SPECIAL.sub(lambda match: f"&#{ord(match.group())};", _line(text, most).strip())
 
 
 def code(text: str, most: int = 200) -> str:

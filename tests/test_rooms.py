@@ -218,6 +218,11 @@ def test_the_command_is_called_firstdiff() -> None:
     assert (command.name, command.value) == ("firstdiff", "firstdiff.cli:main")
 
 
+def test_pytest_finds_the_plugin() -> None:
+    (plugin,) = distribution().entry_points.select(group="pytest11")
+    assert (plugin.name, plugin.value) == ("firstdiff", "firstdiff.pytest_plugin")
+
+
 def test_installing_brings_no_name_but_firstdiff() -> None:
     files = distribution().files
     assert files
