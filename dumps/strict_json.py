@@ -13,23 +13,25 @@ from firstdiff.dumps.errors import TraceError, shown
 MAX_JSON = 8 * 2**20
 
 
-def parse_object(raw: bytes, where: str) -> dict[str, Any]:
+def parse_object(raw: bytes, where: str, *, most: int = MAX_JSON) -> dict[str, Any]:
     """Parse one JSON object.
 
     Parameters
     ----------
     raw
-        UTF-8 text, at most `MAX_JSON` bytes.
+        UTF-8 text.
     where
         What the text is, path first: the start of an error message.
+    most
+        Bytes that are read.
 
     Raises
     ------
     TraceError
         If the text is no JSON object, repeats a key, holds NaN or half a surrogate pair, or nests too deep.
     """
-    if len(raw) > MAX_JSON:
-        raise TraceError(f"{where} has {len(raw):,} bytes, and at most {MAX_JSON:,} are read")
+    if len(raw) > most:
+        raise TraceError(f"{where} has {len(raw):,} bytes, and at most {most:,} are read")
     try:
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # half a surrogate pair could not be printed later

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from firstdiff import ggml
 from firstdiff.dumps import Step, TraceWriter
-from firstdiff.llamacpp import LlamaCpp
+from firstdiff.llamacpp import PLAIN, Attention, LlamaCpp
+from firstdiff.model.rounding import turn, turned
 
 Array = npt.NDArray[Any]
 
@@ -27,6 +28,7 @@ NODES: dict[tuple[str, str], str] = {
     ("kq_soft_max", "SOFT_MAX"): "kq_soft_max",
     ("kqv", "MUL_MAT"): "v_cache",  # its first operand
     ("kqv_out", "CONT"): "kqv_out",
+    ("kqv_out", "RESHAPE"): "kqv_out",  # of flash attention, which has no node for kq and kq_soft_max
     ("attn_out", "MUL_MAT"): "attn_out",
     ("attn_out", "ADD"): "attn_out",
     ("ffn_inp", "ADD"): "ffn_inp",
@@ -56,8 +58,10 @@ class Hook:
     layer that begins (``-3``).
     """
 
+    attention: Attention = PLAIN
     keys: int = 0
     watch: Callable[[str], None] = lambda _layer: None
+    head_dim: int = field(default=0, init=False)
     tensors: dict[str, Array] = field(default_factory=dict)
     failure: BaseException | None = None
     _layer: str = ""
@@ -65,6 +69,8 @@ class Hook:
 
     def __call__(self, address: int, ask: bool, _user: object) -> bool:  # noqa: FBT001 - ggml's signature
         """Answer ggml whether this node is wanted (`ask`), and then, with its data ready, whether to go on."""
+        if self.failure is not None:
+            return False
         try:
             found = self._point(address)
             if ask or found is None:
@@ -82,6 +88,8 @@ class Hook:
         if key not in self._wanted:
             name, dash, layer = tensor.name.decode(errors="replace").partition("-")
             point = NODES.get((name, ggml.library().ggml_op_desc(address).decode()))
+            if dash and not layer.isdecimal():  # "kqv_out-3 (reshaped)", a view of it
+                point = None
             self._wanted[key] = None if point is None else (point, dash + layer)
         return self._wanted[key]
 
@@ -89,25 +97,30 @@ class Hook:
         if layer != self._layer:
             self._layer = layer
             self.watch(layer)
-        if point == "v_cache":  # [1, H_kv, D, padded S] -> [S, H_kv, D]
-            values = self._operand(address)[0, :, :, : self.keys].transpose(2, 0, 1)
-            self.tensors["v_cache" + layer] = np.ascontiguousarray(values)
+        if point == "v_cache":  # the first operand of kqv, transposed
+            self._keep_cache(point + layer, _source(address).transpose(0, 1, 3, 2), values=True)
             return
-        if point == "kq":  # [1, H_kv, padded S, D] -> [S, H_kv, D]
-            keys = self._operand(address)[0, :, : self.keys].transpose(1, 0, 2)
-            self.tensors["k_cache" + layer] = np.ascontiguousarray(keys)
+        if point == "kq":
+            self._keep_cache("k_cache" + layer, _source(address))
         x = ggml.read(address)[0]
+        if point == "kqv_out":
+            if flash := ggml.Tensor.from_address(address).src[0] if self.attention.flash else None:
+                self._keep_cache("k_cache" + layer, _source(flash, 1))
+                self._keep_cache("v_cache" + layer, _source(flash, 2), values=True)
+            if (run := turned(self.attention.values, self.head_dim, values=True)) is not None:
+                x = turn(x, run)  # llama.cpp turns it back in a node of no name
         if point in ("kq", "kq_soft_max"):  # [H, T, padded S] -> [H, T, S]
             x = x[:, :, : self.keys]
         elif x.shape[0] == 1 and point not in ("Qcur_rope", "Kcur_rope"):  # [1, T, n] -> [T, n]
             x = x[0]
         self.tensors[point + layer] = np.ascontiguousarray(x)
 
-    @staticmethod
-    def _operand(address: int) -> Array:
-        source = ggml.Tensor.from_address(address).src[0]
-        assert source is not None
-        return ggml.read(source)
+    def _keep_cache(self, key: str, cache: Array, *, values: bool = False) -> None:
+        """Keep a cache [1, H_kv, padded S, D] as [S, H_kv, D], in the basis of keys and values."""
+        self.head_dim = cache.shape[-1]
+        x = np.ascontiguousarray(cache[0, :, : self.keys].transpose(1, 0, 2))
+        run = turned(self.attention.values if values else self.attention.keys, self.head_dim, values=values)
+        self.tensors[key] = x if run is None else turn(x, run)
 
     def finish(self) -> dict[str, Array]:
         """The step's tensors with their heads apart; ready for the next step afterwards."""
@@ -117,6 +130,13 @@ class Hook:
             if point in HEADS_OF and (like := tensors.get(HEADS_OF[point] + dash + layer)) is not None:
                 tensors[key] = x.reshape(x.shape[0], *like.shape[1:])
         return tensors
+
+
+def _source(address: int, index: int = 0) -> Array:
+    """An operand of a node."""
+    source = ggml.Tensor.from_address(address).src[index]
+    assert source is not None
+    return ggml.read(source)
 
 
 def capture(
@@ -156,7 +176,9 @@ def capture(
         Where llama.cpp fails to decode, or a node cannot be read.
     """
     ggml.check_layout()
-    hook = Hook(watch=lambda layer: watch(len(logits), int(layer[1:]) if layer[1:].isdecimal() else None))
+    hook = Hook(
+        engine.attention, watch=lambda layer: watch(len(logits), int(layer[1:]) if layer[1:].isdecimal() else None)
+    )
     total = len(prompt) + (sum(map(len, forced)) if forced else decode)
     widest = max(map(len, [prompt, *forced]))
     steps = [list(prompt), *map(list, forced)]

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     parser = _parser()
     options = parser.parse_args(arguments)
+    options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a character gets its escape
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -102,6 +103,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     demo.add_argument("--model", type=Path, metavar="GGUF", help="another model than SmolLM2")
     demo.add_argument("--decode", type=_count, default=1, metavar="N", help="steps to decode (default: %(default)s)")
     demo.add_argument("--list", action="store_true", help="list the bugs that can be planted, and exit")
+    _html(demo)
     _common(demo)
 
     run = add("run", "Judge llama.cpp, or a candidate's trace, against the reference.")
@@ -123,6 +125,8 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     )
     run.add_argument("--timeout", type=_seconds, metavar="S", help="seconds that the engine may take (default: 600)")
     _names(run)
+    _attention(run)
+    _html(run)
     _common(run)
 
     gate = add("gate", "Judge a matrix of cases, and hold it to limits and to committed baselines.")
@@ -143,7 +147,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "--engine",
         default="llama.cpp:cpu",
         metavar="ENGINE",
-        help="llama.cpp:cpu (default), reference:f64, reference:f32 or reference:ggml-cpu",
+        help="llama.cpp:cpu (default), or reference:f64, f32, ggml-cpu, bf16, f16, tf32, f16-operands, bf16-operands",
     )
     _input(record)
     record.add_argument("--decode", type=_count, metavar="N", help="steps to decode after the prompt (default: 2)")
@@ -155,6 +159,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         help="plant a bug in the reference (see demo --list); repeatable",
     )
     record.add_argument("--out", type=Path, required=True, metavar="TRACE", help="folder of the trace")
+    _attention(record)
     _threads(record)
 
 
@@ -165,6 +170,18 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     diff.add_argument("witness", type=Path, metavar="TRACE_B", help="the trace beside it")
     diff.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file (default: the one that TRACE_A names)")
     _format(diff)
+
+    explain = add("explain", "Say why a site diverges, with every hypothesis that was tried.")
+    explain.add_argument("path", type=Path, metavar="VERDICT_OR_TRACE", help="verdict.json, a run's folder, or a trace")
+    explain.add_argument("site", nargs="?", metavar="SITE", help="such as Kcur_rope-3 (default: every explanation)")
+    explain.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file of a trace")
+    _names(explain)
+    _json(explain)
+
+    hypotheses = add("hypotheses", "List the hypotheses: the ways of being wrong that are tried.")
+    hypotheses.add_argument("id", nargs="?", metavar="ID", help="one of them, in full")
+    _json(hypotheses)
+    _add_report(add("report", "Print the report of a verdict.json again, or make its HTML page."))
 
     names = add("names", "Show how the tensors of a trace were understood.")
     names.add_argument("trace", type=Path, metavar="TRACE", help="a dump of any engine")
@@ -211,6 +228,12 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add("doctor", "Check that this installation is sound.")
 
 
+def _add_report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("verdict", type=Path, metavar="VERDICT", help="the verdict.json of a run")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write the HTML page in place of printing")
+    _format(report)
+
+
 def _input(parser: argparse.ArgumentParser) -> None:
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--prompt", metavar="TEXT", help="a text, tokenised by llama.cpp")
@@ -239,6 +262,15 @@ def _common(parser: argparse.ArgumentParser) -> None:
     _format(parser)
 
 
+def _html(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one HTML page too")
+    parser.add_argument(
+        "--details",
+        action="store_true",
+        help="keep a closer look at each site in verdict.json, for 'report --html' to show later (--html does too)",
+    )
+
+
 def _names(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--names", metavar="MAP", help="names in the dump: firstdiff, llama.cpp, hf, or a TOML or JSON table"
@@ -251,6 +283,18 @@ def _threads(parser: argparse.ArgumentParser) -> None:
         type=_thread_count,
         metavar="N",
         help="threads of llama.cpp (default: one a core, and 1 for files below 1 GiB)",
+    )
+
+
+def _attention(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--flash-attention", action="store_true", help="run llama.cpp with flash attention")
+    parser.add_argument(
+        "--kv",
+        choices=("f16", "bf16", "q8_0", "q4_0"),
+        default="f16",
+        metavar="TYPE",
+        help="type of llama.cpp's KV cache: f16 (default), bf16, q8_0, q4_0; without flash attention the last two "
+        "are the keys' alone",
     )
 
 

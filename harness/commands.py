@@ -6,23 +6,30 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 from firstdiff import demo as demos
 from firstdiff import diff as differing
+from firstdiff import explaining_command, pages
 from firstdiff import run as running
 from firstdiff.cli import fail
 from firstdiff.doctor import examine, threads_for
 from firstdiff.dumps import names_in
 from firstdiff.engine_trace import Engine
 from firstdiff.errors import UNREADABLE, UsageError
+from firstdiff.folders import keep_verdict
 from firstdiff.formats import alone, written
 from firstdiff.gate_command import gate_command
-from firstdiff.hypotheses import TABLE
+from firstdiff.hypotheses import TABLE, listing
 from firstdiff.interruption import watched
+from firstdiff.llamacpp import Attention
 from firstdiff.name_table import name_table
 from firstdiff.observe import observe
+from firstdiff.provenance import ran
+from firstdiff.reading import read_verdict
 from firstdiff.rope_table import rope_command
 from firstdiff.run import Input
 from firstdiff.several import names_of, summary, to_json
@@ -41,17 +48,32 @@ def _source(options: argparse.Namespace) -> Input:
     return Input(options.tokens, options.prompt, options.chat, options.special)
 
 
+def _attention(options: argparse.Namespace) -> Attention:
+    return Attention.of(flash=options.flash_attention, kv=options.kv)
+
+
 def run(options: argparse.Namespace) -> int:
     """Judge llama.cpp, or one or several candidates."""
     source, out = _source(options), options.out or running.run_folder(options.model)
+    detailed = _detailed(options)
     if options.engine is None and not options.candidate:
         decode = DECODE if options.decode is None else options.decode
-        threads = threads_for(options.model, options.threads)
         with watched(out) as progress:
-            verdict = running.certify(options.model, source, decode=decode, threads=threads, out=out, progress=progress)
+            verdict = running.certify(
+                options.model,
+                source,
+                decode=decode,
+                threads=threads_for(options.model, options.threads),
+                out=out,
+                attention=_attention(options),
+                detailed=detailed,
+                progress=progress,
+            )
         return _report(verdict, options, out)
     if options.engine is None and options.decode is not None:
         raise UsageError("--decode: a candidate's trace has its own steps; leave it out")
+    if options.html is not None and len(options.candidate) + (options.engine is not None) > 1:
+        raise UsageError("--html: a page shows one candidate: give one --candidate, or leave --html out")
     engine = None
     if options.engine is not None:
         decode = DECODE if options.decode is None else options.decode
@@ -65,6 +87,8 @@ def run(options: argparse.Namespace) -> int:
             names=options.names,
             threads=threads_for(options.model, options.threads),
             out=out,
+            attention=_attention(options),
+            detailed=detailed,
             progress=progress,
         )
     if len(verdicts) == 1:
@@ -81,6 +105,7 @@ def demo(options: argparse.Namespace) -> int:
         return 0
     bug = options.bug or demos.BUG
     demos.planted(bug, options.layer)
+    detailed = _detailed(options)
     path = options.model or demos.smollm2()
     out = options.out or running.run_folder(path or Path("synthetic"))
     if path is None:
@@ -95,6 +120,7 @@ def demo(options: argparse.Namespace) -> int:
             decode=options.decode,
             threads=threads_for(options.model, options.threads),
             out=out,
+            detailed=detailed,
             progress=progress,
         )
     _report(done.verdict, options, out)
@@ -152,6 +178,7 @@ def record(options: argparse.Namespace) -> int:
             engine=options.engine,
             decode=decode,
             threads=threads_for(options.model, options.threads),
+            attention=_attention(options),
             planted=plants,
             progress=progress,
         )
@@ -229,16 +256,47 @@ def doctor(_: argparse.Namespace) -> int:
     return 0 if sound else UNREADABLE
 
 
+def report(options: argparse.Namespace) -> int:
+    """Print a verdict's report again, or write its page."""
+    if options.html is not None:
+        pages.check(options.html)
+    verdict = read_verdict(options.verdict)
+    if options.html is not None:
+        pages.write(options.html, verdict)
+        print(f"Page: {options.html}")
+        return verdict.exit_code
+    if options.format != "text":
+        text = verdict.to_json()
+        report = str(options.verdict)
+        sys.stdout.write(text if options.format == "json" else written([alone(verdict, report)], options.format))
+        return verdict.exit_code
+    from rich.console import Console
+
+    from firstdiff.reports.terminal import show
+
+    show(verdict, Console(), where=str(options.verdict))
+    return verdict.exit_code
+
+
+def _detailed(options: argparse.Namespace) -> bool:
+    """Whether a closer look at each site is wanted; a page that cannot be written is refused before all work."""
+    if options.html is not None:
+        pages.check(options.html)
+    return options.html is not None or options.format == "html" or bool(options.details)
+
+
 def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> int:
-    """Write the verdict, print the report (or the verdict), and return the exit code."""
+    """Write the verdict and its page, print the report (or the verdict), and return the exit code."""
+    verdict = replace(verdict, run=ran(options.arguments))
     text = verdict.to_json()
     if out is not None:
-        running.keep_verdict(out, text)
+        keep_verdict(out, text)
+    page = getattr(options, "html", None)
+    if page is not None:
+        pages.write(page, verdict)
     if options.format != "text":
         report = None if out is None else str(out / "verdict.json")
-        sys.stdout.write(
-            text if options.format == "json" else _written([(verdict, verdict.candidate)], report, options)
-        )
+        sys.stdout.write(text if options.format == "json" else written([alone(verdict, report)], options.format))
         return verdict.exit_code
     from rich.console import Console
 
@@ -247,11 +305,35 @@ def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> 
     show(verdict, Console(), where=None if out is None else "verdict.json")
     if out is not None:
         print(f"\nTraces and verdict: {out}")
+    if page is not None:
+        print(f"Page: {page}")
     return verdict.exit_code
 
 
-def _written(pairs: Sequence[tuple[Verdict, str]], report: str | None, options: argparse.Namespace) -> str:
-    return written([alone(verdict, name, report) for verdict, name in pairs], options.format)
+def explain(options: argparse.Namespace) -> int:
+    """Say why sites diverge."""
+    with watched() as progress:
+        verdict = explaining_command.verdict_of(options.path, options.model, options.names, progress=progress)
+    chosen = explaining_command.chosen(verdict, options.site)
+    if options.json:
+        print(json.dumps(strict([asdict(e) for e in chosen]), indent=1, allow_nan=False))
+        return verdict.exit_code
+    from rich.console import Console
+
+    from firstdiff.reports.terminal import show_explanations
+
+    show_explanations(verdict, chosen, options.site, Console())
+    return verdict.exit_code
+
+
+def hypotheses(options: argparse.Namespace) -> int:
+    """List the hypotheses."""
+    rows = listing.listed(options.id)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    print(listing.one(rows[0]) if options.id else listing.table(rows, get_terminal_size().columns))
+    return 0
 
 
 def names(options: argparse.Namespace) -> int:
@@ -274,12 +356,11 @@ def _report_several(verdicts: Sequence[Verdict], given: Sequence[str], options: 
     """Print where the candidates part and the report of each that is not right; the worst exit code."""
     called = names_of(verdicts, given)
     text = to_json(verdicts, called)
-    running.keep_verdict(out, text)
+    keep_verdict(out, text)
     code = max(v.exit_code for v in verdicts)
     if options.format != "text":
-        pairs = list(zip(verdicts, called, strict=True))
-        report = str(out / "verdict.json")
-        sys.stdout.write(text if options.format == "json" else _written(pairs, report, options))
+        cases = [alone(v, str(out / "verdict.json"), name) for v, name in zip(verdicts, called, strict=True)]
+        sys.stdout.write(text if options.format == "json" else written(cases, options.format))
         return code
     from rich.console import Console
 

@@ -7,12 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from firstdiff.errors import UsageError
+from firstdiff.folders import make_folder
 from firstdiff.hypotheses import TABLE
 from firstdiff.model.engine import open_model
 from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.progress import QUIET, Progress
 from firstdiff.record import Planted
-from firstdiff.run import Input, judge_candidates, make_folder, record
+from firstdiff.run import Input, judge_candidates, record
 from firstdiff.verdict import Verdict
 
 BUG, LAYER = "rope-base", 17  # the next token stays the same: no look at the text would find it
@@ -65,6 +66,7 @@ def demo(
     decode: int = 1,
     threads: int = 1,
     out: Path,
+    detailed: bool = False,
     progress: Progress = QUIET,
 ) -> Demo:
     """Plant a bug in the reference, dump what it computes, and judge the dump as any engine's."""
@@ -87,5 +89,7 @@ def demo(
         planted=[plant],
         progress=progress,
     )
-    verdict = judge_candidates(path, [candidate], Input(), threads=threads, out=out, progress=progress)[0]
+    (verdict,) = judge_candidates(
+        path, [candidate], Input(), threads=threads, out=out, detailed=detailed, progress=progress
+    )
     return Demo(plant, path, real, verdict)

@@ -24,15 +24,15 @@ def diff(a: Path, b: Path, model: Path | None, *, progress: Progress = QUIET) ->
         For a trace that cannot be read, of another model, or of other tokens.
     """
     candidate, witness = open_trace(a), open_trace(b)
-    opened = open_model(model or _named(candidate))
+    opened = open_model(model or named_model(candidate))
     said = identity(opened)
     for trace in (candidate, witness):
         check_trace(trace, opened, said)
     _check_same_tokens(candidate, witness)
-    return judge(opened, candidate, witness=witness, progress=progress)
+    return judge(opened, candidate, witness=witness, sha256=said["sha256"], progress=progress)
 
 
-def _named(trace: Trace) -> Path:
+def named_model(trace: Trace) -> Path:
     path = Path(str(trace.model.get("path") or trace.model.get("file") or ""))
     if not path.is_file():
         raise UsageError(f"{trace.path}: names no model that is here: give it with --model")

@@ -12,11 +12,13 @@ from statistics import median
 
 from firstdiff.align import Alignment
 from firstdiff.cases import Case
+from firstdiff.describing import findings
 from firstdiff.dumps import Site, Trace
 from firstdiff.explain import Attempt, Fault, attempt, attempts, explaining
 from firstdiff.extent import extent
+from firstdiff.fingerprint import Fingerprint
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
-from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
 from firstdiff.replay import Replay
@@ -26,9 +28,6 @@ SEARCHES = 3
 """Sites of one point at which all hypotheses are tried in vain before the rest are only held against what is known."""
 
 SHOWN = 12  # hypotheses with their residuals that an explanation lists
-
-Describe = Callable[[Case, Scene], tuple[str, ...]]
-
 
 @dataclass
 class _Group:
@@ -48,9 +47,9 @@ class Explaining(Replay):
     wanted: frozenset[str]
     noise: Mapping[str, float]
     table: Mapping[str, Hypothesis]
+    singles: bool = False
     groups: list[_Group] = field(default_factory=list, init=False)
     unexplained: list[tuple[Case, list[Attempt], tuple[str, ...]]] = field(default_factory=list, init=False)
-    describe: Describe = lambda _case, _scene: ()
     progress: Callable[[str], None] = lambda _: None
     _shapes: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict, init=False)
     _searches: dict[str, int] = field(default_factory=dict, init=False)
@@ -78,7 +77,7 @@ class Explaining(Replay):
         if searches >= SEARCHES:
             self.unexplained.append((case, [], ()))
             return
-        tried = attempts(case, self.scene, self.table)
+        tried = attempts(case, self.scene, self.table, singles=self.singles)
         good = explaining(case, tried)
         if good:
             group = _Group(good, tried)
@@ -86,7 +85,7 @@ class Explaining(Replay):
             self._add(group, case)
         else:
             self._searches[case.site.point] = searches + 1
-            self.unexplained.append((case, tried, self.describe(case, self.scene)))
+            self.unexplained.append((case, tried, findings(case, self.scene)))
 
     def _joins(self, case: Case) -> bool:
         """Whether the faults of a group explain this site too; those that do not are dropped from the group."""
@@ -138,26 +137,23 @@ class Repaired(Replay):
 def explain(
     model: Model,
     trace: Trace,
-    arithmetic: Arithmetic,
+    found: Fingerprint,
     alignment: Alignment,
     sites: Sequence[SiteVerdict],
     *,
     table: Mapping[str, Hypothesis] = TABLE,
-    describe: Describe = lambda _case, _scene: (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[tuple[Explanation, ...], CounterCheck | None]:
     """Explain every site of a judged trace that diverges.
 
     Parameters
     ----------
-    model, trace, arithmetic, alignment
-        As the trace was judged with.
+    model, trace, found, alignment
+        As the trace was judged with: `found` is its arithmetic.
     sites
         The sites judged.
     table
         The hypotheses to try.
-    describe
-        Says what a difference looks like that no hypothesis explains.
     progress
         Called with what is being done.
 
@@ -169,14 +165,14 @@ def explain(
     if not wanted:
         return (), None
     probe = Explaining(
-        arithmetic,
+        found.arithmetic,
         trace,
         alignment,
+        found.levels,
         model=model,
         wanted=wanted,
         noise=_noise(sites),
         table=table,
-        describe=describe,
         progress=progress,
     )
     _run(model, trace, probe)
@@ -185,6 +181,34 @@ def explain(
     order = {s.site: number for number, s in enumerate(sites)}
     made.sort(key=lambda e: order[e.site])
     return tuple(made), _counter_check(model, trace, probe, wanted)
+
+
+def has_faults(
+    model: Model,
+    trace: Trace,
+    found: Fingerprint,
+    alignment: Alignment,
+    sites: Sequence[SiteVerdict],
+    *,
+    table: Mapping[str, Hypothesis] = TABLE,
+) -> bool:
+    """Whether what was taken for an unknown arithmetic is a fault: a hypothesis explains it, at the plain floor.
+
+    It must explain two sites of one point. `sites` are the trace's, judged at the levels that were found.
+    """
+    excused: dict[str, list[str]] = {}
+    for s in sites:
+        if s.tight is not None and s.local_error is not None and s.tight < s.local_error and not s.segment:
+            excused.setdefault(s.point, []).append(s.site)
+    wanted = frozenset(site for of in excused.values() for site in of[: 2 * SEARCHES : SEARCHES])
+    if not wanted:
+        return False
+    faults = {id_: h for id_, h in table.items() if id_ != "other-arithmetic"}
+    probe = Explaining(
+        found.arithmetic, trace, alignment, model=model, wanted=wanted, noise={}, table=faults, singles=True
+    )
+    _run(model, trace, probe)
+    return any(len(group.cases) > 1 for group in probe.groups)
 
 
 def _run(model: Model, trace: Trace, probe: Replay) -> None:
@@ -210,7 +234,7 @@ def _counter_check(model: Model, trace: Trace, probe: Explaining, wanted: frozen
     faults = {site: fault for group in probe.groups for site, fault in group.changed.items()}
     if not faults:
         return None
-    repaired = Repaired(probe.arithmetic, trace, probe.alignment, faults=faults, explaining=probe)
+    repaired = Repaired(probe.arithmetic, trace, probe.alignment, probe.levels, faults=faults, explaining=probe)
     _run(model, trace, repaired)
     left = tuple(s.site for s in repaired.sites if s.status is Status.DIVERGES and s.site in wanted)
     applied = tuple(dict.fromkeys(group.faults[0].fault.id for group in probe.groups))

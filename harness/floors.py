@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from firstdiff.model.arithmetic import BF16, F16, Arithmetic, Array
+from firstdiff.model.arithmetic import BF16, F16, GGML, Arithmetic, Array
 from firstdiff.model.operations import append, attend, linear, rms_norm, rope, scores, soft_max, swiglu
 from firstdiff.model.probe import Call
 
@@ -26,6 +26,13 @@ the whole model."""
 HALF = 1e-3
 """The same for operands rounded to f16 or bf16; tests/test_floors.py sees less than 5e-4 on SmolLM2."""
 
+FLASH_F16 = 1e-3
+"""Floor of ggml's flash attention where it adds up in f16: its scores are summed in an order of the processor's, and a
+weight that is 1e-6 away rounds a sum to another f16 now and then. tests/test_flash.py sees less than 3e-4."""
+
+CODE = {"q8_0": 1.0, "q4_0": 16.0}
+"""How large a code of a cache's type is, against an activation's (`FLIP`)."""
+
 MOST = 0.3
 """Beyond it nothing can be said of a segment: errors of different origin look alike."""
 
@@ -40,7 +47,7 @@ of their codes flip (tests/test_floors.py)."""
 
 def stored(arithmetic: Arithmetic, call: Call, dtype: str) -> float:
     """What a recorded value has lost in the file: nothing where the arithmetic has it in that dtype anyway."""
-    if call.op is append and arithmetic.cache is np.float16:
+    if call.op is append and dtype == (arithmetic.values if call.attributes.get("values") else arithmetic.keys):
         return 0.0
     return STORED.get(dtype, 0.0)
 
@@ -82,7 +89,14 @@ def _computed(arithmetic: Arithmetic, calls: Sequence[Call]) -> float:
     own = sum(arithmetic.floor + _float32(arithmetic, call) for call in calls)
     if len(calls) == 1:
         return own
+    if arithmetic.flash and [call.op for call in calls] == [scores, soft_max, attend]:
+        return 2 * own + (FLASH_F16 if arithmetic.attends_in_f16(len(calls[0].inputs[0])) else _exponent(calls[1]))
     return min(MOST, 2 * own + sum(_rounding(arithmetic, call) for call in calls))
+
+
+def _exponent(call: Call) -> float:
+    """What a rounding of the scores changes their softmax by."""
+    return UNIT * _largest(call.inputs[0]) * float(call.attributes["scale"])
 
 
 def _float32(arithmetic: Arithmetic, call: Call) -> float:
@@ -91,13 +105,14 @@ def _float32(arithmetic: Arithmetic, call: Call) -> float:
     A sum of n terms added one after another is off by 2e-8 sqrt(n) (seen up to n = 14336); the angle of a rotation by
     a rounding of itself, which grows with the position; so is the exponent of a softmax, with the score.
     """
-    if arithmetic.name != "f32":
+    group = arithmetic.attention if call.op in (scores, soft_max, attend) else arithmetic.products
+    if arithmetic.dtype is not np.float32 or arithmetic.weights_and_results is not None or group == GGML:
         return 0.0
     x = call.inputs[0]
     if call.op is rope:
         return UNIT * max(map(abs, call.inputs[1]), default=0)
     if call.op is soft_max:
-        return UNIT * _largest(x) * float(call.attributes["scale"])
+        return _exponent(call)
     if call.op is rms_norm:  # its sum is of squares, none of which cancel, and its root halves the error
         return UNIT / 8 * math.sqrt(x.shape[-1])
     if call.op in (linear, scores, attend):
@@ -112,6 +127,17 @@ def _rounding(arithmetic: Arithmetic, call: Call) -> float:
         if weight.kind.block > 1:
             return FLIP / math.sqrt(weight.shape[-1])
         return 0.0 if weight.kind.name == "F32" else HALF
-    if call.op in (append, scores, attend) and arithmetic.attention is not None:
-        return HALF
+    if call.op is linear:
+        return 0.0 if arithmetic.products is None else HALF
+    if call.op in (append, scores, attend):
+        return _of_attention(arithmetic, call)
     return 0.0
+
+
+def _of_attention(arithmetic: Arithmetic, call: Call) -> float:
+    """The same for what enters the cache, and for the operands of attention."""
+    of_values = call.op is attend or call.attributes.get("values", False)
+    cache = arithmetic.values if of_values else arithmetic.keys
+    if cache in CODE and call.op is not attend:  # queries are rounded by the type of the keys, to codes of q8_0
+        return FLIP * CODE[cache if call.op is append else "q8_0"] / math.sqrt(call.inputs[1].shape[-1])
+    return 0.0 if arithmetic.attention is None and cache is None else HALF

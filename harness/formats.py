@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
+from firstdiff import pages
 from firstdiff.checked import Checked
-from firstdiff.errors import CaptureError, UsageError
+from firstdiff.errors import UsageError
 from firstdiff.verdict import Verdict
 
 
-def alone(verdict: Verdict, case: str, report: str | None = None) -> Checked:
+def alone(verdict: Verdict, report: str | None, case: str | None = None) -> Checked:
     """A verdict that is held to nothing but itself."""
     from firstdiff.reports.words import sentences
 
     failures = () if verdict.exit_code == 0 else tuple(sentences(verdict)[:1])
-    return Checked(case, verdict, failures, verdict.exit_code, report=report)
+    return Checked(case or verdict.candidate, verdict, failures, verdict.exit_code, report=report)
 
 
 def written(cases: Sequence[Checked], kind: str) -> str:
@@ -28,7 +27,7 @@ def written(cases: Sequence[Checked], kind: str) -> str:
     UsageError
         For a page of several verdicts.
     """
-    from firstdiff.reports import junit, markdown
+    from firstdiff.reports import html, junit, markdown
 
     if kind == "markdown":
         return markdown.render(cases)
@@ -37,38 +36,19 @@ def written(cases: Sequence[Checked], kind: str) -> str:
     verdicts = [c.verdict for c in cases if c.verdict is not None]
     if len(cases) != 1 or not verdicts:
         raise UsageError("--format html: a page shows one verdict: name one case, or take another format")
-    return page(verdicts[0])
+    return html.render(verdicts[0])
 
 
-def page(verdict: Verdict) -> str:
-    """A verdict as a page for a browser."""
-    return str(import_module("firstdiff.reports.html").render(verdict))
-
-
-def keep_page(verdict: Verdict, out: Path) -> Path:
-    """Write the page of a verdict beside its ``verdict.json``, and return what is to be looked at.
+def report_of(verdict: Verdict, out: Path, *, passes: bool) -> str:
+    """Path of what is to be looked at in a run's folder: a page, made where something is wrong; or the verdict.
 
     Raises
     ------
     CaptureError
-        Where it cannot be written.
+        Where the page cannot be written.
     """
-    if find_spec("firstdiff.reports.html") is None:
-        return out / "verdict.json"
-    return keep(out / "report.html", page(verdict))
-
-
-def keep(path: Path, text: str) -> Path:
-    """Write one of a run's files.
-
-    Raises
-    ------
-    CaptureError
-        Where it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise CaptureError(f"{path}: cannot be written ({e.strerror}): give another folder with --out") from e
-    return path
+    if passes:
+        return str(out / "verdict.json")
+    path = out / "report.html"
+    pages.write(path, verdict)
+    return str(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,10 +15,12 @@ from firstdiff.doctor import threads_for
 from firstdiff.dumps import Trace, TraceError, open_trace
 from firstdiff.engine_trace import Engine
 from firstdiff.errors import CaptureError, UsageError, exit_code, told
-from firstdiff.formats import keep_page
+from firstdiff.folders import keep_verdict
+from firstdiff.formats import report_of
 from firstdiff.gate_config import LLAMA, GateCase, GateConfig, Limits
 from firstdiff.model.engine import open_model
 from firstdiff.progress import QUIET, Progress
+from firstdiff.provenance import ran
 from firstdiff.run import Input
 from firstdiff.verdict import SiteVerdict, Verdict
 
@@ -112,7 +114,8 @@ def _checked(run: _Run) -> Checked:
         was = read_baseline(run.baseline)
         check_model(run.baseline, was, said)
     verdict, trace = _judged(run)
-    running.keep_verdict(run.out, verdict.to_json())
+    verdict = replace(verdict, run=ran(["gate", str(run.config.path), "--case", run.case.name]))
+    keep_verdict(run.out, verdict.to_json())
     failures, notes = held(verdict, run.config.limits)
     if verdict.verdict == "incomparable":
         return Checked(run.case.name, verdict, failures, INCOMPARABLE, None, notes, str(run.out / "verdict.json"))
@@ -127,8 +130,8 @@ def _checked(run: _Run) -> Checked:
         failures = (*failures, *more)
     if was is not None and was.made_by != running.own_version():
         notes = (*notes, f"the baseline was made by firstdiff {was.made_by}, and this is {running.own_version()}")
-    report = keep_page(verdict, run.out) if failures else run.out / "verdict.json"
-    return Checked(run.case.name, verdict, failures, 1 if failures else 0, changes, notes, str(report))
+    report = report_of(verdict, run.out, passes=not failures)
+    return Checked(run.case.name, verdict, failures, 1 if failures else 0, changes, notes, report)
 
 
 @lru_cache(maxsize=64)
@@ -145,7 +148,7 @@ def _judged(run: _Run) -> tuple[Verdict, Trace]:
     threads = threads_for(case.model, run.threads)
     if case.command == LLAMA:
         verdict = running.certify(
-            case.model, source, decode=case.decode, threads=threads, out=run.out, progress=progress
+            case.model, source, decode=case.decode, threads=threads, out=run.out, detailed=True, progress=progress
         )
         return verdict, open_trace(run.out / "llama.cpp")
     engine = None
@@ -162,6 +165,7 @@ def _judged(run: _Run) -> tuple[Verdict, Trace]:
         names=run.config.names,
         threads=threads,
         out=run.out,
+        detailed=True,  # for the page, if it fails: SmolLM2 takes 2 s in place of 1
         progress=progress,
     )
     return verdict, _recorded(case.trace or run.out / "engine", verdict, run.config.names)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from firstdiff.checked import Checked, to_json
-from firstdiff.formats import keep, written
+from firstdiff.folders import keep
+from firstdiff.formats import written
 from firstdiff.gate import run_gate
 from firstdiff.gate_config import read_config
 from firstdiff.progress import Progress

@@ -16,10 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.errors import CaptureError
+from firstdiff.model import quants
 
 MAX_DIMS, MAX_SRC, MAX_NAME, OP_PARAMS = 4, 10, 64, 16
 F32, F16 = 0, 1
 DTYPES: dict[int, type[np.generic]] = {F32: np.float32, F16: np.float16, 26: np.int32, 27: np.int64}
+CACHE_TYPES = {"f16": "F16", "bf16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
+"""Names of the types that a KV cache can have, and ggml's."""
 
 ABORT = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
 UNREADABLE = 3  # the exit code of a failed capture
@@ -175,13 +178,20 @@ def _check_tensors(lib: ctypes.CDLL, context: int) -> None:
 def read(address: int) -> npt.NDArray[Any]:
     """Copy a tensor out of its backend, whatever memory it lives in; axes as ggml has them, slowest first.
 
-    Views keep their strides: the returned array can be a strided view of the copied bytes.
+    Views keep their strides: the returned array can be a strided view of the copied bytes. Quantised tensors are
+    dequantised.
     """
     tensor, lib = Tensor.from_address(address), library()
-    dtype = DTYPES.get(tensor.type)
-    if dtype is None:
+    dtype, kind = DTYPES.get(tensor.type), quants.TYPES.get(tensor.type)
+    if dtype is None and (kind is None or kind.name not in CACHE_TYPES.values()):
         raise CaptureError(f"tensor {tensor.name.decode(errors='replace')!r} has ggml type {tensor.type}: not read yet")
     nbytes = lib.ggml_nbytes(address)
     buffer = np.empty(nbytes, np.uint8)
     lib.ggml_backend_tensor_get(address, buffer.ctypes.data, 0, nbytes)
-    return np.ndarray(tuple(tensor.ne)[::-1], dtype, buffer, strides=tuple(tensor.nb)[::-1])
+    shape, strides = tuple(tensor.ne)[::-1], tuple(tensor.nb)[::-1]
+    if dtype is not None:
+        return np.ndarray(shape, dtype, buffer, strides=strides)
+    assert kind is not None  # one element of `blocks` is a block of values
+    blocks = np.ndarray((*shape[:-1], shape[-1] // kind.block), f"V{kind.nbytes}", buffer, strides=strides)
+    raw = np.frombuffer(np.ascontiguousarray(blocks).tobytes(), np.uint8)
+    return quants.dequantize(raw, kind).reshape(shape)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +21,32 @@ def watched(out: Path | None = None) -> Iterator[Progress]:
             yield progress
     except KeyboardInterrupt:
         raise KeyboardInterrupt("" if out is None else left_in(out)) from None
+
+
+@contextmanager
+def held_back(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at Ctrl-C, and raise only at the end.
+
+    For C code that calls back: Python drops an exception that leaves a callback, and with it the interruption.
+    """
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came = False
+
+    def hold(*_: object) -> None:
+        nonlocal came
+        came = True
+        stop()
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if came:
+            raise KeyboardInterrupt
 
 
 def left_in(out: Path) -> str:

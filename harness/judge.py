@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from statistics import median
 
 import numpy as np
 
 from firstdiff.align import Alignment, align, stated
+from firstdiff.detail import Details
 from firstdiff.dumps import Site, Trace
-from firstdiff.explaining import explain
+from firstdiff.explaining import explain, has_faults
+from firstdiff.fingerprint import Fingerprint, Levels, declared, fingerprint, fits
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.model.arithmetic import ARITHMETICS, F32, F64, Arithmetic, Array
+from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
 from firstdiff.progress import QUIET, Progress
 from firstdiff.replay import Drift, Replay, between
@@ -28,6 +29,8 @@ def judge(
     notes: tuple[str, ...] = (),
     pieces: tuple[str, ...] = (),
     table: Mapping[str, Hypothesis] = TABLE,
+    sha256: str | None = None,
+    detailed: bool = False,
     progress: Progress = QUIET,
 ) -> Verdict:
     """Judge every site of a candidate's trace on its own inputs.
@@ -45,11 +48,19 @@ def judge(
         Passed on into the verdict.
     table
         The hypotheses by which divergences are explained.
+    sha256
+        Of the model's file, for the verdict to state.
+    detailed
+        Take the closer look at each site that a page shows.
     progress
         Shows what is being done, and at which layer.
     """
     progress.say(f"judging {name(candidate)}")
-    arithmetic, sites, alignment = _replayed(model, candidate, progress)
+    details = Details() if detailed else None
+    found, sites, alignment = _replayed(model, candidate, progress, details)
+    if found.levels and has_faults(model, candidate, found, alignment, sites, table=table):
+        found = replace(found, levels=Levels())
+        sites = _replay(model, candidate, found, alignment, progress, details)
     if witness is None:
         progress.say("running the reference")
         drift = Drift(F32, candidate, alignment)
@@ -65,24 +76,23 @@ def judge(
         drifts, against = between(candidate, witness, alignment), name(witness)
         free = [_last_logits(witness, step) for step in range(len(witness.steps))]
     sites = [replace(s, drift=drifts.get(s.site)) for s in sites]
-    explanations, counter_check = explain(
-        model, candidate, arithmetic, alignment, sites, table=table, progress=progress.say
-    )
+    explanations, counter_check = explain(model, candidate, found, alignment, sites, table=table, progress=progress.say)
     return Verdict(
         candidate=name(candidate),
         against=against,
-        model=described(model),
+        model=described(model) | ({} if sha256 is None else {"sha256": sha256}),
         tokens=tuple(step.tokens for step in candidate.steps),
-        arithmetic={"linear": arithmetic.name, "attention": arithmetic.name},
+        arithmetic=found.stated,
         sites=tuple(sites),
         logits=tuple(_logits(candidate, alignment, free)),
         layouts=alignment.described(),
         witness=None if witness is None else _witness(witness, seen),
         preflight=preflight or {},
-        notes=(*candidate.notes, *notes),
+        notes=(*candidate.notes, *found.notes, *notes),
         pieces=pieces,
         explanations=explanations,
         counter_check=counter_check,
+        details={} if details is None else details.taken,
     )
 
 
@@ -101,50 +111,46 @@ def described(model: Model) -> dict[str, object]:
     }
 
 
-def _replayed(model: Model, trace: Trace, progress: Progress) -> tuple[Arithmetic, list[SiteVerdict], Alignment]:
-    """Replay in the arithmetic that the trace declares, or in the one that fits its products best.
+def _replayed(
+    model: Model, trace: Trace, progress: Progress, details: Details | None = None
+) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
+    """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data.
 
-    Layouts are searched for only where the plain ones do not do.
+    Layouts and arithmetics are searched for only where the first guess does not do.
     """
-    declared = ARITHMETICS.get(str(trace.engine.get("arithmetic")))
-    first = declared or F32
+    stands = declared(model, trace)
+    first = Fingerprint(stands or F32)
     alignment = stated(trace)
-    sites = _replay(model, trace, first, alignment, progress)
+    sites = _replay(model, trace, first, alignment, progress, details)
     if _misread(sites, trace):
-        found = align(model, trace, alignment)
-        if found != alignment:
-            alignment = found
-            sites = _replay(model, trace, first, alignment, progress)
-    if declared is not None or _misfit(sites) <= first.floor:
+        other = align(model, trace, alignment)
+        if other != alignment:
+            alignment = other
+            sites = _replay(model, trace, first, alignment, progress, details)
+    if fits(sites):
         return first, sites, alignment
-    best = _fitting(model, trace, alignment, sites, progress)
-    return best, sites if best is first else _replay(model, trace, best, alignment, progress), alignment
-
-
-def _fitting(
-    model: Model, trace: Trace, alignment: Alignment, in_f32: list[SiteVerdict], progress: Progress
-) -> Arithmetic:
-    """The arithmetic whose products come nearest to the candidate's, over all layers of the prompt."""
-    misfit = {F32: _misfit([s for s in in_f32 if s.step == 0])}
-    for arithmetic in ARITHMETICS.values():
-        if arithmetic not in (F64, F32):
-            misfit[arithmetic] = _misfit(_replay(model, trace, arithmetic, alignment, progress, steps=1))
-    return min(misfit, key=lambda arithmetic: misfit[arithmetic])
+    found = fingerprint(model, trace, alignment)
+    if stands is not None and not found.better:
+        return first, sites, alignment
+    if stands is not None and found.arithmetic != stands:
+        found = replace(found, instead=stands.name)
+    same = found.arithmetic == first.arithmetic and not found.levels
+    return found, sites if same else _replay(model, trace, found, alignment, progress, details), alignment
 
 
 def _replay(
     model: Model,
     trace: Trace,
-    arithmetic: Arithmetic,
+    found: Fingerprint,
     alignment: Alignment,
     progress: Progress,
-    *,
-    steps: int | None = None,
+    details: Details | None,
 ) -> list[SiteVerdict]:
-    probe = Replay(arithmetic, trace, alignment)
-    passes = trace.steps[:steps]
-    probe.watch = progress.layers(model.hp.n_layer, len(passes))
-    for _ in model.forward(passes, probe):
+    if details is not None:
+        details.clear()
+    probe = Replay(found.arithmetic, trace, alignment, found.levels, details)
+    probe.watch = progress.layers(model.hp.n_layer, len(trace.steps))
+    for _ in model.forward(trace.steps, probe):
         pass
     return probe.sites
 
@@ -160,12 +166,6 @@ def _misread(sites: list[SiteVerdict], trace: Trace) -> bool:
         if site.status is not Status.NOT_RECORDED:
             odd.setdefault(site.point, []).append(site.status is Status.DIVERGES)
     return any(2 * sum(values) > len(values) for values in odd.values())
-
-
-def _misfit(sites: list[SiteVerdict]) -> float:
-    """Median error of the products: 0 where none was judged on its own inputs."""
-    errors = [s.local_error for s in sites if s.op == "linear" and s.local_error is not None and not s.segment]
-    return median(errors) if errors else 0.0
 
 
 def _settled(sites: list[SiteVerdict], witness: list[SiteVerdict]) -> list[SiteVerdict]:

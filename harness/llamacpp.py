@@ -14,12 +14,65 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff import ggml
-from firstdiff.errors import CaptureError
+from firstdiff.errors import CaptureError, UsageError
+from firstdiff.interruption import held_back
+from firstdiff.model.arithmetic import Arithmetic, ggml_cpu
+from firstdiff.model.flash import padded
+from firstdiff.model.quants import BY_NAME
+from firstdiff.model.rounding import BLOCK, QUANTISED
 
 Hook = Callable[[int, bool, object], bool]
 
-PAD = 256
-"""llama.cpp rounds a context up to a multiple of this many positions."""
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """llama.cpp's options of attention: flash attention, and the types of the KV cache.
+
+    Parameters
+    ----------
+    flash
+        Flash attention, which makes no ``kq`` and no ``kq_soft_max``.
+    keys, values
+        ``f16``, ``bf16``, ``q8_0`` or ``q4_0``.
+    """
+
+    flash: bool = False
+    keys: str = "f16"
+    values: str = "f16"
+
+    @classmethod
+    def of(cls, *, flash: bool, kv: str) -> Self:
+        """Options for a cache of a type; without flash attention llama.cpp quantises keys alone, and values are f16."""
+        return cls(flash, kv, kv if flash or kv not in QUANTISED else "f16")
+
+    def arithmetic(self, threads: int = 1) -> Arithmetic:
+        """How llama.cpp's CPU backend rounds with these options and so many threads."""
+        return ggml_cpu(flash=threads if self.flash else 0, keys=self.keys, values=self.values)
+
+    def check(self, head_dim: int) -> None:
+        """Refuse a quantised cache of heads that are no whole blocks: llama.cpp makes none, or a broken one.
+
+        Raises
+        ------
+        UsageError
+            Naming both sizes.
+        """
+        if self.keys in QUANTISED and head_dim % BLOCK:
+            raise UsageError(
+                f"--kv {self.keys}: quantises blocks of {BLOCK}, which heads of {head_dim} dimensions are no multiple "
+                "of: give --kv f16 or bf16"
+            )
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The options as a trace states them."""
+        return {
+            "flash_attention": self.flash,
+            "kv": self.keys if self.keys == self.values else f"{self.keys} keys, {self.values} values",
+        }
+
+
+PLAIN = Attention()
 
 
 @dataclass
@@ -46,7 +99,8 @@ class Context:
                 batch.token[i], batch.pos[i] = token, position + i
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
                 batch.logits[i] = 1  # of every token: the last layer is cut to the rows that are asked for
-            failed = llama.llama_decode(self._pointer, batch)
+            with held_back(self._stop):
+                failed = llama.llama_decode(self._pointer, batch)
         finally:
             llama.llama_batch_free(batch)
         if self._hook is not None and self._hook.failure is not None:
@@ -57,6 +111,10 @@ class Context:
             )
         logits = llama.llama_get_logits(self._pointer)
         return np.ctypeslib.as_array(logits, (len(tokens), self._n_vocab)).copy()
+
+    def _stop(self) -> None:
+        if self._hook is not None:
+            self._hook.failure = KeyboardInterrupt()
 
 
 class LlamaCpp:
@@ -72,6 +130,8 @@ class LlamaCpp:
         File that llama.cpp's chatter is appended to; None drops it.
     vocabulary_only
         Load no weights: enough to tokenise.
+    attention
+        Options of its contexts.
 
     Raises
     ------
@@ -84,9 +144,17 @@ class LlamaCpp:
     ones of llama-cpp-python 0.3.36 have been seen to crash (SIGSEGV in ``ggml_backend_amx_mul_mat``).
     """
 
-    def __init__(self, path: Path, *, threads: int = 1, log: Path | None = None, vocabulary_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        log: Path | None = None,
+        vocabulary_only: bool = False,
+        attention: Attention = PLAIN,
+    ) -> None:
         llama = ggml.bindings()
-        self.path, self.threads = path, threads
+        self.path, self.threads, self.attention = path, threads, attention
         self._stack = contextlib.ExitStack()
         ggml.end_cleanly()
         chatter = self._stack.enter_context(_chatter(log))
@@ -115,10 +183,12 @@ class LlamaCpp:
         """A context for `positions` tokens in all, at most `widest` in one step, with or without an eval callback."""
         llama = ggml.bindings()
         params = llama.llama_context_default_params()
-        params.n_ctx = -(-positions // PAD) * PAD
+        params.n_ctx = padded(positions)
         params.n_batch = params.n_ubatch = widest
         params.n_threads = params.n_threads_batch = self.threads
-        params.flash_attn_type = 0  # off: "auto" turns it on, and kq and kq_soft_max are then never made
+        params.flash_attn_type = int(self.attention.flash)  # never "auto", which turns it on
+        kinds = (ggml.CACHE_TYPES[kind] for kind in (self.attention.keys, self.attention.values))
+        params.type_k, params.type_v = (BY_NAME[kind].id for kind in kinds)
         params.no_perf = True
         callback = None
         if hook is not None:

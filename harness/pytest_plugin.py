@@ -108,11 +108,11 @@ class FirstDiff:
         self, model: str | Path, trace: str | Path, *, tokens: Iterable[int] | None = None, names: str | None = None
     ) -> Verdict:
         """Judge a trace, and fail the test unless it agrees. Parameters as of :meth:`judge`."""
-        from firstdiff.formats import alone, keep_page
+        from firstdiff.formats import alone, report_of
 
         verdict, out = self._judged(model, trace, tokens, names)
-        report = out / "verdict.json" if verdict.exit_code == 0 else keep_page(verdict, out)
-        _settle(self._request.node, alone(verdict, self._request.node.name, str(report)))
+        report = report_of(verdict, out, passes=verdict.exit_code == 0)
+        _settle(self._request.node, alone(verdict, report, self._request.node.name))
         return verdict
 
     def _judged(
@@ -120,6 +120,7 @@ class FirstDiff:
     ) -> tuple[Verdict, Path]:
         from firstdiff import run
         from firstdiff.doctor import threads_for
+        from firstdiff.folders import keep_verdict
 
         node = self._request.node
         name = "".join(c if c.isalnum() or c in "._" else "-" for c in node.nodeid)[-LONGEST:]
@@ -127,8 +128,10 @@ class FirstDiff:
         self._count += 1
         source = run.Input(None if tokens is None else tuple(tokens))
         threads = threads_for(Path(model))
-        (verdict,) = run.judge_candidates(Path(model), [Path(trace)], source, names=names, threads=threads, out=out)
-        run.keep_verdict(out, verdict.to_json())
+        (verdict,) = run.judge_candidates(
+            Path(model), [Path(trace)], source, names=names, threads=threads, out=out, detailed=True
+        )
+        keep_verdict(out, verdict.to_json())
         return verdict, out
 
 

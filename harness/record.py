@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from firstdiff.dumps import Site, Step, TraceWriter
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import Hypothesis, Scene, Values
@@ -34,7 +36,7 @@ class Planted:
 class Recording(Probe):
     """Stores every value of a step, with the planted hypotheses in effect.
 
-    `touched` lists, in execution order, the sites whose operation a planted hypothesis changed.
+    `touched` lists, in execution order, the sites whose value a planted hypothesis changed.
     """
 
     model: Model
@@ -46,11 +48,13 @@ class Recording(Probe):
     def value(self, call: Call) -> Array:
         """Compute the value, wrongly where a plant says so, and keep it."""
         site = Site(call.step, call.layer, call.point)
+        wrong = call
         for plant in self.planted:
-            if (changed := self._gone_wrong(plant, call)) is not None:
-                call = changed
+            wrong = self._gone_wrong(plant, wrong) or wrong
+        with np.errstate(all="ignore" if wrong is not call else "warn"):  # a fault may well overflow
+            value = self.tensors[site.key] = wrong.compute(self.arithmetic)
+            if wrong is not call and not np.array_equal(value, call.compute(self.arithmetic), equal_nan=True):
                 self.touched.append(str(site))
-        value = self.tensors[site.key] = call.compute(self.arithmetic)
         return value
 
     def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
@@ -104,7 +108,7 @@ def record_reference(
     Raises
     ------
     UsageError
-        Where a planted hypothesis touched nothing: it does not apply to this model, layer or run.
+        Where a planted hypothesis changed nothing: it does not apply to this model, layer or run.
     """
     probe = Recording(arithmetic, model, planted)
     steps = [_step(prompt, 0)]
@@ -123,7 +127,7 @@ def record_reference(
         if not any(_names(plant, site) for site in probe.touched):
             where = "at any layer" if plant.layer is None else f"at layer {plant.layer}"
             raise UsageError(
-                f"--bug {plant.hypothesis.id}: nothing it applies to {where} of {model.gguf.path.name} in "
+                f"--bug {plant.hypothesis.id}: nothing it changes {where} of {model.gguf.path.name} in "
                 f"{count} step{'s' if count > 1 else ''} ({plant.hypothesis.says}; "
                 f"it applies to {', '.join(plant.hypothesis.points)})"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ import numpy.typing as npt
 from firstdiff import floors
 from firstdiff.align import Alignment
 from firstdiff.cases import Case, Done
+from firstdiff.detail import Details
 from firstdiff.dumps import Site, Step, Trace
+from firstdiff.fingerprint import Levels
 from firstdiff.measure import axes_of, locate, measure, relative
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.operations import visible
@@ -47,6 +49,8 @@ class Replay(Probe):
 
     trace: Trace
     alignment: Alignment = field(default_factory=Alignment)
+    levels: Levels = field(default_factory=Levels)
+    details: Details | None = None  # where a closer look at each site is wanted
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
     _origins: dict[int, _Origin] = field(default_factory=dict, init=False)
     _current: int = field(default=0, init=False)
@@ -74,15 +78,21 @@ class Replay(Probe):
         if dtype == "f16" and own:
             recorded = _within_f16(recorded, computed)
         calls = (*(done.call for done in pending), call)
-        floor = floors.floor(self.arithmetic, calls, own=own, inputs=inputs)
+        tight = floors.floor(self.arithmetic, calls, own=own, inputs=inputs)
+        level = self.levels.floor(calls)
+        floor = max(tight, level)
         verdict = self._judge(site, call, recorded, computed, wrong=wrong, pending=pending, floor=floor)
+        if level > tight:
+            verdict = replace(verdict, tight=tight)
         if verdict.status is Status.DIVERGES and self._is_normed(site, recorded):
             reason = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
             self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))
             return self._keep(call, computed, wrong=wrong, pending=(*pending, Done(call, computed)), lost=inputs)
         self.sites.append(verdict)
+        seen = counted(call.point, computed)
+        if self.details is not None:
+            self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes_of(call.point), seen=seen)
         if verdict.status is Status.DIVERGES:
-            seen = counted(call.point, computed)
             error = verdict.local_error or 0.0
             self.diverged(Case(site, call, recorded, computed, error, floor, 0.0, seen, pending))
         return self._keep(call, recorded, wrong=wrong or verdict.status is Status.DIVERGES, pending=(), lost=own)
@@ -143,7 +153,9 @@ class Replay(Probe):
         """Take note of a site that diverges. What is made of it is the business of an explaining replay."""
 
     def _keep(self, call: Call, value: Array, *, wrong: bool, pending: tuple[Done, ...], lost: float) -> Array:
-        self._origins[id(value)] = _Origin(value, wrong, pending, cached=call.point in ("k_cache", "v_cache"), lost=lost)
+        self._origins[id(value)] = _Origin(
+            value, wrong, pending, cached=call.point in ("k_cache", "v_cache"), lost=lost
+        )
         return value
 
 

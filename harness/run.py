@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from firstdiff.capture import capture
 from firstdiff.dumps import Trace, TraceError, TraceWriter, open_trace
 from firstdiff.engine_trace import Engine, engine_trace
 from firstdiff.errors import CaptureError, UsageError
+from firstdiff.folders import make_folder
 from firstdiff.judge import judge
-from firstdiff.llamacpp import LlamaCpp, version
-from firstdiff.model.arithmetic import ARITHMETICS
+from firstdiff.llamacpp import PLAIN, Attention, LlamaCpp, version
+from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.errors import ModelError
 from firstdiff.progress import QUIET, Progress
@@ -70,38 +72,6 @@ def run_folder(model: Path) -> Path:
     return next(p for n in range(1000) if not (p := base / (stem + (f"-{n}" if n else ""))).exists())
 
 
-def make_folder(out: Path) -> None:
-    """Make a folder, once what goes in first is known to be readable: no mistake leaves an empty one.
-
-    Raises
-    ------
-    CaptureError
-        Where that cannot be.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise CaptureError(f"{out}: is a file, where a folder is wanted: give another one with --out") from None
-    except (OSError, ValueError) as e:
-        reason = e.strerror if isinstance(e, OSError) else e
-        raise CaptureError(f"{out}: cannot be made ({reason}): give another folder with --out") from e
-
-
-def keep_verdict(out: Path, text: str) -> None:
-    """Write ``verdict.json`` into a run's folder.
-
-    Raises
-    ------
-    CaptureError
-        Where it cannot be written.
-    """
-    path = out / "verdict.json"
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise CaptureError(f"{path}: cannot be written ({e.strerror}): give another folder with --out") from e
-
-
 def identity(model: Model) -> dict[str, Any]:
     """What a trace says of its model: file name and SHA-256 (of a split model, of its parts' digests)."""
     digests = []
@@ -119,6 +89,7 @@ def record_llama(
     *,
     decode: int = 0,
     threads: int = 1,
+    attention: Attention = PLAIN,
     said: dict[str, Any] | None = None,
     progress: Progress = QUIET,
 ) -> tuple[Trace, tuple[str, ...], tuple[str, ...]]:
@@ -136,6 +107,8 @@ def record_llama(
         Steps to decode after a prompt.
     threads
         Threads that llama.cpp computes with.
+    attention
+        Its options of attention.
     said
         :func:`identity` of the model.
     progress
@@ -147,13 +120,18 @@ def record_llama(
     """
     steps = [_tokens(model, source)] if isinstance(source, Input) else [list(s) for s in source]
     model.check_tokens([t for s in steps for t in s], decode=decode)
+    attention.check(model.hp.head_dim)
     release = version()  # fails where there is no llama.cpp, before anything is made
     make_folder(out.parent)
-    with LlamaCpp(model.gguf.path, threads=threads, log=out.with_name(out.name + ".log")) as engine:
-        options = {"threads": threads, "flash_attention": False, "kv": "f16", "repacked_weights": False}
+    log = out.with_name(out.name + ".log")
+    with LlamaCpp(model.gguf.path, threads=threads, log=log, attention=attention) as engine:
         said_engine = {
-            "name": "llama.cpp", "version": release, "backend": "cpu", "arithmetic": "ggml-cpu", "options": options,
-        }  # fmt: skip
+            "name": "llama.cpp",
+            "version": release,
+            "backend": "cpu",
+            "arithmetic": attention.arithmetic(threads).name,
+            "options": {"threads": threads, **attention.stated, "repacked_weights": False},
+        }
         with TraceWriter(out, engine=said_engine, model=said or identity(model)) as writer:
             watch = progress.layers(model.hp.n_layer, max(1 + decode, len(steps)))
             worst = capture(engine, steps[0], writer, decode=decode, forced=steps[1:], watch=watch)
@@ -168,15 +146,41 @@ def _changed(worst: float | None) -> str:
     return f"recording changed llama.cpp's own logits, by up to {worst:.2g}: its trace is not quite its plain run"
 
 
-def certify(path: Path, source: Input, *, decode: int, threads: int, out: Path, progress: Progress = QUIET) -> Verdict:
+def certify(
+    path: Path,
+    source: Input,
+    *,
+    decode: int,
+    threads: int,
+    out: Path,
+    attention: Attention = PLAIN,
+    detailed: bool = False,
+    progress: Progress = QUIET,
+) -> Verdict:
     """Record llama.cpp and judge it against the reference: the certificate that both can be trusted on a model."""
     progress.say("opening the model")
     model = open_model(path)
     progress.say("recording llama.cpp")
+    said = identity(model)
     trace, notes, pieces = record_llama(
-        model, source, out / "llama.cpp", decode=decode, threads=threads, progress=progress
+        model,
+        source,
+        out / "llama.cpp",
+        decode=decode,
+        threads=threads,
+        attention=attention,
+        said=said,
+        progress=progress,
     )
-    return judge(model, trace, notes=notes, pieces=pieces, progress=progress)
+    return judge(
+        model,
+        trace,
+        notes=notes,
+        pieces=pieces,
+        sha256=said["sha256"],
+        detailed=detailed,
+        progress=progress,
+    )
 
 
 def judge_candidates(
@@ -188,6 +192,8 @@ def judge_candidates(
     names: str | None = None,
     threads: int,
     out: Path,
+    attention: Attention = PLAIN,
+    detailed: bool = False,
     progress: Progress = QUIET,
 ) -> list[Verdict]:
     """Judge candidates' traces, with llama.cpp on the same tokens as a witness where it is installed.
@@ -204,6 +210,10 @@ def judge_candidates(
         The user's engine, to be run first; its dump is judged like any other.
     names
         How the traces' names are to be understood: see :func:`firstdiff.dumps.open_trace`.
+    attention
+        llama.cpp's options, as the witness.
+    detailed
+        See :func:`firstdiff.judge.judge`.
     threads, out, progress
         As elsewhere.
     """
@@ -225,7 +235,17 @@ def judge_candidates(
     checks = [_preflight(model, trace, source, said) for trace in traces]
     if engine is not None:  # a text that is given is compared as a text
         checks[-1] |= {check: says for check, says in ran.items() if check != "tokens" or source.prompt is None}
-    return _judge_all(model, traces, checks, said, threads=threads, out=out, progress=progress)
+    return _judge_all(
+        model,
+        traces,
+        checks,
+        said,
+        threads=threads,
+        attention=attention,
+        out=out,
+        detailed=detailed,
+        progress=progress,
+    )
 
 
 def _opened(path: Path, tokens: Sequence[int] | None, source: Input, names: str | None) -> Trace:
@@ -263,18 +283,18 @@ def _judge_all(
     said: dict[str, Any],
     *,
     threads: int,
+    attention: Attention,
     out: Path,
+    detailed: bool,
     progress: Progress,
 ) -> list[Verdict]:
     pairs = list(zip(traces, checks, strict=True))
+    judged = partial(judge, model, sha256=said["sha256"], detailed=detailed, progress=progress)
     try:
         version()
     except CaptureError as e:
         alone = f"judged against the reference alone: {e}"
-        return [
-            judge(model, trace, preflight=check, notes=(*_unknown(trace), alone), progress=progress)
-            for trace, check in pairs
-        ]
+        return [judged(trace, preflight=check, notes=(*_unknown(trace), alone)) for trace, check in pairs]
     verdicts = []
     seen: dict[tuple[tuple[int, ...], ...], tuple[Trace, tuple[str, ...], tuple[str, ...]]] = {}
     for trace, check in pairs:
@@ -282,12 +302,12 @@ def _judge_all(
         if steps not in seen:
             progress.say("recording llama.cpp")
             folder = out / ("llama.cpp" if not seen else f"llama.cpp-{len(seen) + 1}")
-            seen[steps] = record_llama(model, steps, folder, threads=threads, said=said, progress=progress)
+            seen[steps] = record_llama(
+                model, steps, folder, threads=threads, attention=attention, said=said, progress=progress
+            )
         witness, notes, pieces = seen[steps]
         notes = (*_unknown(trace), *notes)
-        verdicts.append(
-            judge(model, trace, witness=witness, preflight=check, notes=notes, pieces=pieces, progress=progress)
-        )
+        verdicts.append(judged(trace, witness=witness, preflight=check, notes=notes, pieces=pieces))
     return verdicts
 
 
@@ -355,10 +375,14 @@ def record(
     engine: str,
     decode: int,
     threads: int,
+    attention: Attention = PLAIN,
     planted: Sequence[Planted] = (),
     progress: Progress = QUIET,
 ) -> Trace:
-    """Record one engine's run: ``llama.cpp:cpu``, ``reference:f64``, ``reference:f32`` or ``reference:ggml-cpu``."""
+    """Record one engine's run: ``llama.cpp:cpu``, or ``reference:`` and an arithmetic.
+
+    See :func:`firstdiff.model.arithmetic.arithmetic_named`.
+    """
     progress.say("opening the model")
     model = open_model(path)
     for plant in planted:
@@ -372,9 +396,13 @@ def record(
     if name == "llama.cpp" and rest in ("", "cpu"):
         if planted:
             raise UsageError("--bug: faults are planted in the reference, not in llama.cpp: give --engine reference")
-        trace, _, _ = record_llama(model, source, out, decode=decode, threads=threads, progress=progress)
+        trace, _, _ = record_llama(
+            model, source, out, decode=decode, threads=threads, attention=attention, progress=progress
+        )
         return trace
-    arithmetic = ARITHMETICS.get(rest or "f64") if name == "reference" else None
+    if attention != PLAIN:
+        raise UsageError("--flash-attention and --kv are llama.cpp's: give --engine reference:ggml-cpu+flash+kv=q8_0")
+    arithmetic = _arithmetic(rest or "f64") if name == "reference" else None
     if arithmetic is None:
         known = ", ".join(["llama.cpp:cpu", *(f"reference:{a}" for a in ARITHMETICS)])
         raise UsageError(f"--engine {engine}: no such engine (there are {known})")
@@ -391,6 +419,12 @@ def record(
             model, tokens, writer, arithmetic=arithmetic, decode=decode, planted=planted, progress=progress
         )
     return open_trace(out)
+
+
+def _arithmetic(name: str) -> Arithmetic | None:
+    with suppress(ModelError):
+        return arithmetic_named(name)
+    return None
 
 
 def own_version() -> str:

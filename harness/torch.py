@@ -134,7 +134,7 @@ def record(
     ----------
     model
         A causal language model of transformers (llama, mistral, qwen2, qwen3, gemma3), or any module that takes token
-        ids [1, T], and ``past_key_values`` and ``use_cache`` if it is to decode.
+        ids [1, T], and ``past_key_values`` (or ``cache``) and ``use_cache`` if it is to decode.
     tokens
         Token ids of the prompt, [T] or [1, T].
     decode
@@ -163,7 +163,7 @@ def record(
     prompt = _prompt(model, tokens, taps)
     if decode < 0:
         raise UsageError(f"decode is {decode}: give 0 or the number of steps to decode after the prompt")
-    if decode and not _takes_cache(model):
+    if decode and _cache_name(model) is None:
         raise UsageError(
             f"{type(model).__name__}.forward takes no 'past_key_values', and decoding goes through the KV cache: "
             "leave decode at 0"
@@ -188,17 +188,18 @@ def record(
 def _run(model: Module, taps: Taps, prompt: Sequence[int], decode: int, keep: Keep) -> None:
     """Run the steps; `keep` is given the tensors of each by key as soon as it is done."""
     tokens, past, position = tuple(prompt), None, 0
+    name = _cache_name(model)
     with torch.no_grad(), _evaluating(model), _hooked(model, taps) as tensors:
         for index in range(1 + decode):
             ids = torch.tensor([tokens], device=_first_parameter(model).device)  # [1, T]
-            cache = {"past_key_values": past, "use_cache": True} if _takes_cache(model) else {}
+            cache = {} if name is None else {name: past, "use_cache": True}
             output = model(ids, **cache)
             keep(Step(tokens, tuple(range(position, position + len(tokens)))), dict(tensors))
             tensors.clear()
             position += len(tokens)
             if index < decode:
                 tokens = (int(_tensor_of(output).flatten(0, -2)[-1].argmax()),)
-                past = getattr(output, "past_key_values", None)
+                past = getattr(output, name or "", None)
                 if past is None:
                     raise UsageError(f"{type(model).__name__} returns no 'past_key_values': leave decode at 0")
 
@@ -383,8 +384,10 @@ def _prompt(model: Module, tokens: object, taps: Taps) -> tuple[int, ...]:
     return prompt
 
 
-def _takes_cache(model: Module) -> bool:
-    return "past_key_values" in inspect.signature(model.forward).parameters
+def _cache_name(model: Module) -> str | None:
+    """What a model calls its cache: transformers has had both names."""
+    taken = inspect.signature(model.forward).parameters
+    return next((name for name in ("past_key_values", "cache") if name in taken), None)
 
 
 def _first_parameter(model: Module) -> Tensor:

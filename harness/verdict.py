@@ -47,6 +47,8 @@ class SiteVerdict:
         See :class:`Status`.
     local_error, floor
         The largest relative error of a token, and the error that a correct engine of that arithmetic stays below.
+    tight
+        Where the floor is the level of an unknown arithmetic: the floor of the known one nearest to it.
     drift
         Relative difference to another engine's free-running output. Shown, never judged.
     worst, where, not_finite
@@ -74,6 +76,68 @@ class SiteVerdict:
     inputs_right: bool = True
     segment: tuple[str, ...] = ()
     reason: str | None = None
+    tight: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Of the elements of one tensor that count and are finite; `not_finite` counts the others."""
+
+    mean: float
+    rms: float
+    low: float
+    high: float
+    not_finite: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The error along one axis: of each index, or the largest of each `step` neighbours."""
+
+    axis: str
+    size: int
+    step: int
+    errors: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many elements of both tensors lie in each of equally wide bins from `low` to `high`."""
+
+    low: float
+    high: float
+    candidate: tuple[int, ...]
+    reference: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """A closer look at one site: what a page shows of it. See :mod:`firstdiff.detail`.
+
+    Parameters
+    ----------
+    shape, axes
+        Of both tensors.
+    candidate, reference
+        Statistics of both.
+    worst
+        The elements that differ most, relative to their token's root mean square, the worst first.
+    profiles
+        The error along each axis, relative to the same.
+    histogram
+        Of both; None where nothing is finite.
+    scatter
+        Pairs of values, candidate's and reference's, of elements spread over the tensor and of the worst.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    candidate: Statistics
+    reference: Statistics
+    worst: tuple[Element, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+    histogram: Histogram | None = None
+    scatter: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +274,8 @@ class Verdict:
     preflight: dict[str, str] = field(default_factory=dict)
     explanations: tuple[Explanation, ...] = ()
     counter_check: CounterCheck | None = None
+    details: dict[str, Detail] = field(default_factory=dict)  # by site, where they were asked for
+    run: dict[str, Any] = field(default_factory=dict)  # the command and the versions, where a command judged
 
     @property
     def diverging(self) -> tuple[SiteVerdict, ...]:
@@ -300,9 +366,11 @@ class Verdict:
             "coverage": self.coverage,
             "logits": _worst_logits(logits),
             "notes": self.notes,
+            "run": self.run,
             "sites": [_plain(s) for s in self.sites],
         }
-        return json.dumps(strict(record), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(strict(record), indent=1, allow_nan=False)
+        return text.removesuffix("\n}") + f',\n "details": {{{_details(self.details)}}}\n}}\n'
 
 
 def _worst_logits(logits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -310,6 +378,15 @@ def _worst_logits(logits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     if not logits:
         return None
     return max(logits, key=lambda x: (not x["top1_agrees"], x["kl"])) | {"steps": list(logits)}
+
+
+def _details(details: dict[str, Detail]) -> str:
+    """A line a site: a number a line would make the file several times as long."""
+    lines = (
+        f"\n  {json.dumps(site)}: {json.dumps(strict(asdict(detail)), separators=(',', ':'), allow_nan=False)}"
+        for site, detail in details.items()
+    )
+    return ",".join(lines) + ("\n " if details else "")
 
 
 def _plain(site: SiteVerdict) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def block(
     q = probe("Qcur_rope", rope, q, positions, factors, **turn)
     k = probe("Kcur_rope", rope, k, positions, factors, **turn)
     keys = cache.k[layer] = probe("k_cache", append, cache.k.get(layer), k)  # [S, H_kv, D]
-    values = cache.v[layer] = probe("v_cache", append, cache.v.get(layer), v)
+    values = cache.v[layer] = probe("v_cache", append, cache.v.get(layer), v, values=True)
     kq = probe("kq", scores, q, keys, group=hp.group)  # [H, T, S]
     p = probe("kq_soft_max", soft_max, kq, scale=hp.head_dim**-0.5)
     o = probe("kqv_out", attend, p, values, group=hp.group)  # [T, H * D]

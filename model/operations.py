@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.model import quants
-from firstdiff.model.arithmetic import Arithmetic, Array, round_to
+from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.flash import attended_in_f16, sums_in_f16
 from firstdiff.model.rope import angles
 from firstdiff.model.weights import Weight
 
@@ -47,15 +48,18 @@ def linear(
     CPU backend does for the weight's type; Q4_1 and Q5_1 then take the block sums that ggml stores beside the
     codes, rounded to f16, for the products with the minima.
     """
-    x = arithmetic.widen(x)
+    x = arithmetic.operand(x)
     sums = None
     if arithmetic.ggml_products:
         x, sums = quants.round_activations(np.ascontiguousarray(x, np.float32), weight.kind)
     y = np.empty((x.shape[0], weight.shape[0]), arithmetic.dtype)
     buffer = weight.buffer()
     for start, stop in weight.chunks():
-        rows = arithmetic.keep(arithmetic.widen(weight.rows(start, stop, buffer)))
-        np.matmul(x, rows.T, out=y[:, start:stop])
+        rows = arithmetic.operand(arithmetic.keep(arithmetic.widen(weight.rows(start, stop, buffer))))
+        if arithmetic.products == "f16-sums":
+            y[:, start:stop] = sums_in_f16(x, rows)
+        else:
+            np.matmul(x, rows.T, out=y[:, start:stop])
         if sums is not None and (minima := weight.minima(start, stop)) is not None:
             y[:, start:stop] += sums @ minima.T
     if bias is not None:
@@ -105,18 +109,18 @@ def rope(
     return y
 
 
-def append(past: Array | None, new: Array, *, arithmetic: Arithmetic) -> Array:
-    """What a layer's cache holds after this step, [S - T, H_kv, D] and [T, H_kv, D] -> [S, H_kv, D]."""
-    new = arithmetic.widen(round_to(new, arithmetic.cache))
+def append(past: Array | None, new: Array, *, values: bool = False, arithmetic: Arithmetic) -> Array:
+    """What a layer's cache of keys, or `values`, holds now: [S - T, H_kv, D] and [T, H_kv, D] -> [S, H_kv, D]."""
+    new = arithmetic.enter(new, values=values)
     return new if past is None else np.concatenate([arithmetic.widen(past), new])
 
 
 def scores(q: Array, keys: Array, *, group: int, arithmetic: Arithmetic) -> Array:
     """Raw attention scores, unscaled: [T, H, D] and [S, H_kv, D] -> [H, T, S]; head h reads KV head h // group."""
-    q = arithmetic.operand(q)
+    q = arithmetic.query(q)
     tokens, heads, dim = q.shape
     grouped = q.transpose(1, 0, 2).reshape(heads // group, group * tokens, dim)  # [H_kv, group * T, D]
-    kq = grouped @ arithmetic.widen(keys).transpose(1, 2, 0)  # [H_kv, group * T, S]
+    kq = grouped @ arithmetic.cached(keys).transpose(1, 2, 0)  # [H_kv, group * T, S]
     return kq.reshape(heads, tokens, -1)
 
 
@@ -141,10 +145,17 @@ def visible(queries: int, keys: int, offset: int = 0) -> npt.NDArray[np.bool_]:
 
 
 def attend(p: Array, values: Array, *, group: int, arithmetic: Arithmetic) -> Array:
-    """Attention output with heads merged: [H, T, S] and [S, H_kv, D] -> [T, H * D]."""
+    """Attention output with heads merged: [H, T, S] and [S, H_kv, D] -> [T, H * D].
+
+    ggml's flash attention never makes `p`; with values in f16 it also adds up in f16, but for tiles of many queries.
+    """
     heads, tokens, keys = p.shape
-    grouped = arithmetic.operand(p).reshape(heads // group, group * tokens, keys)  # [H_kv, group * T, S]
-    out = grouped @ arithmetic.widen(values).transpose(1, 0, 2)  # [H_kv, group * T, D]
+    grouped = arithmetic.probabilities(p).reshape(heads // group, group * tokens, keys)  # [H_kv, group * T, S]
+    held = arithmetic.cached(values).transpose(1, 0, 2)  # [H_kv, S, D]
+    if arithmetic.attends_in_f16(tokens):
+        out = arithmetic.widen(attended_in_f16(grouped, held, arithmetic.chunks(tokens, keys)))
+    else:
+        out = grouped @ held  # [H_kv, group * T, D]
     return np.ascontiguousarray(out.reshape(heads, tokens, -1).transpose(1, 0, 2)).reshape(tokens, -1)
 
 

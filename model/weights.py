@@ -104,7 +104,8 @@ class Weight:
             return quants.minima(raw, self.kind).reshape(stop - start, -1)
         blocks = raw.reshape(-1, self.kind.nbytes).copy()
         blocks[:, CODES[self.kind.name]] = 0
-        return self.decode(blocks, self.kind)[:, 0].reshape(stop - start, -1)
+        values = self.decode(blocks, self.kind)
+        return values[:, 0].reshape(stop - start, -1) if (values == values[:, :1]).all() else None
 
     def buffer(self) -> npt.NDArray[np.float32] | None:
         """Memory for one of :meth:`chunks`, to be used again for the next; None where values need none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from firstdiff.checked import Checked
-from firstdiff.reports.explained import explained
+from firstdiff.reports.explanations import paragraphs
 
 MOST = 10
 """Annotations of one kind that GitHub shows of a step."""
@@ -27,7 +27,7 @@ def lines(cases: Sequence[Checked]) -> list[str]:
 
 
 def _message(c: Checked) -> str:
-    told = [*c.failures[:1], *(explained(c.verdict)[:1] if c.verdict is not None else ())]
+    told = [*c.failures[:1], *(paragraphs(c.verdict)[:1] if c.verdict is not None else ())]
     return "\n".join(t[:LONGEST] for t in told)
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from firstdiff.checked import Changes, Checked
 from firstdiff.reports import words
-from firstdiff.reports.explained import explained
+from firstdiff.reports.explanations import paragraphs
 from firstdiff.reports.terminal import Page, Trimmed
 
 
@@ -51,7 +51,7 @@ def _told(c: Checked) -> list[str]:
     """What is wrong with a case, and what changed."""
     told = [*c.failures]
     if c.verdict is not None and not c.passes:
-        told += explained(c.verdict)
+        told += paragraphs(c.verdict)
     told += [*_changes(c.changes), *(f"Note: {note}." for note in c.notes)]
     if c.report and not c.passes:
         told.append(f"Report: {c.report}")

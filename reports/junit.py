@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from firstdiff.checked import Checked
 from firstdiff.reports import words
-from firstdiff.reports.explained import explained
+from firstdiff.reports.explanations import paragraphs
 
 LONGEST = 10_000  # characters of a text
 
@@ -33,7 +33,7 @@ def properties(c: Checked) -> Iterator[tuple[str, str]]:
         if verdict.first is not None:
             yield "firstdiff.first", verdict.first.site
         yield "firstdiff.judged", f"{verdict.judged} of {len(verdict.sites)}"
-        yield from (("firstdiff.explanation", paragraph) for paragraph in explained(verdict))
+        yield from (("firstdiff.explanation", paragraph) for paragraph in paragraphs(verdict))
     if c.report:
         yield "firstdiff.report", c.report
 
@@ -42,7 +42,7 @@ def text(c: Checked) -> str:
     """What is wrong with a case, a line a sentence: first what, then why, then where."""
     told = [*c.failures]
     if c.verdict is not None:
-        told += [*explained(c.verdict), *(s for s in words.sentences(c.verdict) if s not in c.failures)]
+        told += [*paragraphs(c.verdict), *(s for s in words.sentences(c.verdict) if s not in c.failures)]
     told += [f"Note: {note}." for note in c.notes]
     return "\n".join([*told, *([f"Report: {c.report}"] if c.report else [])])
 

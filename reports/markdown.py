@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from firstdiff.checked import Changes, Checked
 from firstdiff.reports import words
-from firstdiff.reports.explained import explained
+from firstdiff.reports.explanations import paragraphs
 from firstdiff.verdict import SiteVerdict, Verdict
 
 MOST = 1 << 20
@@ -95,7 +95,7 @@ def _case(c: Checked) -> str:
     if verdict is not None:
         shown = set(c.failures)
         told += [inert(s) for s in words.sentences(verdict) if s not in shown] if not c.passes else []
-        told += [f"> {inert(paragraph)}" for paragraph in explained(verdict)]
+        told += [f"> {inert(paragraph)}" for paragraph in paragraphs(verdict)]
         if verdict.diverging:
             told.append("\n".join(_diverging(verdict.diverging)))
     if c.changes is not None and _moved(c.changes):

@@ -1,11 +1,11 @@
-"""The verdict for a terminal: in a sentence what is the first to go wrong, then a map, a table, the coverage.
+"""The verdict for a terminal: in a sentence what is the first to go wrong, why, then a map, a table, the coverage.
 
 Readable in 60 columns and in black and white: colour only repeats what the characters say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import StringIO
 
@@ -14,9 +14,9 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from firstdiff.reports import explanations, words
 from firstdiff.reports import map as layers
-from firstdiff.reports import words
-from firstdiff.verdict import SiteVerdict, Verdict
+from firstdiff.verdict import Explanation, SiteVerdict, Verdict
 
 ROWS = 20  # of the table of diverging sites
 NARROW = 72  # columns below which the table leaves out operation and drift, so that `where` keeps its room
@@ -57,6 +57,7 @@ def show(verdict: Verdict, console: Console, *, where: str | None = None) -> Non
     page = Page(console.width, console.encoding)
     sections = (
         _sentences(verdict, page, where),
+        [page.text(told) for told in explanations.paragraphs(verdict, where)],
         [page.line(line) for line in layers.lines(verdict, page.width, where)],
         _table(verdict, page, where),
         _facts(verdict, page, where),
@@ -66,6 +67,21 @@ def show(verdict: Verdict, console: Console, *, where: str | None = None) -> Non
             console.print()
         for part in section:
             console.print(Trimmed(part), highlight=False)
+
+
+def show_explanations(verdict: Verdict, chosen: Sequence[Explanation], site: str | None, console: Console) -> None:
+    """Print some explanations of a verdict in full; without any, say why there is none."""
+    page = Page(console.width, console.encoding)
+    told = [[page.text(part) for part in explanations.in_full(e)] for e in chosen]
+    if site is None:
+        told.append([page.text(part) for part in filter(None, [explanations.counter_check(verdict)])])
+    if not chosen:
+        told = [[page.text(explanations.nothing(verdict, site))]]
+    for i, part in enumerate(x for x in told if x):
+        if i:
+            console.print()
+        for line in part:
+            console.print(Trimmed(line), highlight=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +96,7 @@ class Page:
         if not self.encoding.startswith("utf"):
             told = told.translate({ord("·"): ".", ord("…"): "...", ord("─"): "-"})
             told = told.encode(self.encoding, "backslashreplace").decode(self.encoding)
-        visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in told)
+        visible = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in told)
         return Text(visible, style, overflow="fold")
 
     def line(self, spans: layers.Line) -> Text:

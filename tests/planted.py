@@ -15,7 +15,7 @@ from firstdiff.demo import smollm2
 from firstdiff.dumps import Site, Step, Trace, TraceWriter, open_trace
 from firstdiff.ggml import bindings
 from firstdiff.hypotheses import TABLE
-from firstdiff.llamacpp import LlamaCpp
+from firstdiff.llamacpp import PLAIN, Attention, LlamaCpp
 from firstdiff.model.arithmetic import F64, Arithmetic
 from firstdiff.model.engine import Model
 from firstdiff.model.synthetic import Llama, write_llama
@@ -91,10 +91,13 @@ def synthetic(folder: Path, **shape: Any) -> Path:
 
 
 def recorded(
-    path: Path, out: Path, tokens: Sequence[int], *, decode: int, threads: int = 1
+    path: Path, out: Path, tokens: Sequence[int], *, decode: int, threads: int = 1, attention: Attention = PLAIN
 ) -> tuple[Trace, float | None]:
     """llama.cpp's trace of a run, and how much recording changed its logits."""
-    engine = {"name": "llama.cpp", "backend": "cpu", "arithmetic": "ggml-cpu"}
-    with LlamaCpp(path, threads=threads) as llama, TraceWriter(out, engine=engine, model={}) as writer:
+    engine = {"name": "llama.cpp", "backend": "cpu", "arithmetic": attention.arithmetic(threads).name}
+    with (
+        LlamaCpp(path, threads=threads, attention=attention) as llama,
+        TraceWriter(out, engine=engine, model={}) as writer,
+    ):
         changed = capture(llama, tokens, writer, decode=decode)
     return open_trace(out), changed

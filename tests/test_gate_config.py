@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,14 @@ def test_little_is_needed(tmp_path: Path) -> None:
     assert config.cases[0].prompt == Prompt()
     assert config.limits == Limits()
     assert config.baseline == tmp_path / "firstdiff-baseline"
+
+
+def test_the_example_of_the_readme_is_read(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    config = read_config(written(tmp_path, example))
+    assert [case.name for case in config.cases] == ["tiny/digits/mine", "tiny/bytes/mine", "tiny/metal"]
+    assert config.limits == Limits(1.0, 0.9, 0.01, ("norm-eps",))
 
 
 MODEL = '[models]\nm = "m.gguf"\n'

@@ -72,8 +72,16 @@ INVISIBLE_LATER = ("mask-offset",)
 """A decode step has one query, which sees every key anyway."""
 
 
+LOCATED = (
+    "rope-pairing", "rope-base", "rope-position", "norm-eps", "norm-weight-missing", "weight-transposed",
+    "weight-reinterpreted", "gate-up-swapped", "gqa-map", "scale-missing", "mask-offset", "residual-clipped",
+    "final-norm-missing", "head-transposed", "nibble-order", "min-missing",
+)  # fmt: skip
+"""One of each kind. tests/test_diagnosis.py plants the whole table."""
+
+
 @pytest.mark.parametrize("layer", [0, LAYERS // 2, LAYERS - 1])
-@pytest.mark.parametrize("bug", TABLE)
+@pytest.mark.parametrize("bug", LOCATED)
 def test_each_planted_bug_is_located_on_a_small_model(small: Model, bug: str, layer: int) -> None:
     # An epsilon's error is near to the floor here: a decode step may have no token small enough to show it.
     trace, touched = plant(small, PROMPT, (bug, layer), decode=0 if bug == "norm-eps" else 2)
@@ -83,8 +91,8 @@ def test_each_planted_bug_is_located_on_a_small_model(small: Model, bug: str, la
         assert with_status(sites, Status.DIVERGES) == touched
 
 
-IN_LAYERS = [bug for bug, h in TABLE.items() if not h.outside_layers and bug != "norm-eps"]
-OUTSIDE = [bug for bug, h in TABLE.items() if h.outside_layers]
+IN_LAYERS = [bug for bug in LOCATED if not TABLE[bug].outside_layers and bug != "norm-eps"]
+OUTSIDE = [bug for bug in LOCATED if TABLE[bug].outside_layers]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +134,7 @@ def test_a_clean_run_has_no_diverging_site(small: Model, arithmetic: object) -> 
 
 
 def test_three_bugs_at_once_are_all_found(small: Model) -> None:
-    trace, touched = plant(small, PROMPT, ("norm-weight-missing", 1), ("gqa-map", 3), ("weight-swapped", 4), decode=2)
+    trace, touched = plant(small, PROMPT, ("norm-weight-missing", 1), ("gqa-map", 3), ("gate-up-swapped", 4), decode=2)
     sites = replayed(small, trace, F32)
     assert with_status(sites, Status.DIVERGES) == touched
     assert_located(small, trace, touched, sites)
@@ -167,7 +175,7 @@ HALF = {"attn_norm", "Qcur", "Kcur", "Kcur_rope", "kq", "kq_soft_max", "attn_out
         ("norm-weight-missing", "Vcur-3", ["attn_norm-3"]),
         ("rope-pairing", "Qcur_rope-3", None),
         ("scale-missing", "kqv_out-3", ["kq-3", "kq_soft_max-3"]),
-        ("weight-swapped", "ffn_up-3", None),
+        ("gate-up-swapped", "ffn_out-3", ["ffn_swiglu-3"]),
         ("residual-clipped", "ffn_inp-3", ["attn_out-3"]),
     ],
 )

@@ -18,7 +18,7 @@ from planted import MemoryWriter, synthetic
 
 from firstdiff.capture import capture
 from firstdiff.dumps import open_trace
-from firstdiff.interruption import left_in
+from firstdiff.interruption import held_back, left_in
 from firstdiff.llamacpp import LlamaCpp
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import open_model
@@ -178,13 +178,13 @@ def drained(near: int, child: subprocess.Popen[bytes]) -> str:
 def test_an_interrupted_recording_can_be_read_and_is_named(engine: str, tmp_path: Path) -> None:
     model = synthetic(tmp_path, n_layer=8, n_ctx=4096)
     child = subprocess.Popen(
-        [sys.executable, "-m", "firstdiff", "record", str(model), "--engine", engine, "--tokens", TOKENS]
-        + ["--decode", "4000", "--out", "run"],
+        [sys.executable, "-m", "firstdiff", "record", str(model), "--engine", engine, "--tokens", TOKENS,
+         "--decode", "4000", "--out", "run"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     wait_for(tmp_path / "run" / "step-003.safetensors", child)
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
+    out, err = ended(child)
     assert (child.returncode, out) == (130, "")
     said = re.fullmatch(r"firstdiff: interrupted: what was recorded can be read: run \(([0-9]+) steps\)\n", err)
     assert said, err
@@ -202,6 +202,39 @@ def wait_for(path: Path, child: subprocess.Popen[str]) -> None:
     assert path.exists(), child.communicate()
 
 
+def test_an_interruption_is_not_lost_in_a_callback_of_c_code(model: Path) -> None:
+    """Python drops an exception that leaves a callback: in llama.cpp's log, or on the way into the hook."""
+    stopped = []
+
+    def decode() -> None:
+        with held_back(lambda: stopped.append(True)):
+            os.kill(os.getpid(), signal.SIGINT)
+            stopped.append(False)
+
+    with pytest.raises(KeyboardInterrupt):
+        decode()
+    assert stopped == [True, False]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    seen = []
+
+    def interrupt(*at: object) -> None:
+        seen.append(at)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with LlamaCpp(model) as engine, pytest.raises(KeyboardInterrupt):
+        capture(engine, [1, 70], MemoryWriter(), watch=interrupt)  # type: ignore[arg-type]
+    assert len(seen) == 1  # nothing is copied any more
+
+
+def ended(child: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it printed; one that does not end is ended, and fails the test."""
+    try:
+        return child.communicate(timeout=60)
+    finally:
+        child.kill()
+
+
 def test_an_interrupted_gate_says_which_traces_there_are(tmp_path: Path) -> None:
     """The engine dumps one step, and hangs in the next."""
     model = write_model(tmp_path / "tiny.gguf")
@@ -210,8 +243,9 @@ def test_an_interrupted_gate_says_which_traces_there_are(tmp_path: Path) -> None
         "import pathlib, shutil, sys, time\nshutil.copytree('kept', sys.argv[1])\n"
         "pathlib.Path('up').touch()\ntime.sleep(60)\n"
     )
+    command = f"{sys.executable} engine.py {{dump}}"
     (tmp_path / "firstdiff.toml").write_text(
-        f"[models]\ntiny = 'tiny.gguf'\n[prompts]\np = [1, 70]\n[engines]\nslow = '{sys.executable} engine.py {{dump}}'\n"
+        f"[models]\ntiny = 'tiny.gguf'\n[prompts]\np = [1, 70]\n[engines]\nslow = '{command}'\n"
     )
     child = subprocess.Popen(
         [sys.executable, "-m", "firstdiff", "gate", "--out", "out"],
@@ -219,7 +253,7 @@ def test_an_interrupted_gate_says_which_traces_there_are(tmp_path: Path) -> None
     )  # fmt: skip
     wait_for(tmp_path / "up", child)
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
+    _, err = ended(child)
     assert child.returncode == 130
     assert err == "firstdiff: interrupted: what was recorded can be read: out/tiny/p/slow/engine (1 step)\n"
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -91,14 +94,13 @@ def test_an_engine_that_breaks_fails_with_the_sentence_the_explanation_and_the_r
     assert lines[1].startswith("12 sites are worse than in the baseline: Qcur_rope-0 (agrees, now diverges)")
     assert lines[2].startswith("Qcur_rope and Kcur_rope at every layer")
     report = Path(lines[-1].removeprefix("Report: "))
+    assert report.name == "report.html"
     assert report.is_relative_to(based.folder / "firstdiff-runs")
     assert report.is_file()
     assert "Traceback" not in section
     assert "test_every_tensor_is_right" in done.stdout
 
-    cases = {
-        case.get("name"): case for case in ET.parse(based.folder / "junit.xml").getroot().iter("testcase")
-    }
+    cases = {case.get("name"): case for case in ET.parse(based.folder / "junit.xml").getroot().iter("testcase")}
     for name in ("tiny/bytes/sample", "test_every_tensor_is_right"):
         properties = {p.get("name"): str(p.get("value")) for p in cases[name].iter("property")}
         assert properties["firstdiff.first"] == "Qcur_rope-0"
@@ -109,7 +111,7 @@ def test_an_engine_that_breaks_fails_with_the_sentence_the_explanation_and_the_r
         assert "Qcur_rope-0 is the first to go wrong" in str(failure.get("message"))
 
 
-def test_a_tensor_that_is_no_longer_dumped_fails(based: Sample) -> None:
+def test_a_tensor_that_is_no_longer_dumped_fails_until_the_baseline_is_made_again(based: Sample) -> None:
     based.change("engine.py", 'put("attn_out", merged @ weight("attn_output").T)', 'merged @ weight("attn_output").T')
     done = based.pytest("firstdiff.toml")
     assert done.returncode == 1
@@ -123,21 +125,13 @@ def test_an_engine_that_raises_says_its_last_words(based: Sample) -> None:
     assert "ZeroDivisionError: no sum" in done.stdout.partition("short test summary")[0]
     assert "INTERNALERROR" not in done.stdout
 
-
-def test_baselines_are_written_anew_when_asked_to(based: Sample) -> None:
-    based.change("engine.py", 'put("attn_out", merged @ weight("attn_output").T)', 'merged @ weight("attn_output").T')
     assert based.pytest("firstdiff.toml", "--firstdiff-regen").returncode == 0
     assert based.pytest("firstdiff.toml").returncode == 0
 
 
-def test_a_folder_for_the_runs_can_be_named(based: Sample) -> None:
-    assert based.pytest("firstdiff.toml", "--firstdiff-out", "here").returncode == 0
+def test_one_case_can_be_selected_and_a_folder_for_the_run_be_named(based: Sample) -> None:
+    assert "1 passed, 1 deselected" in based.pytest("firstdiff.toml", "-k", "bytes", "--firstdiff-out", "here").stdout
     assert (based.folder / "here" / "firstdiff" / "tiny/bytes/sample" / "verdict.json").is_file()
-
-
-def test_one_case_can_be_selected(based: Sample) -> None:
-    done = based.pytest("firstdiff.toml", "-k", "bytes")
-    assert "1 passed, 1 deselected" in done.stdout
     assert "1 passed" in based.pytest("firstdiff.toml::tiny/text/sample").stdout
 
 
@@ -166,6 +160,35 @@ def test_a_trace_that_cannot_be_read_fails_the_test_that_judges_it(sample: Sampl
     assert "Traceback" not in done.stdout
 
 
+# GitHub's action
+
+
+def script_of_action() -> str:
+    """The step of action.yml that runs the gate."""
+    text = (HERE.parent / "action.yml").read_text()
+    (block,) = re.findall(r"      run: \|\n((?:        .*\n)+)", text)
+    return textwrap.dedent(block)
+
+
+@pytest.mark.parametrize("bug", [False, True])
+def test_the_action_shows_the_summary_and_passes_the_exit_code_on(based: Sample, tmp_path: Path, bug: bool) -> None:
+    if bug:
+        broken(based)
+    command = tmp_path / "firstdiff"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m firstdiff "$@"\n')
+    command.chmod(0o755)
+    summary = tmp_path / "summary.md"
+    done = subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script_of_action()],
+        cwd=based.folder, capture_output=True, text=True, check=False,
+        env=os.environ | {"PATH": f"{tmp_path}:{PYTHON}:{os.environ['PATH']}", "GITHUB_ACTIONS": "true"}
+        | {"GITHUB_STEP_SUMMARY": str(summary), "CONFIG": "firstdiff.toml", "OUT": "out"},
+    )  # fmt: skip
+    assert done.returncode == int(bug), done.stderr
+    assert summary.read_text() == (based.folder / "out" / "summary.md").read_text()
+    assert done.stderr.count("::error ") == 2 * bug
+
+
 # A repository that does not ask
 
 
@@ -191,6 +214,7 @@ def test_the_gate_passes_when_clean(based: Sample) -> None:
     done = based.gate("--out", "out")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("All 2 cases pass.\n")
+    assert not list(based.folder.rglob("report.html"))
     assert "## firstdiff: all 2 cases pass" in (based.folder / "out" / "summary.md").read_text()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from planted import SMOLLM2
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GgufConfig
 
 import firstdiff.torch
 from firstdiff.align import HALF
@@ -19,11 +19,16 @@ PROMPT = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198]
 
 
 def recorded(dtype: torch.dtype) -> Trace:
-    model = AutoModelForCausalLM.from_pretrained(str(SMOLLM2.parent), gguf_file=SMOLLM2.name, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(SMOLLM2.parent), gguf_file=SMOLLM2.name, dtype=dtype, quantization_config=GgufConfig(dequantize=True)
+    )
     return firstdiff.torch.record(model, PROMPT, decode=4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+@pytest.mark.parametrize("dtype", NAMES, ids=str)
 def test_transformers_is_aligned_without_an_option_and_has_no_diverging_site(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
@@ -35,4 +40,4 @@ def test_transformers_is_aligned_without_an_option_and_has_no_diverging_site(
     assert verdict.coverage["agrees"] == verdict.coverage["sites"] == 2865
     assert set(verdict.layouts) == {"Qcur", "Kcur", "Qcur_rope", "Kcur_rope", "k_cache"}
     assert set(verdict.layouts.values()) == {HALF}
-    assert verdict.arithmetic["linear"] == {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
+    assert verdict.arithmetic["linear"] == NAMES[dtype]

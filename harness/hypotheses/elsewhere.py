@@ -19,7 +19,7 @@ LAST, BEFORE = 9, " of the layer before"
 def _instead(call: Call, scene: Scene, values: Values) -> Call | None:
     other = scene.beside(call, values["point"], layers=-1 if values["of"] else 0)
     own = call.inputs[values["input"]] if values["input"] < len(call.inputs) else None
-    if other is None or own is None or other.shape != own.shape:
+    if other is None or not isinstance(own, np.ndarray) or other.shape != own.shape:
         return None
     return with_input(call, values["input"], other)
 
@@ -65,7 +65,7 @@ TABLE = (
         _instead,
         _others,
         "{point}{of} taken as input {input}",
-        stage=1,
+        stage=LAST - 1,
     ),
     Hypothesis(
         "other-arithmetic",

@@ -6,6 +6,7 @@ import argparse
 
 from engine import Engine
 from firstdiff_writer import Writer
+
 from model import load
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import engine
+import numpy as np
+
 import harness
 import model
-import numpy as np
 
 
 def test_its_modules_are_its_own() -> None:

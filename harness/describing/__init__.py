@@ -1,0 +1,59 @@
+"""Describing what no hypothesis explains: what the difference looks like, the most useful first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from firstdiff.cases import Case
+from firstdiff.describing.describe import Finding, describe
+from firstdiff.dumps import Site
+from firstdiff.dumps.points import INSIDE, is_inside
+from firstdiff.hypotheses import Scene
+from firstdiff.measure import axes_of
+from firstdiff.model.arithmetic import Array
+
+__all__ = ["Finding", "describe", "findings"]
+
+COPIES = {
+    "Qcur": ("Qcur_rope",),
+    "Kcur": ("Kcur_rope", "k_cache"),
+    "Vcur": ("v_cache",),
+    "Qcur_rope": ("Qcur",),
+    "Kcur_rope": ("Kcur", "k_cache"),
+    "k_cache": ("Kcur_rope", "Kcur"),
+    "v_cache": ("Vcur",),
+}
+"""Points that hold a candidate's wrong tensor once more, or may: to equal them says nothing."""
+
+
+def findings(case: Case, scene: Scene) -> tuple[str, ...]:
+    """What the difference at a site looks like, in phrases; other tensors of the candidate are looked through too."""
+    found = describe(
+        case.recorded,
+        case.computed,
+        axes=axes_of(case.site.point),
+        floor=case.floor,
+        seen=case.seen,
+        inputs=[x for x in case.call.inputs if isinstance(x, np.ndarray)],
+        others=_others(case, scene),
+    )
+    return tuple(finding.says for finding in found)
+
+
+def _others(case: Case, scene: Scene) -> Iterator[tuple[str, Array]]:
+    """Other recorded tensors: of the layer, of other layers, of other steps."""
+    site = case.site
+    sites = [
+        Site(site.step, site.layer, point)
+        for point in INSIDE
+        if is_inside(site.point) and point != site.point and point not in COPIES.get(site.point, ())
+    ]
+    if site.layer is not None:
+        layers = sorted(set(range(scene.model.hp.n_layer)) - {site.layer}, key=lambda n: abs(n - (site.layer or 0)))
+        sites += [Site(site.step, layer, site.point) for layer in layers]
+    sites += [Site(step, site.layer, site.point) for step in range(site.step)]
+    for other in sites:
+        if (x := scene.lookup(other)) is not None:
+            yield f"{other} as the candidate recorded it", x

@@ -1,0 +1,84 @@
+"""The words of explanations: why sites diverge, and what is said where no hypothesis fits."""
+
+from __future__ import annotations
+
+from firstdiff.reports.words import all_in, apart, listed, number
+from firstdiff.verdict import Explanation, Status, Verdict
+
+MOST = 6  # explanations in a report; the verdict has all
+RUNNERS_UP = 12
+
+
+def paragraphs(verdict: Verdict, where: str | None = None) -> list[str]:
+    """Each explanation in some sentences, and what the counter-check says; nothing where there is none."""
+    told = [explained(e) for e in verdict.explanations[:MOST]]
+    more = len(verdict.explanations) - MOST
+    if more > 0:
+        told.append(f"And {more:,} more explanation{'s' if more > 1 else ''}{all_in(where)}.")
+    return [*told, *filter(None, [counter_check(verdict, where)])]
+
+
+def explained(e: Explanation) -> str:
+    """One explanation: what is wrong where, how well it fits, what to do."""
+    if e.hypothesis is None:
+        findings = "; ".join(e.findings)
+        looks = f" The difference: {findings}." if findings else ""
+        best = f" The nearest is {e.next_best.hypothesis}, which leaves {number(e.next_best.residual)}." if e.next_best else ""
+        return f"{e.extent}: {e.says}.{looks}{best}"
+    parts = [f"{e.extent}: {e.says} ({e.hypothesis}).", _fit(e)]
+    if e.equals:
+        others = " and ".join(f"{t.hypothesis} ({t.says})" for t in e.equals)
+        parts.append(f"As well explained by {others}." + (f" {sentence(e.separate)}" if e.separate else ""))
+    parts.append(f"To do: {e.fix}.")
+    if e.note:
+        parts.append(sentence(e.note))
+    return " ".join(parts)
+
+
+def sentence(text: str) -> str:
+    """A phrase as a sentence of its own."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _fit(e: Explanation) -> str:
+    error, left = apart(e.error, e.residual)
+    told = f"It leaves {left} of {error}, at a floor of {number(e.floor)}"
+    if e.next_best is not None:
+        told += f"; the next best, {e.next_best.hypothesis}, leaves {number(e.next_best.residual)}"
+    return told + "."
+
+
+def counter_check(verdict: Verdict, where: str | None = None) -> str:
+    """Say whether anything is left once the explanations are applied."""
+    check = verdict.counter_check
+    if check is None:
+        return ""
+    changes = sum(e.hypothesis is not None for e in verdict.explanations)
+    these = "this one change" if changes == 1 else f"these {changes} changes"
+    if check.agrees:
+        return f"Checked: with {these} in the reference, your whole run agrees."
+    left = f"{len(check.left):,} site{'s' if len(check.left) > 1 else ''}"
+    return f"Checked: with {these} in the reference, {left} still diverge{'s' * (len(check.left) == 1)}: {listed(check.left, where)}."
+
+
+def in_full(e: Explanation) -> list[str]:
+    """An explanation with every hypothesis that was tried and what it leaves."""
+    told = [explained(e)]
+    if len(e.sites) > 1:
+        told.append(f"Sites: {listed(e.sites, most=RUNNERS_UP)}.")
+    if e.tried:
+        width = max(len(t.hypothesis) for t in e.tried)
+        rows = [f"  {t.hypothesis:{width}}  {number(t.residual):>8}  {t.says}" for t in e.tried]
+        told.append("\n".join([f"Tried at {e.site}, and what each leaves of the error:", *rows]))
+    return told
+
+
+def nothing(verdict: Verdict, site: str | None) -> str:
+    """Why there is no explanation: of a site, or of anything."""
+    status = {s.site: s for s in verdict.sites}.get(site or "")
+    if status is None:
+        return "Nothing diverges, so there is nothing to explain."
+    if status.status is Status.INHERITS:
+        return f"{site} inherits: its own operation is right, on inputs that are wrong. Look at what diverges before it."
+    reason = f": {status.reason}" if status.reason else ""
+    return f"{site}: {status.status}{reason}. Only what diverges is explained."

@@ -1,0 +1,170 @@
+"""Planting a bug, knowing what it changes, and holding the verdict against that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.dumps import Site, Step, Trace
+from firstdiff.dumps.tensors import Held
+from firstdiff.hypotheses import TABLE, Hypothesis
+from firstdiff.hypotheses.table import EQUIVALENT
+from firstdiff.judge import judge
+from firstdiff.measure import axes_of, measure
+from firstdiff.model.arithmetic import F64
+from firstdiff.model.engine import Model
+from firstdiff.model.probe import Call
+from firstdiff.model.quants import round_bf16
+from firstdiff.record import Planted, Recording
+from firstdiff.replay import counted
+from firstdiff.verdict import Explanation, Verdict
+
+Array = npt.NDArray[Any]
+
+BORDER = 3.0
+"""A change within this factor of the floor may be seen or not: rounding decides, and either is right."""
+
+
+@dataclass
+class Knowing(Recording):
+    """Records with faults planted, and measures what each planted change changes at its site."""
+
+    changes: dict[str, float] = field(default_factory=dict, init=False)
+
+    def value(self, call: Call) -> Array:
+        """Record, and measure a change against the right value on the same inputs."""
+        before = len(self.touched)
+        value = super().value(call)
+        if len(self.touched) > before:
+            with np.errstate(all="ignore"):
+                right = call.compute(self.arithmetic)
+            seen = counted(call.point, right)
+            self.changes[self.touched[-1]] = measure(
+                value, right, axes=axes_of(call.point), floor=0.0, seen=seen
+            ).error
+        return value
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A trace with faults in it, and what they change at which site, in execution order."""
+
+    ids: tuple[str, ...]
+    layers: str
+    steps: tuple[Step, ...]
+    tensors: Mapping[Site, Array]
+    changes: Mapping[str, float]
+
+    def trace(self, dtype: str) -> Trace:
+        """The trace as a dump in a dtype."""
+        held = {}
+        with np.errstate(over="ignore"):
+            for site, x in self.tensors.items():
+                narrow = round_bf16(x) if dtype == "bf16" else x.astype({"f32": np.float32, "f16": np.float16}[dtype])
+                held[site] = Held(narrow, dtype)
+        empty = Trace.from_arrays(self.steps, {}, engine={"name": "planted", "arithmetic": "f32"}, model={})
+        return replace(empty, tensors=held)
+
+
+def plant(
+    model: Model, tokens: Sequence[int], faults: Sequence[Planted], layers: str, *, decode: int = 1
+) -> Plant | None:
+    """Record the reference in float64 with faults in it; None where one of them does not apply."""
+    probe = Knowing(F64, model, faults)
+    steps = [Step(tuple(tokens), tuple(range(len(tokens))))]
+    tensors: dict[Site, Array] = {}
+    for index, logits in enumerate(model.forward(steps, probe)):
+        tensors |= {Site.of_key(key, index): x.astype(np.float32) for key, x in probe.finish().items()}
+        if len(steps) <= decode:
+            total = sum(len(s.tokens) for s in steps)
+            token = int(np.nan_to_num(logits[-1], nan=-np.inf).argmax())
+            steps.append(Step((token,), (total,)))
+    points = {Site.parse(site).point for site in probe.changes}
+    if any(not points & set(fault.hypothesis.points) for fault in faults):
+        return None  # one of them does not apply, or changes nothing here
+    return Plant(tuple(f.hypothesis.id for f in faults), layers, tuple(steps), tensors, probe.changes)
+
+
+def places(hypothesis: Hypothesis, model: Model) -> dict[str, int | None]:
+    """The layers a hypothesis is planted at: first, middle, last and all; outside the layers, the one place."""
+    if hypothesis.outside_layers:
+        return {"outside": None}
+    last = model.hp.n_layer - 1
+    return {"first": 0, "middle": (last + 1) // 2, "last": last, "all": None}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verdict made of a plant.
+
+    `site` and `named` are whether the first site and the explanation are right; `named` is ``named``, ``equivalent``,
+    ``described`` (not explained) or the wrong id. `visible` is whether the plant changes anything above the floor.
+    """
+
+    ids: tuple[str, ...]
+    model: str
+    layers: str
+    dtype: str
+    visible: bool
+    site: bool
+    found: float
+    named: tuple[str, ...]
+    accused: tuple[str, ...]
+    seconds: float
+
+
+def held(model: Model, planted: Plant, dtype: str, *, name: str, table: Mapping[str, Hypothesis] = TABLE) -> Outcome:
+    """Judge a plant in one dtype, and hold the verdict against what was planted."""
+    from time import perf_counter
+
+    start = perf_counter()
+    verdict = judge(model, planted.trace(dtype), table=table)
+    seconds = perf_counter() - start
+    floors = {s.site: s.floor or 0.0 for s in verdict.sites}
+    clear = [s for s, size in planted.changes.items() if size > BORDER * floors[s]]
+    faint = [s for s, size in planted.changes.items() if size > floors[s] / BORDER]
+    diverging = [s.site for s in verdict.diverging]
+    accused = tuple(s for s in diverging if s not in planted.changes)
+    first = verdict.first.site if verdict.first else None
+    until = faint.index(clear[0]) if clear else len(faint)
+    right = first in faint[: until + 1] if clear else first is None or first in faint
+    return Outcome(
+        planted.ids,
+        name,
+        planted.layers,
+        dtype,
+        visible=bool(clear),
+        site=right,
+        found=len(set(diverging) & set(clear)) / len(clear) if clear else 1.0,
+        named=tuple(named(planted.ids, verdict, id_, clear) for id_ in planted.ids) if clear else (),
+        accused=accused,
+        seconds=seconds,
+    )
+
+
+def named(ids: Sequence[str], verdict: Verdict, id_: str, clear: Sequence[str]) -> str:
+    """What the verdict calls a planted fault: at the first clear site that it made."""
+    points = TABLE[id_].points
+    sites = [s for s in clear if Site.parse(s).point in points]
+    if not sites:
+        return "invisible"
+    told = [e for e in verdict.explanations if set(sites) & set(e.sites)]
+    return min((_call(id_, ids, e) for e in told), key=_rank, default="described")
+
+
+def _call(id_: str, ids: Sequence[str], e: Explanation) -> str:
+    if e.hypothesis is None:
+        return "described"
+    given = e.hypothesis.split(" + ")
+    if id_ in given:
+        return "named" if set(given) <= set(ids) else e.hypothesis
+    same = {frozenset((id_, other)) for other in given} & set(EQUIVALENT)
+    return "equivalent" if same or id_ in {t.hypothesis for t in e.equals} else e.hypothesis
+
+
+def _rank(name: str) -> int:
+    return {"named": 0, "equivalent": 1, "described": 3}.get(name, 2)
