@@ -120,6 +120,7 @@ class FirstDiff:
     ) -> tuple[Verdict, Path]:
         from firstdiff import run
         from firstdiff.doctor import threads_for
+        from firstdiff.errors import exit_code, told
         from firstdiff.folders import keep_verdict
 
         node = self._request.node
@@ -128,10 +129,15 @@ class FirstDiff:
         self._count += 1
         source = run.Input(None if tokens is None else tuple(tokens))
         threads = threads_for(Path(model))
-        (verdict,) = run.judge_candidates(
-            Path(model), [Path(trace)], source, names=names, threads=threads, out=out, detailed=True
-        )
-        keep_verdict(out, verdict.to_json())
+        try:
+            (verdict,) = run.judge_candidates(
+                Path(model), [Path(trace)], source, names=names, threads=threads, out=out, detailed=True
+            )
+            keep_verdict(out, verdict.to_json())
+        except Exception as e:
+            if exit_code(e) is None:
+                raise
+            raise pytest.fail.Exception(f"firstdiff: {told(e)}", pytrace=False) from None
         return verdict, out
 
 

@@ -116,6 +116,8 @@ def test_a_tensor_that_is_no_longer_dumped_fails_until_the_baseline_is_made_agai
     done = based.pytest("firstdiff.toml")
     assert done.returncode == 1
     assert "6 sites of the baseline are no longer judged: attn_out-0 (not recorded), attn_out-1" in done.stdout
+    assert based.pytest("firstdiff.toml", "--firstdiff-regen").returncode == 0
+    assert based.pytest("firstdiff.toml").returncode == 0
 
 
 def test_an_engine_that_raises_says_its_last_words(based: Sample) -> None:
@@ -124,9 +126,6 @@ def test_an_engine_that_raises_says_its_last_words(based: Sample) -> None:
     assert done.returncode == 1
     assert "ZeroDivisionError: no sum" in done.stdout.partition("short test summary")[0]
     assert "INTERNALERROR" not in done.stdout
-
-    assert based.pytest("firstdiff.toml", "--firstdiff-regen").returncode == 0
-    assert based.pytest("firstdiff.toml").returncode == 0
 
 
 def test_one_case_can_be_selected_and_a_folder_for_the_run_be_named(based: Sample) -> None:
@@ -156,8 +155,18 @@ def test_a_trace_that_cannot_be_read_fails_the_test_that_judges_it(sample: Sampl
     )
     done = sample.pytest("test_lost.py")
     assert done.returncode == 1
-    assert "nowhere" in done.stdout
-    assert "Traceback" not in done.stdout
+    section = done.stdout.partition("_ test_lost _")[2].partition("====")[0].splitlines()
+    assert len(section) == 2, done.stdout
+    assert section[1].startswith("firstdiff: nowhere: ")
+
+
+def test_a_folder_that_cannot_be_made_fails_in_one_line(based: Sample) -> None:
+    (based.folder / "file").write_text("")
+    done = based.pytest("firstdiff.toml", "-k", "bytes", "--firstdiff-out", "file")
+    assert done.returncode == 1
+    section = done.stdout.partition("_ firstdiff: tiny/bytes/sample _")[2].partition("====")[0].splitlines()
+    assert len(section) == 2, done.stdout
+    assert "cannot be made" in section[1]
 
 
 # GitHub's action
@@ -170,9 +179,9 @@ def script_of_action() -> str:
     return textwrap.dedent(block)
 
 
-@pytest.mark.parametrize("bug", [False, True])
-def test_the_action_shows_the_summary_and_passes_the_exit_code_on(based: Sample, tmp_path: Path, bug: bool) -> None:
-    if bug:
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_action_shows_the_summary_and_passes_the_exit_code_on(based: Sample, tmp_path: Path, code: int) -> None:
+    if code:
         broken(based)
     command = tmp_path / "firstdiff"
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m firstdiff "$@"\n')
@@ -184,9 +193,9 @@ def test_the_action_shows_the_summary_and_passes_the_exit_code_on(based: Sample,
         env=os.environ | {"PATH": f"{tmp_path}:{PYTHON}:{os.environ['PATH']}", "GITHUB_ACTIONS": "true"}
         | {"GITHUB_STEP_SUMMARY": str(summary), "CONFIG": "firstdiff.toml", "OUT": "out"},
     )  # fmt: skip
-    assert done.returncode == int(bug), done.stderr
+    assert done.returncode == code, done.stderr
     assert summary.read_text() == (based.folder / "out" / "summary.md").read_text()
-    assert done.stderr.count("::error ") == 2 * bug
+    assert done.stderr.count("::error ") == 2 * code
 
 
 # A repository that does not ask
