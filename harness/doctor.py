@@ -10,6 +10,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from firstdiff.cli import MOST_THREADS
 from firstdiff.errors import CaptureError
 
 FEATURES = (
@@ -51,7 +52,6 @@ def physical_cores() -> int:
     return len(siblings)
 
 
-MOST_THREADS = 512  # GGML_MAX_N_THREADS: far above it llama.cpp crashes
 SMALL = 1 << 30  # bytes of a model that is run with one thread
 
 

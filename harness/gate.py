@@ -26,6 +26,7 @@ from firstdiff.verdict import SiteVerdict, Verdict
 
 NAMED = 4  # sites named one by one in a sentence
 INCOMPARABLE = 4  # the exit code
+SAME = "every tensor is to the bit what it was in the baseline: the judgement changed, not the engine"
 
 
 def run_gate(
@@ -128,6 +129,8 @@ def _checked(run: _Run) -> Checked:
             check_prompt(run.baseline, was, now.prompt)
         more, changes = _beside(run, was, now)
         failures = (*failures, *more)
+        if changes is not None and changes.worsened and changes.same == changes.common:
+            notes = (*notes, SAME)
     if was is not None and was.made_by != running.own_version():
         notes = (*notes, f"the baseline was made by firstdiff {was.made_by}, and this is {running.own_version()}")
     report = report_of(verdict, run.out, passes=not failures)

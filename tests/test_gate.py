@@ -238,6 +238,17 @@ def test_a_bug_is_as_large_in_every_build(bug: str, tmp_path: Path) -> None:
     assert largest < 1.1 < GROWN
 
 
+def test_where_no_bit_changed_the_judgement_is_to_blame(repository: Repository) -> None:
+    repository.holds("wrong")
+    repository.gate("--force-regen")
+    damaged(repository, lambda t: t.replace('"diverges"', '"agrees"'))
+    (note,) = repository.case()["notes"]
+    assert note.startswith("every tensor is to the bit what it was in the baseline")
+    repository.holds("wrong", scaled(1 + 4e-7, "result_output"))
+    repository.gate()
+    assert repository.case()["notes"] == []
+
+
 # Limits
 
 
@@ -405,6 +416,20 @@ def test_only_the_cases_asked_for_are_run(repository: Repository) -> None:
     assert_refused(
         repository.gate("--case", "tiny/mien"), 2, "--case 'tiny/mien': no such case", "tiny/mine, tiny/other"
     )
+
+
+@pytest.mark.parametrize("prompt", ["[1, 70, 71, 72, 73]", "'it is'"])
+def test_a_dump_without_tokens_takes_those_of_its_prompt(repository: Repository, prompt: str) -> None:
+    tokens = PROMPT if prompt.startswith("[") else run._tokens(open_model(Path("tiny.gguf")), Input(prompt="it is"))
+    right = open_trace(recorded(Path("tiny.gguf").resolve(), Path("right"), tokens=tuple(tokens)))
+    np.savez("mine.npz", **{s.key: right[s] for s in right.sites() if s.step == 0})
+    repository.config(
+        f"[models]\ntiny = 'tiny.gguf'\n[prompts]\np = {prompt}\n[traces]\nmine = {{path = 'mine.npz', prompt = 'p'}}\n"
+    )
+    assert repository.gate("--force-regen").code == 0, repository.case()["failures"]
+    assert repository.case()["coverage"]["recorded"] == 41
+    assert repository.gate().code == 0
+    assert repository.case()["changes"]["same"] == 41
 
 
 # Engines
