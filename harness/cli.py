@@ -351,7 +351,7 @@ def _usage(parser: argparse.ArgumentParser) -> int:
 
 
 def _version() -> int:
-    from firstdiff.run import own_version
+    from firstdiff.provenance import own_version
 
     print(f"firstdiff {own_version()}")
     return 0

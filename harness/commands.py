@@ -20,7 +20,6 @@ from firstdiff.doctor import examine, threads_for
 from firstdiff.dumps import names_in
 from firstdiff.engine_trace import Engine
 from firstdiff.errors import UNREADABLE, UsageError
-from firstdiff.folders import keep_verdict
 from firstdiff.formats import alone, written
 from firstdiff.gate_command import gate_command
 from firstdiff.hypotheses import TABLE, listing
@@ -290,7 +289,7 @@ def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> 
     verdict = replace(verdict, run=ran(options.arguments))
     text = verdict.to_json()
     if out is not None:
-        keep_verdict(out, text)
+        pages.keep_verdict(out, text)
     page = getattr(options, "html", None)
     if page is not None:
         pages.write(page, verdict)
@@ -356,7 +355,7 @@ def _report_several(verdicts: Sequence[Verdict], given: Sequence[str], options: 
     """Print where the candidates part and the report of each that is not right; the worst exit code."""
     called = names_of(verdicts, given)
     text = to_json(verdicts, called)
-    keep_verdict(out, text)
+    pages.keep_verdict(out, text)
     code = max(v.exit_code for v in verdicts)
     if options.format != "text":
         cases = [alone(v, str(out / "verdict.json"), name) for v, name in zip(verdicts, called, strict=True)]

@@ -6,6 +6,7 @@ What a page shows of a site is measured here, while both tensors are at hand, an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -84,11 +85,14 @@ def measure_detail(
     size
         How much is kept.
     """
-    c, r = np.asarray(candidate, np.float32), np.asarray(reference, np.float32)
+    with np.errstate(all="ignore"):  # whatever numbers there are, they are looked at
+        return _detail(np.asarray(candidate, np.float64), np.asarray(reference, np.float64), axes, seen, size)
+
+
+def _detail(c: Real, r: Real, axes: tuple[str, ...], seen: Mask | None, size: Size) -> Detail:
     counts = np.ones(r.shape, np.bool_) if seen is None else np.broadcast_to(seen, r.shape)
-    with np.errstate(all="ignore"):
-        error = np.abs(_relative(c, r, counts, axes.index("tokens")))  # [as the tensors]
-        squares = error * error
+    error = np.abs(_relative(c, r, counts, axes.index("tokens")))  # [as the tensors]
+    squares = error * error
     chosen = np.flatnonzero(counts)
     worst = _worst(error.ravel(), chosen, size.worst)
     pairs = _spread(chosen, size.scatter - len(worst))
@@ -114,15 +118,14 @@ def _relative(c: Real, r: Real, counts: Mask, tokens: int) -> Real:
     size = np.where(judged, r, 0)
     count = np.maximum(judged.sum(rest, keepdims=True), 1)
     rms = np.sqrt((size * size).sum(rest, keepdims=True) / count)
-    scaled: Real = (delta / rms).astype(np.float32)
+    scaled: Real = delta / rms
     scaled[np.isnan(scaled)] = 0  # 0 / 0
     return scaled
 
 
 def _profile(name: str, axis: int, squares: Real, counts: Mask, most: int) -> Profile:
     rest = tuple(i for i in range(squares.ndim) if i != axis)
-    with np.errstate(all="ignore"):
-        errors = np.sqrt(squares.sum(rest, dtype=np.float64) / np.maximum(counts.sum(rest), 1))
+    errors = np.sqrt(squares.sum(rest) / np.maximum(counts.sum(rest), 1))
     size = len(errors)
     step = max(1, -(-size // most))
     binned = np.maximum.reduceat(errors, np.arange(0, size, step)) if size else errors
@@ -158,9 +161,8 @@ def _statistics(x: Real) -> Statistics:
     missing = x.size - finite.size
     if not finite.size:
         return Statistics(0.0, 0.0, 0.0, 0.0, missing)
-    exact = finite.astype(np.float64)
-    rms = float(np.sqrt((exact * exact).mean()))
-    mean, low, high = float(exact.mean()), float(finite.min()), float(finite.max())
+    rms = float(np.sqrt((finite * finite).mean()))
+    mean, low, high = float(finite.mean()), float(finite.min()), float(finite.max())
     return Statistics(_rounded(mean, 4), _rounded(rms, 4), _rounded(low, 4), _rounded(high, 4), missing)
 
 
@@ -179,10 +181,11 @@ def _histogram(c: Real, r: Real, chosen: Indices | list[int]) -> Histogram | Non
 
 def _bars(x: Real, low: float, high: float) -> tuple[int, ...]:
     """Elements a bin; the ends were rounded, and what lies just outside belongs to the outer bins."""
-    scale = BINS / (high - low)
-    bins = np.clip(((x.astype(np.float64) - low) * scale).astype(np.int64), 0, BINS - 1)
+    part = (x / 2 - low / 2) / (high / 2 - low / 2)  # halves, since the difference of two numbers may be none
+    bins = np.clip((part * BINS).astype(np.int64), 0, BINS - 1)
     return tuple(np.bincount(bins, minlength=BINS).tolist())
 
 
 def _rounded(x: float, digits: int) -> float:
-    return float(f"{float(x):.{digits - 1}e}")
+    rounded = float(f"{float(x):.{digits - 1}e}")
+    return rounded if isfinite(rounded) else float(x)  # the largest numbers have none above them

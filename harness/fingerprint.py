@@ -83,6 +83,8 @@ class Evidence:
         Whether the group is judged at its own level, because no option is at its floor; `ceiling` is then the most.
     like
         An arithmetic that makes errors of that size, though not these.
+    known
+        Whether a good many sites are at its floor and at no other's, though not most: the others are faults.
     """
 
     name: str
@@ -96,11 +98,14 @@ class Evidence:
     level: bool = False
     ceiling: float = 0.0
     like: str | None = None
+    known: bool = False
 
     @property
     def weak(self) -> bool:
         """Whether another arithmetic could have done it."""
-        return self.strength < STRONG or self.sites < HANDFUL or (self.runner_up is None and not self.fits)
+        return (
+            self.strength < STRONG or self.sites < HANDFUL or (self.runner_up is None and not (self.fits or self.known))
+        )
 
     def called(self, name: str) -> Evidence:
         """The same evidence, for another option that leaves just as much."""
@@ -233,6 +238,7 @@ def fingerprint(model: Model, trace: Trace, alignment: Alignment) -> Fingerprint
     found = {group: _evidence(group, tried) for group, tried in trials.found.items() if tried}
     groups = _agreed(found | cache, trials.found.get("results", []))
     arithmetic = _composed(groups)
+    stored = arithmetic.weights_and_results  # by all operations, or by groups alone
     points: dict[str, float] = {}
     whole: dict[str, float] = {}
     for group, evidence in groups.items():
@@ -240,7 +246,7 @@ def fingerprint(model: Model, trace: Trace, alignment: Alignment) -> Fingerprint
             parts = _levels(evidence, [t for t in trials.found[group] if evidence.name in t.errors])
             points |= parts
             whole[group] = max(parts.values(), default=min(evidence.ceiling, STANDS_OUT * evidence.error))
-        elif evidence.fits and evidence.name in STORED and evidence.name != arithmetic.weights_and_results:
+        elif evidence.fits and group not in ("keys", "values") and evidence.name in {*STORED} - {stored}:
             whole[group] = STORED[evidence.name]
     return Fingerprint(arithmetic, groups, Levels(points, whole))
 
@@ -296,9 +302,20 @@ def _evidence(group: str, trials: Sequence[Trial]) -> Evidence:
     )
     if evidence.fits:
         return evidence
+    known = _most_at_floor(group, {n: len(tried[n]) - beyond[n] for n in options})
+    if known is not None:  # an arithmetic, and faults at many sites
+        return replace(evidence, name=known, error=middle[known], runner_up=None, strength=np.inf, same=(), known=True)
     if evidence.weak:  # none is nearer than the others: the exact one is the one to measure against
         evidence = replace(evidence, name="f32", error=middle["f32"])
     return _unknown(group, evidence, tried[evidence.name])
+
+
+def _most_at_floor(group: str, count: dict[str, int]) -> str | None:
+    """The option at whose floor some sites are, and hardly any at another's; one that stores has too high a floor."""
+    tight = {name: n for name, n in count.items() if OPTIONS[group][name].weights_and_results is None}
+    best = max(tight, key=lambda name: tight[name])
+    others = [n for n in tight.values() if n != tight[best]]
+    return best if tight[best] >= max(HANDFUL, STRONG * max(others, default=0)) else None
 
 
 def _against(trials: Sequence[Trial], rival: str, best: str) -> float:

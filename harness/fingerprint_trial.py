@@ -275,13 +275,14 @@ def rest(candidate: Array, reference: Array, call: Call) -> float:
         return 0.0
     rests = [_without(c, r, axis) / size for axis in (1, 0) if c.shape[axis] > 3]  # noqa: PLR2004 - fewer fit anything
     if call.op is linear and len(c) > 2:  # noqa: PLR2004
-        rests.append(1.0 - _alike(error - r * _factor(error, r, 1), r))
+        rests.append((1.0 - _alike(error - r * _factor(error, r, 1), r)) / 2)  # it is recognised, not fitted
     return float(min(rests, default=1.0))
 
 
 def _factor(x: Array, r: Array, axis: int) -> Array:
     with np.errstate(all="ignore"):
-        return np.nan_to_num((x * r).sum(axis, keepdims=True) / (r * r).sum(axis, keepdims=True))
+        factor: Array = np.nan_to_num((x * r).sum(axis, keepdims=True) / (r * r).sum(axis, keepdims=True))
+    return factor
 
 
 def _without(c: Array, r: Array, axis: int) -> float:

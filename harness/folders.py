@@ -24,11 +24,6 @@ def make_folder(out: Path) -> None:
         raise CaptureError(f"{out}: cannot be made ({reason}): give another folder with --out") from e
 
 
-def keep_verdict(out: Path, text: str) -> None:
-    """Write ``verdict.json`` into a run's folder; raises as :func:`keep`."""
-    keep(out / "verdict.json", text)
-
-
 def keep(path: Path, text: str) -> Path:
     """Write one of a run's files.
 

@@ -15,12 +15,12 @@ from firstdiff.doctor import threads_for
 from firstdiff.dumps import Trace, TraceError, open_trace
 from firstdiff.engine_trace import Engine
 from firstdiff.errors import CaptureError, UsageError, exit_code, told
-from firstdiff.folders import keep_verdict
 from firstdiff.formats import report_of
 from firstdiff.gate_config import LLAMA, GateCase, GateConfig, Limits
 from firstdiff.model.engine import open_model
+from firstdiff.pages import keep_verdict
 from firstdiff.progress import QUIET, Progress
-from firstdiff.provenance import ran
+from firstdiff.provenance import own_version, ran
 from firstdiff.run import Input
 from firstdiff.verdict import SiteVerdict, Verdict
 
@@ -124,15 +124,15 @@ def _checked(run: _Run) -> Checked:
     if was is None and verdict.broken:
         notes = (*notes, "no baseline is written of a run whose input contract does not hold")
     else:
-        now = baseline_of(verdict, trace, said, made_by=running.own_version())
+        now = baseline_of(verdict, trace, said, made_by=own_version())
         if was is not None and "tokens" not in verdict.broken:
             check_prompt(run.baseline, was, now.prompt)
         more, changes = _beside(run, was, now)
         failures = (*failures, *more)
         if changes is not None and changes.worsened and changes.same == changes.common:
             notes = (*notes, SAME)
-    if was is not None and was.made_by != running.own_version():
-        notes = (*notes, f"the baseline was made by firstdiff {was.made_by}, and this is {running.own_version()}")
+    if was is not None and was.made_by != own_version():
+        notes = (*notes, f"the baseline was made by firstdiff {was.made_by}, and this is {own_version()}")
     report = report_of(verdict, run.out, passes=not failures)
     return Checked(run.case.name, verdict, failures, 1 if failures else 0, changes, notes, report)
 

@@ -1,4 +1,4 @@
-"""Where the HTML page of a verdict goes: into one file, or not at all."""
+"""Where a verdict is written: verdict.json into the run's folder, the HTML page into one file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,21 @@ from pathlib import Path
 
 from firstdiff.errors import CaptureError
 from firstdiff.verdict import Verdict
+
+
+def keep_verdict(out: Path, text: str) -> None:
+    """Write ``verdict.json`` into a run's folder.
+
+    Raises
+    ------
+    CaptureError
+        Where it cannot be written.
+    """
+    path = out / "verdict.json"
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise CaptureError(f"{path}: cannot be written ({e.strerror}): give another folder with --out") from e
 
 
 def check(path: Path) -> None:
@@ -36,7 +51,7 @@ def write(path: Path, verdict: Verdict) -> None:
     Raises
     ------
     CaptureError
-        Where it cannot be written, or jinja2 is missing.
+        Where it cannot be written.
     """
     from firstdiff.reports.html import render
 

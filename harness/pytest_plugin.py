@@ -121,7 +121,7 @@ class FirstDiff:
         from firstdiff import run
         from firstdiff.doctor import threads_for
         from firstdiff.errors import exit_code, told
-        from firstdiff.folders import keep_verdict
+        from firstdiff.pages import keep_verdict
 
         node = self._request.node
         name = "".join(c if c.isalnum() or c in "._" else "-" for c in node.nodeid)[-LONGEST:]

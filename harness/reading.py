@@ -167,11 +167,12 @@ def _number(value: Any, where: str) -> float:  # noqa: ANN401 - any JSON value
 def _check_sites(sites: tuple[SiteVerdict, ...]) -> None:
     for i, s in enumerate(sites):
         where = f"sites[{i}]"
-        name = str(Site(s.step, s.layer, s.point))
+        try:
+            name = str(Site(s.step, s.layer, s.point))
+        except TraceError as e:
+            raise _UnfitError(where, f"is no site: {e}") from None
         if s.site != name:
             raise _UnfitError(where, f"is called {shown(s.site)}, and is point, layer and step of {shown(name)}")
-        if s.step < 0 or (s.layer is not None and s.layer < 0):
-            raise _UnfitError(where, f"({shown(s.site)}) counts below 0")
         if s.status in JUDGED:
             if s.local_error is None or s.floor is None:
                 raise _UnfitError(where, f"({shown(s.site)}) {s.status} without a local error and a floor")
@@ -209,7 +210,13 @@ def _fits(profile: Profile) -> bool:
 
 def _drawn(h: Histogram) -> bool:
     counts = (*h.candidate, *h.reference)
-    return len(h.candidate) == len(h.reference) > 0 and min(counts) >= 0 and isfinite(h.high - h.low) and h.low < h.high
+    return (
+        len(h.candidate) == len(h.reference) > 0
+        and min(counts) >= 0
+        and isfinite(h.low)
+        and isfinite(h.high)
+        and h.low < h.high
+    )
 
 
 def _different(found: Any, again: Any, where: str) -> tuple[str, str] | None:  # noqa: ANN401 - any JSON values

@@ -22,6 +22,7 @@ from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.errors import ModelError
 from firstdiff.progress import QUIET, Progress
+from firstdiff.provenance import own_version
 from firstdiff.record import Planted, record_reference
 from firstdiff.verdict import Verdict
 
@@ -425,10 +426,3 @@ def _arithmetic(name: str) -> Arithmetic | None:
     with suppress(ModelError):
         return arithmetic_named(name)
     return None
-
-
-def own_version() -> str:
-    """Version of the installed package."""
-    from importlib.metadata import version as of
-
-    return of("firstdiff")

@@ -383,7 +383,7 @@ def _worst_logits(logits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 def _details(details: dict[str, Detail]) -> str:
     """A line a site: a number a line would make the file several times as long."""
     lines = (
-        f"\n  {json.dumps(site)}: {json.dumps(strict(asdict(detail)), separators=(',', ':'), allow_nan=False)}"
+        f"\n  {json.dumps(site)}: {json.dumps(strict(detail), separators=(',', ':'), allow_nan=False)}"
         for site, detail in details.items()
     )
     return ",".join(lines) + ("\n " if details else "")
@@ -391,9 +391,7 @@ def _details(details: dict[str, Detail]) -> str:
 
 def _plain(site: SiteVerdict) -> dict[str, Any]:
     """A site's fields, without those that have nothing to say."""
-    return {
-        f.name: v for f in fields(site) if (v := _value(getattr(site, f.name))) not in (None, (), 0) or f.name in _KEPT
-    }
+    return {f.name: _value(v) for f in fields(site) if (v := getattr(site, f.name)) != f.default or f.name in _KEPT}
 
 
 _KEPT = {"site", "point", "layer", "step", "op", "status", "local_error", "floor", "inputs_right"}
@@ -404,7 +402,7 @@ def _value(value: Any) -> Any:  # noqa: ANN401 - any field of a record
 
 
 def strict(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """Give numbers that JSON does not have as the strings ``"nan"``, ``"inf"`` and ``"-inf"``."""
+    """Give numbers that JSON does not have as the strings ``"nan"``, ``"inf"`` and ``"-inf"``; details as objects."""
     match value:
         case float() if not isfinite(value):
             return str(value)
@@ -412,4 +410,6 @@ def strict(value: Any) -> Any:  # noqa: ANN401 - any JSON value
             return {str(k): strict(v) for k, v in value.items()}
         case list() | tuple():
             return [strict(v) for v in value]
+        case Detail() | Statistics() | Profile() | Histogram() | Element():
+            return {f.name: strict(getattr(value, f.name)) for f in fields(value)}
     return value

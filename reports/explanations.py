@@ -62,14 +62,14 @@ def counter_check(verdict: Verdict, where: str | None = None) -> str:
 
 
 def in_full(e: Explanation) -> list[str]:
-    """An explanation with every hypothesis that was tried and what it leaves."""
+    """An explanation with every hypothesis that was tried and what it leaves, in lines."""
     told = [explained(e)]
     if len(e.sites) > 1:
         told.append(f"Sites: {listed(e.sites, most=RUNNERS_UP)}.")
     if e.tried:
         width = max(len(t.hypothesis) for t in e.tried)
         rows = [f"  {t.hypothesis:{width}}  {number(t.residual):>8}  {t.says}" for t in e.tried]
-        told.append("\n".join([f"Tried at {e.site}, and what each leaves of the error:", *rows]))
+        told += [f"Tried at {e.site}, and what each leaves of the error:", *rows]
     return told
 
 

@@ -4,6 +4,9 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const [POINT, LAYER, STEP, STATUS, ERROR, FLOOR, DRIFT] = [0, 1, 2, 3, 4, 5, 6];
   const GLYPH = { agrees: "·", inherits: "~", diverges: "×", "not recorded": "-", "not comparable": "?" };
+  const NO_LOOK = Object.keys(data.details).length
+    ? "No closer look was kept here: of so many sites, only the first ones have one."
+    : "No closer look was taken. Judge again with --html or --details for one.";
   const TOP = data.alphabet.length - 1;
   const SVG = "http://www.w3.org/2000/svg";
   const sites = data.sites;
@@ -38,13 +41,14 @@
   function number(x) {
     if (x === null || x === undefined) return "-";
     if (typeof x === "string") return x;
+    if (!Number.isFinite(x)) return String(x).replace("Infinity", "inf").replace("NaN", "nan");
     if (x === 0) return "0";
     const size = Math.abs(x);
     const text = size >= 1e5 || size < 1e-3 ? x.toExponential() : String(x);
     return text.replace(/e\+?(-?)(\d+)$/, "e$1$2");
   }
   const errorAt = (c) => (level(c) === 0 ? 0 : level(c) === TOP ? Infinity : 10 ** ((level(c) - 1) / 8 - 9));
-  const about = (x) => (Number.isFinite(x) ? (x === 0 ? "0" : x.toPrecision(2)) : String(x));
+  const about = (x) => number(Number.isFinite(x) ? Number(x.toPrecision(2)) : x);
   /** Where an error lies between 1e-8 (0) and 1 (1). */
   const heat = (error) => Math.min(1, Math.max(0, (Math.log10(value(error)) + 8) / 8)) || 0;
   const pieceAt = (site, token) => (site[STEP] === 0 && data.pieces[token] !== undefined ? ` ${data.pieces[token]}` : "");
@@ -142,7 +146,7 @@
     const parts = [moves(i), facts(i)];
     if (data.details[i]) parts.push(...closer(i, data.details[i]));
     else if (site[ERROR] !== null)
-      parts.push(make("p", { class: "hint" }, "No closer look was taken here. Judge again with --html or --details for one."));
+      parts.push(make("p", { class: "hint" }, NO_LOOK));
     parts.push(...tried(i));
     byId("look").replaceChildren(...parts);
   }
@@ -178,7 +182,7 @@
     if (site[ERROR] !== null) tell("local error", `${number(site[ERROR])} against a floor of ${number(site[FLOOR])}`);
     if (site[DRIFT] !== null) tell("drift", number(site[DRIFT]));
     if (site[ERROR] !== null) tell("inputs", more.inputs || (more.segment ? "not judged" : "right"));
-    if (more.segment) tell("computed before", `${more.segment.join(", ")}: not recorded, so the error may be theirs`);
+    if (more.segment) tell("judged with", `${more.segment.join(", ")}, which could not be judged alone`);
     if (more.where) tell("wrong at", Object.entries(more.where).map(([axis, span]) => `${axis} ${span}`).join(", "));
     if (more.broken) tell("NaN or infinite", `${more.broken} elements`);
     tell("reason", more.reason);
@@ -218,7 +222,7 @@
       if (e.tried.length) {
         const row = ([id, says, left, good]) => [good ? `${id} (explains)` : id, number(left), says];
         const t = table(["hypothesis", "residual", "what it says"], e.tried.map(row));
-        for (const line of t.querySelectorAll("tr")) line.lastChild.className = "";
+        for (const line of t.querySelectorAll("tr")) line.lastChild.className = "words";
         parts.push(t);
       }
     }
@@ -240,19 +244,22 @@
   /** The decades that errors span, as a scale from the bottom to the top of a chart. */
   function decades(errors, top, bottom) {
     const finite = errors.filter((e) => e > 0 && Number.isFinite(e)).map(Math.log10);
-    const zero = errors.includes(0) ? 1 : 0; // a decade's room for what is no error at all
-    const low = (finite.length ? Math.floor(Math.min(...finite)) : -9) - zero;
+    // a decade's room for what is no error at all, and for what is no number
+    const zero = errors.includes(0) ? 1 : 0;
+    const endless = errors.some((e) => !Number.isFinite(e)) ? 1 : 0;
+    const low = finite.length ? Math.floor(Math.min(...finite)) : -9;
     const high = Math.max(low + 1, finite.length ? Math.ceil(Math.max(...finite)) : 0);
-    const part = (e) => (Math.min(high, Math.max(low + zero, Math.log10(e))) - low) / (high - low);
-    const y = (e) => bottom - (e === 0 ? 0 : part(e)) * (bottom - top);
-    return { low, high, zero, y };
+    const at = (e) => (e === 0 ? low - zero : Number.isFinite(e) ? Math.min(high, Math.max(low, Math.log10(e))) : high + endless);
+    const y = (e) => bottom - ((at(e) - low + zero) / (high - low + zero + endless)) * (bottom - top);
+    return { low, high, zero, endless, y };
   }
 
-  function logAxis(svg, { low, high, zero, y }, right) {
+  function logAxis(svg, { low, high, zero, endless, y }, right) {
     const tick = (at, said) => svg.append(draw("path", { class: "axis", d: `M${X0} ${at}H${right}` }), text(X0 - 5, at + 4, said, "end"));
     if (zero) tick(y(0), "0");
+    if (endless) tick(y(Infinity), "inf");
     const every = Math.ceil((high - low) / 5);
-    for (let d = high; d >= low + zero; d -= every) tick(y(10 ** d), `1e${d}`);
+    for (let d = high; d >= low; d -= every) tick(y(10 ** d), `1e${d}`);
   }
 
   function along(i, [axis, size, wide, levels]) {
@@ -295,7 +302,6 @@
     const svg = frame(250, "Candidate against reference");
     const side = 215;
     const place = (c) => (level(c) / TOP) * side;
-    svg.append(draw("rect", { x: X0, y: 8, width: side, height: side, fill: "none" }));
     svg.append(draw("path", { class: "axis", d: `M${X0} 8V${8 + side}H${X0 + side}` }));
     svg.append(draw("path", { class: "floor", d: `M${X0} ${8 + side}L${X0 + side} 8` }));
     for (let k = 0; k + 1 < levels.length; k += 2) {
@@ -303,10 +309,8 @@
     }
     svg.append(text(X0 - 5, 16, number(high), "end"), text(X0 - 5, 8 + side, number(low), "end"));
     svg.append(text(X0, 239, number(low), "start"), text(X0 + side, 239, number(high), "end"));
-    svg.append(text(X0 + side + 12, 30, `${levels.length / 2} elements, the worst among them`, "start"));
-    svg.append(text(X0 + side + 12, 48, "up: candidate", "start"), text(X0 + side + 12, 66, "right: reference", "start"));
-    svg.append(text(X0 + side + 12, 84, "dashed: where both are equal", "start"));
-    return figure("Candidate against reference", svg);
+    const told = `${levels.length / 2} elements, the worst among them`;
+    return figure(`Candidate (up) against reference (right), ${told}; dashed: where both are equal`, svg);
   }
 
   // Over depth
@@ -332,24 +336,25 @@
   }
 
   function curves(rows) {
-    const svg = draw("svg", { viewBox: `0 0 ${2 * W} 240`, role: "img", "aria-label": "Local error and drift by layer" });
+    const wide = Math.min(2 * W, Math.max(340, byId("depth-chart").clientWidth));
+    const svg = draw("svg", { viewBox: `0 0 ${wide} 240`, role: "img", "aria-label": "Local error and drift by layer" });
     const all = rows.flatMap(([, r]) => [r.error, r.drift, r.floor]).filter((x) => x !== null);
     const scale = decades(all, 10, 205);
-    logAxis(svg, scale, 2 * W);
-    const x = (k) => X0 + 14 + (rows.length > 1 ? (k / (rows.length - 1)) * (2 * W - X0 - 28) : 0);
+    logAxis(svg, scale, wide);
+    const x = (k) => X0 + 14 + (rows.length > 1 ? (k / (rows.length - 1)) * (wide - X0 - 28) : 0);
     const line = (name) => {
       const points = rows.flatMap(([, r], k) => (r[name] === null ? [] : [`${x(k)} ${scale.y(r[name])}`]));
       return points.length ? draw("path", { class: name, d: `M${points.join("L")}` }) : "";
     };
     svg.append(line("floor"), line("drift"), line("error"));
     rows.forEach(([layer, r], k) => {
-      if (k % Math.ceil(rows.length / 16) === 0) svg.append(text(x(k), 222, String(layer)));
+      if (k % Math.ceil((rows.length * 46) / wide) === 0) svg.append(text(x(k), 222, String(layer)));
       if (r.error === null) return;
       const dot = draw("circle", { class: statusOf(sites[r.site]) === "diverges" ? "wrong" : "error", cx: x(k), cy: scale.y(r.error), r: 4 });
       const a = draw("a", { href: `#${encodeURIComponent(nameOf(sites[r.site]))}`, "aria-label": nameOf(sites[r.site]) }, dot);
       svg.append(tip(a, `${nameOf(sites[r.site])}: local error ${number(r.error)}, drift ${number(r.drift)}`));
     });
-    svg.append(text(2 * W, 237, "layer", "end"));
+    svg.append(text(wide, 237, "layer", "end"));
     const chosen = byId("depth-point");
     const what = chosen.value === "" ? "the largest of all points" : chosen.selectedOptions[0].textContent;
     return figure(`Step ${step}, ${what}. Solid with dots: local error; long dashes: drift; short dashes: floor.`, svg);
@@ -416,6 +421,7 @@
     }
   });
   addEventListener("hashchange", visit);
+  addEventListener("resize", () => step >= 0 && drawDepth());
 
   if (!sites.length) {
     byId("look").append(make("p", {}, "The verdict holds no sites."));

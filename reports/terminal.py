@@ -96,7 +96,7 @@ class Page:
         if not self.encoding.startswith("utf"):
             told = told.translate({ord("·"): ".", ord("…"): "...", ord("─"): "-"})
             told = told.encode(self.encoding, "backslashreplace").decode(self.encoding)
-        visible = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in told)
+        visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in told)
         return Text(visible, style, overflow="fold")
 
     def line(self, spans: layers.Line) -> Text:

@@ -1,4 +1,4 @@
-"""Engines that round as no known arithmetic does, or are wrong at every layer alike: the reference, changed a little."""
+"""Engines that round as no known arithmetic does, or are wrong at every layer alike: the reference, changed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from firstdiff.model.arithmetic import F32, Arithmetic
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import attend, linear, rms_norm, scores
 from firstdiff.model.probe import Call
+from firstdiff.model.rounding import round_to
+from firstdiff.model.weights import Weight
 from firstdiff.record import Planted, Recording
 
 Floats = npt.NDArray[np.float32]
@@ -88,16 +90,24 @@ def activations(kept: int, *, cut: bool = False) -> Before:
     return before
 
 
-def sums_in_f16(call: Call, y: Floats) -> Floats:
+def sums_in_f16(call: Call) -> Call:
     """Products whose terms are added one by one in f16, in four strands."""
-    if call.op is not linear:
-        return y
-    x, rows = (v.astype(np.float16).astype(np.float32) for v in (call.inputs[0], call.inputs[1].values()))
+    return replace(call, op=_stranded) if call.op is linear else call
+
+
+def _stranded(
+    x: Floats, weight: Weight, bias: Weight | None = None, *, heads: int | None = None, arithmetic: Arithmetic
+) -> Floats:
+    assert bias is None
+    assert arithmetic is F32
+    rows = round_to(weight.values(), "f16")
+    x = round_to(x, "f16")
     strands = np.zeros((4, len(x), len(rows)), np.float16)
     for k in range(x.shape[1]):
         term = x[:, k : k + 1] * rows[:, k]
         strands[k % 4] = (strands[k % 4].astype(np.float32) + term).astype(np.float16)
-    return strands.astype(np.float32).sum(0).reshape(y.shape)
+    y = strands.astype(np.float32).sum(0)
+    return y if heads is None else y.reshape(len(y), heads, -1)
 
 
 def weights_off(size: float, *points: str) -> Before:
@@ -133,5 +143,5 @@ UNKNOWN: dict[str, tuple[Before, After]] = {
     "activations cut to 10 bits": (activations(10, cut=True), lambda _, y: y),
     "all results cut to 7 bits": (lambda c: c, lambda _, y: bits(y, 7, cut=True)),
     "all results of 9 bits": (lambda c: c, lambda _, y: bits(y, 9)),
-    "sums in f16": (lambda c: c, sums_in_f16),
+    "sums in f16": (sums_in_f16, lambda _, y: y),
 }

@@ -21,7 +21,7 @@ from firstdiff import demo, run
 from firstdiff.dumps import open_trace
 from firstdiff.llamacpp import LlamaCpp
 
-COMMANDS = ("demo", "run", "record", "diff", "doctor")
+COMMANDS = ("demo", "run", "record", "report", "diff", "doctor")
 
 
 @pytest.fixture
@@ -134,6 +134,30 @@ def test_the_same_trace_gives_the_same_bytes(firstdiff: Command, model: Path, wr
     one, two = (firstdiff("run", model, "--candidate", wrong, "--out", out, "--json") for out in ("a", "b"))
     assert one.out == two.out
     assert (tmp_path / "a" / "verdict.json").read_bytes() == (tmp_path / "b" / "verdict.json").read_bytes()
+
+
+def test_the_same_trace_gives_the_same_page(firstdiff: Command, model: Path, wrong: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        firstdiff("run", model, "--candidate", wrong, "--out", name, f"--html={name}.html")
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_details_are_kept_where_they_are_asked_for(firstdiff: Command, model: Path, wrong: Path) -> None:
+    plain, detailed = (
+        strict(firstdiff("run", model, "--candidate", wrong, "--json", *more).out) for more in ((), ("--details",))
+    )
+    assert plain["details"] == {}
+    assert "Kcur_rope-1" in detailed["details"]
+    assert detailed | {"details": {}} == plain
+
+
+def test_a_verdict_says_how_to_run_it_again(firstdiff: Command, model: Path, wrong: Path) -> None:
+    ran = firstdiff("run", model, "--candidate", wrong, "--ou", "a", "--html=x.html", "--json", "--threads", "1")
+    record = strict(ran.out)
+    assert record["run"]["command"] == ["firstdiff", "run", str(model), "--candidate", str(wrong), "--threads", "1"]
+    assert record["run"]["versions"]["firstdiff"] == importlib.metadata.version("firstdiff")
+    assert record["model"]["sha256"] == run.identity(run.open_model(model))["sha256"]
+    assert firstdiff(*record["run"]["command"][1:], "--json", "--details").out == ran.out
 
 
 def test_a_run_can_be_repeated_into_the_same_folder(firstdiff: Command, model: Path) -> None:

@@ -21,6 +21,7 @@ from firstdiff.baseline import GROWN
 from firstdiff.dumps import open_trace
 from firstdiff.judge import judge
 from firstdiff.model.engine import open_model
+from firstdiff.provenance import own_version
 from firstdiff.run import Input
 
 PROMPT = (1, 70, 71, 72, 73)
@@ -370,7 +371,7 @@ def test_a_baseline_of_another_prompt_is_refused(based: Repository) -> None:
 
 
 def test_a_baseline_of_another_firstdiff_is_noted(based: Repository) -> None:
-    ran = damaged(based, lambda t: t.replace(f'"firstdiff": "{run.own_version()}"', '"firstdiff": "0.0.1"'))
+    ran = damaged(based, lambda t: t.replace(f'"firstdiff": "{own_version()}"', '"firstdiff": "0.0.1"'))
     assert ran.code == 0
     assert "Note: the baseline was made by firstdiff 0.0.1, and this is" in " ".join(ran.out.split())
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from firstdiff.hypotheses.fitting import numbers
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, replaced, with_attributes, with_op
-from firstdiff.model.arithmetic import Arithmetic, Array, round_to
+from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import Operation, append, attend, visible
 from firstdiff.model.probe import Call
 
@@ -50,8 +50,8 @@ MAPS = "head h reads another KV head than h // group"
 
 def _f16_scores(q: Array, keys: Array, *, group: int, order: str, arithmetic: Arithmetic) -> Array:
     """Scores summed in float16."""
-    q16, k16 = round_to(np.asarray(q, np.float32), np.float16), round_to(np.asarray(keys, np.float32), np.float16)
     with np.errstate(over="ignore", invalid="ignore"):
+        q16, k16 = q.astype(np.float16), keys.astype(np.float16)
         terms = q16.transpose(1, 0, 2)[:, :, None] * k16.transpose(1, 0, 2).repeat(group, 0)[:, None]  # [H, T, S, D]
         if order == "one by one":
             total = np.add.accumulate(terms, -1, dtype=np.float16)[..., -1]
