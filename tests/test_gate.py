@@ -505,12 +505,15 @@ def test_on_github_annotations_are_written_to_stderr(based: Repository, monkeypa
     assert ran.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["run", "diff"])
+@pytest.mark.parametrize("command", ["run", "diff", "report"])
 def test_other_commands_print_these_formats_too(repository: Repository, command: str) -> None:
     repository.holds("wrong")
-    given = ("run", "tiny.gguf", "--candidate", "mine") if command == "run" else (
-        "diff", "mine", repository.kept / "right", "--model", "tiny.gguf",
-    )  # fmt: skip
+    repository._command("run", "tiny.gguf", "--candidate", "mine", "--out", "ran")
+    given = {
+        "run": ("run", "tiny.gguf", "--candidate", "mine"),
+        "diff": ("diff", "mine", repository.kept / "right", "--model", "tiny.gguf"),
+        "report": ("report", "ran/verdict.json"),
+    }[command]
     markdown = repository._command(*given, "--format", "markdown")
     assert (markdown.code, markdown.err) == (1, "")
     assert markdown.out.startswith("## firstdiff: diverges\n")
@@ -520,6 +523,10 @@ def test_other_commands_print_these_formats_too(repository: Repository, command:
     assert failure is not None
     assert str(failure.get("message")).startswith("Qcur_rope-1 is the first to go wrong")
     assert repository._command(*given, "--format", "json").out.startswith('{\n "format": "firstdiff-verdict"')
+    page = repository._command(*given, "--format", "html")
+    assert (page.code, page.err) == (1, "")
+    assert page.out.startswith("<!doctype html>")
+    assert "Qcur_rope-1 is the first to go wrong" in page.out
 
 
 def test_several_candidates_are_several_cases(repository: Repository) -> None:
