@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,18 +59,23 @@ class Hook:
     """The eval callback: decides which nodes are wanted and copies them out.
 
     `tensors` holds the current step's, by key (``Kcur_rope-3``), in execution order; `keys` is how many cached
-    positions exist, to which llama.cpp's padded attention tensors are cut.
+    positions exist, to which llama.cpp's padded attention tensors are cut. `watch` is called with the suffix of each
+    layer that begins (``-3``).
     """
 
     attention: Attention = PLAIN
     keys: int = 0
+    watch: Callable[[str], None] = lambda _layer: None
     head_dim: int = field(default=0, init=False)
     tensors: dict[str, Array] = field(default_factory=dict)
     failure: BaseException | None = None
+    _layer: str = ""
     _wanted: dict[tuple[bytes, int], tuple[str, str] | None] = field(default_factory=dict)
 
     def __call__(self, address: int, ask: bool, _user: object) -> bool:  # noqa: FBT001 - ggml's signature
         """Answer ggml whether this node is wanted (`ask`), and then, with its data ready, whether to go on."""
+        if self.failure is not None:
+            return False
         try:
             found = self._point(address)
             if ask or found is None:
@@ -94,6 +99,9 @@ class Hook:
         return self._wanted[key]
 
     def _take(self, address: int, point: str, layer: str) -> None:
+        if layer != self._layer:
+            self._layer = layer
+            self.watch(layer)
         if point == "v_cache":  # the first operand of kqv, transposed
             self._keep_cache(point + layer, _source(address).transpose(0, 1, 3, 2), values=True)
             return
@@ -145,6 +153,7 @@ def capture(
     *,
     decode: int = 0,
     forced: Sequence[Sequence[int]] = (),
+    watch: Callable[[int, int | None], None] = lambda _step, _layer: None,
 ) -> float | None:
     """Run a prompt and some decode steps through llama.cpp and write every intermediate, step by step.
 
@@ -160,6 +169,8 @@ def capture(
         Steps to decode greedily after the prompt.
     forced
         Tokens of later steps that are given (a candidate's), in place of decoding.
+    watch
+        Called with the step and the layer whenever they have changed.
 
     Returns
     -------
@@ -172,7 +183,9 @@ def capture(
         Where llama.cpp fails to decode, or a node cannot be read.
     """
     ggml.check_layout()
-    hook = Hook(engine.attention)
+    hook = Hook(
+        engine.attention, watch=lambda layer: watch(len(logits), int(layer[1:]) if layer[1:].isdecimal() else None)
+    )
     total = len(prompt) + (sum(map(len, forced)) if forced else decode)
     widest = max(map(len, [prompt, *forced]))
     steps = [list(prompt), *map(list, forced)]

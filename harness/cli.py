@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from firstdiff.errors import UNREADABLE, USAGE, exit_code, told
+
 DESCRIPTION = """\
 Which tensor of your inference engine is the first to go wrong, and why.
 
@@ -20,8 +22,9 @@ EPILOG = """\
 exit codes: 0 agrees, 1 diverges, 2 wrong usage, 3 unreadable input or failed capture, 4 nothing could be compared
 """
 
-UNREADABLE, USAGE = 3, 2
+INTERRUPTED = 130  # what a shell makes of SIGINT
 MOST_THREADS = 512  # GGML_MAX_N_THREADS: far above it llama.cpp crashes
+FORMATS = ("text", "json", "markdown", "html", "junit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,16 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = _dispatch(parser, options)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        return fail("interrupted: what was recorded so far can be read", 130)
+    except KeyboardInterrupt as e:
+        return fail(f"interrupted: {str(e) or 'nothing was recorded yet'}", INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return UNREADABLE
     except Exception as e:
-        code = _code(e)
+        code = exit_code(e)
         if code is None:
             raise
-        return fail(str(e) if not isinstance(e, OSError) else _system(e), code)
+        return fail(told(e), code)
     return result
 
 
@@ -56,22 +59,6 @@ def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
     from firstdiff import commands
 
     return int(getattr(commands, options.command)(options))
-
-
-def _code(error: Exception) -> int | None:
-    """The exit code of an error of ours or of the system; None for a fault of firstdiff's own."""
-    from firstdiff.dumps.errors import TraceError
-    from firstdiff.errors import CaptureError, UsageError
-    from firstdiff.model.errors import ModelError
-
-    if isinstance(error, UsageError):
-        return USAGE
-    return UNREADABLE if isinstance(error, TraceError | ModelError | CaptureError | OSError) else None
-
-
-def _system(error: OSError) -> str:
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}"
 
 
 def fail(message: str, code: int) -> int:
@@ -142,6 +129,18 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     _html(run)
     _common(run)
 
+    gate = add("gate", "Judge a matrix of cases, and hold it to limits and to committed baselines.")
+    gate.add_argument(
+        "config", type=Path, nargs="?", default=Path("firstdiff.toml"), metavar="TOML", help="(default: %(default)s)"
+    )
+    gate.add_argument("--case", action="append", default=[], metavar="NAME", help="only this case; repeatable")
+    gate.add_argument(
+        "--force-regen",
+        action="store_true",
+        help="write the baselines anew, whatever they were: commit them afterwards",
+    )
+    _common(gate)
+
     record = add("record", "Record every intermediate of one engine's run.")
     record.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
     record.add_argument(
@@ -170,7 +169,7 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     diff.add_argument("candidate", type=Path, metavar="TRACE_A", help="the trace to judge")
     diff.add_argument("witness", type=Path, metavar="TRACE_B", help="the trace beside it")
     diff.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file (default: the one that TRACE_A names)")
-    _json(diff)
+    _format(diff)
 
     explain = add("explain", "Say why a site diverges, with every hypothesis that was tried.")
     explain.add_argument("path", type=Path, metavar="VERDICT_OR_TRACE", help="verdict.json, a run's folder, or a trace")
@@ -182,9 +181,7 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     hypotheses = add("hypotheses", "List the hypotheses: the ways of being wrong that are tried.")
     hypotheses.add_argument("id", nargs="?", metavar="ID", help="one of them, in full")
     _json(hypotheses)
-    report = add("report", "Print the report of a verdict.json again, or make its HTML page.")
-    report.add_argument("verdict", type=Path, metavar="VERDICT", help="the verdict.json of a run")
-    report.add_argument("--html", type=Path, metavar="FILE", help="write the HTML page in place of printing")
+    _add_report(add("report", "Print the report of a verdict.json again, or make its HTML page."))
 
     names = add("names", "Show how the tensors of a trace were understood.")
     names.add_argument("trace", type=Path, metavar="TRACE", help="a dump of any engine")
@@ -231,6 +228,12 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add("doctor", "Check that this installation is sound.")
 
 
+def _add_report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("verdict", type=Path, metavar="VERDICT", help="the verdict.json of a run")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write the HTML page in place of printing")
+    _format(report)
+
+
 def _input(parser: argparse.ArgumentParser) -> None:
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--prompt", metavar="TEXT", help="a text, tokenised by llama.cpp")
@@ -257,7 +260,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
         help="folder for traces and verdict (default: a new one in firstdiff-runs/)",
     )
     _threads(parser)
-    _json(parser)
+    _format(parser)
 
 
 def _html(parser: argparse.ArgumentParser) -> None:
@@ -293,6 +296,15 @@ def _attention(parser: argparse.ArgumentParser) -> None:
         metavar="TYPE",
         help="type of llama.cpp's KV cache: f16 (default), bf16, q8_0, q4_0; without flash attention the last two "
         "are the keys' alone",
+    )
+
+
+def _format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format", choices=FORMATS, default="text", help="what is printed, to stdout (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--json", dest="format", action="store_const", const="json", help="the same as --format json: verdict.json"
     )
 
 

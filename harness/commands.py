@@ -15,12 +15,15 @@ from firstdiff import demo as demos
 from firstdiff import diff as differing
 from firstdiff import explaining_command, pages
 from firstdiff import run as running
-from firstdiff.cli import MOST_THREADS, UNREADABLE, fail
-from firstdiff.doctor import examine, physical_cores
+from firstdiff.cli import fail
+from firstdiff.doctor import examine, threads_for
 from firstdiff.dumps import names_in
 from firstdiff.engine_trace import Engine
-from firstdiff.errors import UsageError
+from firstdiff.errors import UNREADABLE, UsageError
+from firstdiff.formats import alone, written
+from firstdiff.gate_command import gate_command
 from firstdiff.hypotheses import TABLE, listing
+from firstdiff.interruption import watched
 from firstdiff.llamacpp import Attention
 from firstdiff.name_table import name_table
 from firstdiff.observe import observe
@@ -36,21 +39,12 @@ from firstdiff.weights_check import weights_command
 DECODE = 2  # steps after the prompt: one that reads the cache of the prompt, and one that reads its own
 TIMEOUT = 600.0  # seconds for an engine: ten minutes is more than any prompt of some tokens takes
 LONGEST_LAYER = 10  # digits
-SMALL = 1 << 30  # bytes of a model that is run with one thread
 
 
 def _source(options: argparse.Namespace) -> Input:
     if options.tokens is not None and options.chat:
         raise UsageError("--chat is for a text: give --prompt in place of --tokens")
     return Input(options.tokens, options.prompt, options.chat, options.special, options.long)
-
-
-def _cores(options: argparse.Namespace, model: Path | None) -> int:
-    """Threads of llama.cpp. A small model gains less from a second one than waiting for it costs on a busy machine."""
-    if options.threads:
-        return int(options.threads)
-    small = model is None or not model.exists() or model.stat().st_size < SMALL
-    return 1 if small else min(physical_cores(), MOST_THREADS)
 
 
 def _attention(options: argparse.Namespace) -> Attention:
@@ -63,15 +57,17 @@ def run(options: argparse.Namespace) -> int:
     detailed = _detailed(options)
     if options.engine is None and not options.candidate:
         decode = DECODE if options.decode is None else options.decode
-        verdict = running.certify(
-            options.model,
-            source,
-            decode=decode,
-            threads=_cores(options, options.model),
-            out=out,
-            attention=_attention(options),
-            detailed=detailed,
-        )
+        with watched(out) as progress:
+            verdict = running.certify(
+                options.model,
+                source,
+                decode=decode,
+                threads=threads_for(options.model, options.threads),
+                out=out,
+                attention=_attention(options),
+                detailed=detailed,
+                progress=progress,
+            )
         return _report(verdict, options, out)
     if options.engine is None and options.decode is not None:
         raise UsageError("--decode: a candidate's trace has its own steps; leave it out")
@@ -81,17 +77,19 @@ def run(options: argparse.Namespace) -> int:
     if options.engine is not None:
         decode = DECODE if options.decode is None else options.decode
         engine = Engine(options.engine, decode, options.timeout or TIMEOUT)
-    verdicts = running.judge_candidates(
-        options.model,
-        options.candidate,
-        source,
-        engine=engine,
-        names=options.names,
-        threads=_cores(options, options.model),
-        out=out,
-        attention=_attention(options),
-        detailed=detailed,
-    )
+    with watched(out) as progress:
+        verdicts = running.judge_candidates(
+            options.model,
+            options.candidate,
+            source,
+            engine=engine,
+            names=options.names,
+            threads=threads_for(options.model, options.threads),
+            out=out,
+            attention=_attention(options),
+            detailed=detailed,
+            progress=progress,
+        )
     if len(verdicts) == 1:
         return _report(verdicts[0], options, out)
     given = [str(path) for path in options.candidate] + (["engine"] if engine else [])
@@ -113,17 +111,19 @@ def demo(options: argparse.Namespace) -> int:
         sys.stderr.write(
             "firstdiff: SmolLM2 is not installed (pip install 'firstdiff[demo]'): this is a small synthetic model\n"
         )
-    done = demos.demo(
-        bug=bug,
-        layer=options.layer,
-        model=options.model,
-        decode=options.decode,
-        threads=_cores(options, options.model),
-        out=out,
-        detailed=detailed,
-    )
+    with watched(out) as progress:
+        done = demos.demo(
+            bug=bug,
+            layer=options.layer,
+            model=options.model,
+            decode=options.decode,
+            threads=threads_for(options.model, options.threads),
+            out=out,
+            detailed=detailed,
+            progress=progress,
+        )
     _report(done.verdict, options, out)
-    if not options.json:
+    if options.format == "text":
         hypothesis, layer = done.planted.hypothesis, done.planted.layer
         print(f"\nPlanted on purpose: {hypothesis.id} at layer {layer}, {hypothesis.says}.")
         print("Your own engine: firstdiff run MODEL --candidate YOUR_DUMP")
@@ -137,6 +137,31 @@ def demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def gate(options: argparse.Namespace) -> int:
+    """Judge every case of a firstdiff.toml, and hold it to limits and baselines."""
+    out = options.out or running.run_folder(options.config)
+    with watched(out) as progress:
+        text, cases, code = gate_command(
+            options.config,
+            out=out,
+            only=options.case,
+            regen=options.force_regen,
+            threads=options.threads,
+            kind=options.format,
+            progress=progress,
+        )
+    if text is not None:
+        sys.stdout.write(text)
+        return code
+    from rich.console import Console
+
+    from firstdiff.reports.gate import show
+
+    show(cases, Console())
+    print(f"\nTraces, verdicts, summary.md and junit.xml: {out}")
+    return code
+
+
 def record(options: argparse.Namespace) -> int:
     """Record one engine's run."""
     plants = []
@@ -144,17 +169,18 @@ def record(options: argparse.Namespace) -> int:
         bug, at, layer = text.partition("@")
         plants.append(demos.planted(bug, _layer(layer) if at else None))
     decode = DECODE if options.decode is None else options.decode
-    trace = running.record(
-        options.model,
-        _source(options),
-        options.out,
-        engine=options.engine,
-        decode=decode,
-        threads=_cores(options, options.model),
-        attention=_attention(options),
-        planted=plants,
-    )
-    running.tell("")
+    with watched(options.out) as progress:
+        trace = running.record(
+            options.model,
+            _source(options),
+            options.out,
+            engine=options.engine,
+            decode=decode,
+            threads=threads_for(options.model, options.threads),
+            attention=_attention(options),
+            planted=plants,
+            progress=progress,
+        )
     print(f"{options.out}: {len(trace.sites()):,} sites in {len(trace.steps)} steps")
     return 0
 
@@ -167,7 +193,8 @@ def _layer(text: str) -> int:
 
 def diff(options: argparse.Namespace) -> int:
     """Judge one recorded trace beside another."""
-    verdict = differing.diff(options.candidate, options.witness, options.model)
+    with watched() as progress:
+        verdict = differing.diff(options.candidate, options.witness, options.model, progress=progress)
     return _report(verdict, options, None) or (1 if verdict.witness and verdict.witness.diverges else 0)
 
 
@@ -202,17 +229,17 @@ def weights(options: argparse.Namespace) -> int:
 
 def log(options: argparse.Namespace) -> int:
     """Hold a log's numbers against the reference's."""
-    return _print(
-        options,
-        observe(
+    with watched() as progress:
+        result = observe(
             log=options.log,
             model=options.model,
             tokens=options.tokens,
             decode=options.decode,
             decoded=options.decoded,
             patterns=options.patterns,
-        ),
-    )
+            progress=progress.say,
+        )
+    return _print(options, result)
 
 
 def _print(options: argparse.Namespace, result: tuple[str, dict[str, Any], int]) -> int:
@@ -237,6 +264,11 @@ def report(options: argparse.Namespace) -> int:
         pages.write(options.html, verdict)
         print(f"Page: {options.html}")
         return verdict.exit_code
+    if options.format != "text":
+        text = verdict.to_json()
+        report = str(options.verdict)
+        sys.stdout.write(text if options.format == "json" else written([alone(verdict, report)], options.format))
+        return verdict.exit_code
     from rich.console import Console
 
     from firstdiff.reports.terminal import show
@@ -249,7 +281,7 @@ def _detailed(options: argparse.Namespace) -> bool:
     """Whether a closer look at each site is wanted; a page that cannot be written is refused before all work."""
     if options.html is not None:
         pages.check(options.html)
-    return options.html is not None or bool(options.details)
+    return options.html is not None or options.format == "html" or bool(options.details)
 
 
 def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> int:
@@ -261,9 +293,9 @@ def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> 
     page = getattr(options, "html", None)
     if page is not None:
         pages.write(page, verdict)
-    running.tell("")
-    if options.json:
-        sys.stdout.write(text)
+    if options.format != "text":
+        report = None if out is None else str(out / "verdict.json")
+        sys.stdout.write(text if options.format == "json" else written([alone(verdict, report)], options.format))
         return verdict.exit_code
     from rich.console import Console
 
@@ -279,7 +311,8 @@ def _report(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> 
 
 def explain(options: argparse.Namespace) -> int:
     """Say why sites diverge."""
-    verdict = explaining_command.verdict_of(options.path, options.model, options.names)
+    with watched() as progress:
+        verdict = explaining_command.verdict_of(options.path, options.model, options.names, progress=progress)
     chosen = explaining_command.chosen(verdict, options.site)
     if options.json:
         print(json.dumps(strict([asdict(e) for e in chosen]), indent=1, allow_nan=False))
@@ -323,10 +356,10 @@ def _report_several(verdicts: Sequence[Verdict], given: Sequence[str], options: 
     called = names_of(verdicts, given)
     text = to_json(verdicts, called)
     pages.keep_verdict(out, text)
-    running.tell("")
     code = max(v.exit_code for v in verdicts)
-    if options.json:
-        sys.stdout.write(text)
+    if options.format != "text":
+        cases = [alone(v, str(out / "verdict.json"), name) for v, name in zip(verdicts, called, strict=True)]
+        sys.stdout.write(text if options.format == "json" else written(cases, options.format))
         return code
     from rich.console import Console
 

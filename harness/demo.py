@@ -7,11 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from firstdiff.errors import UsageError
+from firstdiff.folders import make_folder
 from firstdiff.hypotheses import TABLE
 from firstdiff.model.engine import open_model
 from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.progress import QUIET, Progress
 from firstdiff.record import Planted
-from firstdiff.run import Input, Progress, judge_candidates, make_folder, record, tell
+from firstdiff.run import Input, judge_candidates, record
 from firstdiff.verdict import Verdict
 
 BUG, LAYER = "rope-base", 17  # the next token stays the same: no look at the text would find it
@@ -65,7 +67,7 @@ def demo(
     threads: int = 1,
     out: Path,
     detailed: bool = False,
-    progress: Progress = tell,
+    progress: Progress = QUIET,
 ) -> Demo:
     """Plant a bug in the reference, dump what it computes, and judge the dump as any engine's."""
     path = model or smollm2()

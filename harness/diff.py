@@ -8,11 +8,12 @@ from firstdiff.dumps import Trace, TraceError, open_trace
 from firstdiff.errors import UsageError
 from firstdiff.judge import judge
 from firstdiff.model.engine import open_model
-from firstdiff.run import Progress, check_trace, identity, tell
+from firstdiff.progress import QUIET, Progress
+from firstdiff.run import check_trace, identity
 from firstdiff.verdict import Verdict
 
 
-def diff(a: Path, b: Path, model: Path | None, *, progress: Progress = tell) -> Verdict:
+def diff(a: Path, b: Path, model: Path | None, *, progress: Progress = QUIET) -> Verdict:
     """Judge trace `a`, with trace `b` as the witness.
 
     Raises

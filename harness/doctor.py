@@ -10,6 +10,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from firstdiff.cli import MOST_THREADS
 from firstdiff.errors import CaptureError
 
 FEATURES = (
@@ -49,6 +50,17 @@ def physical_cores() -> int:
         except OSError:
             return len(allowed)
     return len(siblings)
+
+
+SMALL = 1 << 30  # bytes of a model that is run with one thread
+
+
+def threads_for(model: Path | None, asked: int | None = None) -> int:
+    """Threads of llama.cpp. A small model gains less from a second one than waiting for it costs on a busy machine."""
+    if asked:
+        return asked
+    small = model is None or not model.exists() or model.stat().st_size < SMALL
+    return 1 if small else min(physical_cores(), MOST_THREADS)
 
 
 def examine() -> tuple[str, bool]:

@@ -70,6 +70,7 @@ def run_engine(
     dump: Path,
     timeout: float | None = None,
     echo: TextIO,
+    folder: Path | None = None,
 ) -> EngineRun:
     """Run an engine, and wait for its end.
 
@@ -88,6 +89,8 @@ def run_engine(
         Seconds until the engine is ended, with every process that it started; None waits.
     echo
         Where its output appears line by line while it runs.
+    folder
+        The folder that it runs in; None for the working directory.
 
     Raises
     ------
@@ -111,7 +114,7 @@ def run_engine(
             f"{place}: is there already, and would be taken for this run's dump: remove it, or give another"
         )
     place.parent.mkdir(parents=True, exist_ok=True)
-    return _run(argv, place, timeout, _Output(echo))
+    return _run(argv, place, timeout, _Output(echo), folder)
 
 
 def _words(command: str, values: dict[str, str]) -> tuple[str, ...]:
@@ -142,11 +145,12 @@ def _words(command: str, values: dict[str, str]) -> tuple[str, ...]:
     return argv
 
 
-def _run(argv: tuple[str, ...], dump: Path, timeout: float | None, output: _Output) -> EngineRun:
+def _run(argv: tuple[str, ...], dump: Path, timeout: float | None, output: _Output, folder: Path | None) -> EngineRun:
     began = time.monotonic()
     try:
         process = subprocess.Popen(  # noqa: S603 - the user's own command, without a shell
             argv,
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -155,7 +159,7 @@ def _run(argv: tuple[str, ...], dump: Path, timeout: float | None, output: _Outp
             bufsize=0,
         )
     except (OSError, ValueError) as e:
-        return EngineRun(argv, None, None, False, 0.0, (), _is_there(dump), _not_started(argv[0], e))
+        return EngineRun(argv, None, None, False, 0.0, (), _is_there(dump), _not_started(argv[0], e, folder))
     try:
         timed_out = not _follow(process, output, None if timeout is None else began + timeout)
     finally:  # at Ctrl-C and whatever else ends this: no engine is left behind
@@ -295,9 +299,9 @@ def _signal(number: int) -> str:
     return f"signal {number}"
 
 
-def _not_started(program: str, error: Exception) -> str:
+def _not_started(program: str, error: Exception, folder: Path | None) -> str:
     if isinstance(error, FileNotFoundError):
-        there = os.path.exists(program)  # noqa: PTH110 - of any text
+        there = os.path.exists(os.path.join(folder or "", program))  # noqa: PTH110, PTH118 - of any text
         return f"not found: {program}" + (" is there, but the interpreter in its first line is not" if there else "")
     if isinstance(error, PermissionError):
         return f"not executable: {program}: make it so with chmod +x, or name its interpreter first"

@@ -16,11 +16,12 @@ LAST_WORDS = 5  # lines that an engine printed before it failed
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """The user's engine: its command line, steps to decode, and seconds it may take."""
+    """The user's engine: its command line, steps to decode, seconds it may take, and the folder it runs in."""
 
     command: str
     decode: int
     timeout: float
+    folder: Path | None = None
 
 
 def engine_trace(
@@ -48,6 +49,7 @@ def engine_trace(
         dump=dump,
         timeout=engine.timeout,
         echo=sys.stderr,
+        folder=engine.folder,
     )
     last = f"; its last words: {' | '.join(done.tail[-LAST_WORDS:])}" if done.tail else ""
     try:

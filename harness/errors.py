@@ -1,4 +1,6 @@
-"""What can go wrong outside of the model and of the traces."""
+"""What can go wrong outside of the model and of the traces, and the exit codes of all that can."""
+
+UNREADABLE, USAGE = 3, 2
 
 
 class CaptureError(RuntimeError):
@@ -7,3 +9,21 @@ class CaptureError(RuntimeError):
 
 class UsageError(ValueError):
     """A command was asked for something that cannot be: exit code 2."""
+
+
+def exit_code(error: BaseException) -> int | None:
+    """The exit code of an error of ours or of the system; None for a fault of firstdiff's own."""
+    from firstdiff.dumps.errors import TraceError
+    from firstdiff.model.errors import ModelError
+
+    if isinstance(error, UsageError):
+        return USAGE
+    return UNREADABLE if isinstance(error, TraceError | ModelError | CaptureError | OSError) else None
+
+
+def told(error: BaseException) -> str:
+    """What an error says, in one line."""
+    if not isinstance(error, OSError):
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"

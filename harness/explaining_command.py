@@ -10,14 +10,15 @@ from firstdiff.dumps import open_trace
 from firstdiff.errors import UsageError
 from firstdiff.judge import judge
 from firstdiff.model.engine import open_model
+from firstdiff.progress import QUIET, Progress
 from firstdiff.reading import read_verdict
-from firstdiff.run import Progress, check_trace, identity, tell
+from firstdiff.run import check_trace, identity
 from firstdiff.verdict import Explanation, Verdict
 
 FILE = "verdict.json"
 
 
-def verdict_of(path: Path, model: Path | None, names: str | None = None, *, progress: Progress = tell) -> Verdict:
+def verdict_of(path: Path, model: Path | None, names: str | None = None, *, progress: Progress = QUIET) -> Verdict:
     """Read a verdict (a file, or one in a run's folder), or judge a trace.
 
     Raises
@@ -34,9 +35,7 @@ def verdict_of(path: Path, model: Path | None, names: str | None = None, *, prog
     trace = open_trace(path, names=names)
     opened = open_model(model or named_model(trace))
     check_trace(trace, opened, identity(opened))
-    verdict = judge(opened, trace, progress=progress)
-    progress("")
-    return verdict
+    return judge(opened, trace, progress=progress)
 
 
 def chosen(verdict: Verdict, site: str | None) -> tuple[Explanation, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -15,10 +15,9 @@ from firstdiff.fingerprint import Fingerprint, Levels, declared, fingerprint, fi
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
+from firstdiff.progress import QUIET, Progress
 from firstdiff.replay import Drift, Replay, between
 from firstdiff.verdict import Logits, SiteVerdict, Status, Verdict, Witness
-
-Progress = Callable[[str], None]
 
 
 def judge(
@@ -32,7 +31,7 @@ def judge(
     table: Mapping[str, Hypothesis] = TABLE,
     sha256: str | None = None,
     detailed: bool = False,
-    progress: Progress = lambda _: None,
+    progress: Progress = QUIET,
 ) -> Verdict:
     """Judge every site of a candidate's trace on its own inputs.
 
@@ -54,26 +53,27 @@ def judge(
     detailed
         Take the closer look at each site that a page shows.
     progress
-        Called with what is being done.
+        Shows what is being done, and at which layer.
     """
-    progress(f"judging {name(candidate)}")
+    progress.say(f"judging {name(candidate)}")
     details = Details() if detailed else None
-    found, sites, alignment = replayed(model, candidate, details=details, table=table)
+    found, sites, alignment = replayed(model, candidate, details=details, table=table, progress=progress)
     if witness is None:
-        progress("running the reference")
+        progress.say("running the reference")
         drift = Drift(F32, candidate, alignment)
+        drift.watch = progress.layers(model.hp.n_layer)
         (logits,) = model.forward([drift.all_steps], drift)
         ends = np.cumsum([len(step.tokens) for step in candidate.steps])
         free = [logits[end - 1] for end in ends]
         drifts, against = drift.drifts, "reference:f32"
     else:
-        progress(f"judging {name(witness)}")
-        _, seen, _ = _replayed(model, witness, None)
+        progress.say(f"judging {name(witness)}")
+        _, seen, _ = _replayed(model, witness, progress)
         sites = _settled(sites, seen)
         drifts, against = between(candidate, witness, alignment), name(witness)
         free = [_last_logits(witness, step) for step in range(len(witness.steps))]
     sites = [replace(s, drift=drifts.get(s.site)) for s in sites]
-    explanations, counter_check = explain(model, candidate, found, alignment, sites, table=table, progress=progress)
+    explanations, counter_check = explain(model, candidate, found, alignment, sites, table=table, progress=progress.say)
     return Verdict(
         candidate=name(candidate),
         against=against,
@@ -109,18 +109,23 @@ def described(model: Model) -> dict[str, object]:
 
 
 def replayed(
-    model: Model, candidate: Trace, *, details: Details | None = None, table: Mapping[str, Hypothesis] = TABLE
+    model: Model,
+    candidate: Trace,
+    *,
+    details: Details | None = None,
+    table: Mapping[str, Hypothesis] = TABLE,
+    progress: Progress = QUIET,
 ) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
     """Replay a candidate in its arithmetic; at its own layers' level only where that hides no fault."""
-    found, sites, alignment = _replayed(model, candidate, details)
+    found, sites, alignment = _replayed(model, candidate, progress, details)
     if found.levels and has_faults(model, candidate, found, alignment, sites, table=table):
         found = replace(found, levels=Levels())
-        sites = _replay(model, candidate, found, alignment, details)
+        sites = _replay(model, candidate, found, alignment, progress, details)
     return found, sites, alignment
 
 
 def _replayed(
-    model: Model, trace: Trace, details: Details | None = None
+    model: Model, trace: Trace, progress: Progress, details: Details | None = None
 ) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
     """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data.
 
@@ -129,12 +134,12 @@ def _replayed(
     stands = declared(model, trace)
     first = Fingerprint(stands or F32)
     alignment = stated(trace)
-    sites = _replay(model, trace, first, alignment, details)
+    sites = _replay(model, trace, first, alignment, progress, details)
     if _misread(sites, trace):
         other = align(model, trace, alignment)
         if other != alignment:
             alignment = other
-            sites = _replay(model, trace, first, alignment, details)
+            sites = _replay(model, trace, first, alignment, progress, details)
     if fits(sites):
         return first, sites, alignment
     found = fingerprint(model, trace, alignment)
@@ -143,15 +148,21 @@ def _replayed(
     if stands is not None and found.arithmetic != stands:
         found = replace(found, instead=stands.name)
     same = found.arithmetic == first.arithmetic and not found.levels
-    return found, sites if same else _replay(model, trace, found, alignment, details), alignment
+    return found, sites if same else _replay(model, trace, found, alignment, progress, details), alignment
 
 
 def _replay(
-    model: Model, trace: Trace, found: Fingerprint, alignment: Alignment, details: Details | None
+    model: Model,
+    trace: Trace,
+    found: Fingerprint,
+    alignment: Alignment,
+    progress: Progress,
+    details: Details | None,
 ) -> list[SiteVerdict]:
     if details is not None:
         details.clear()
     probe = Replay(found.arithmetic, trace, alignment, found.levels, details)
+    probe.watch = progress.layers(model.hp.n_layer, len(trace.steps))
     for _ in model.forward(trace.steps, probe):
         pass
     return probe.sites

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from firstdiff import ggml
 from firstdiff.errors import CaptureError, UsageError
+from firstdiff.interruption import held_back
 from firstdiff.model.arithmetic import Arithmetic, ggml_cpu
 from firstdiff.model.flash import padded
 from firstdiff.model.quants import BY_NAME
@@ -98,7 +99,8 @@ class Context:
                 batch.token[i], batch.pos[i] = token, position + i
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
                 batch.logits[i] = 1  # of every token: the last layer is cut to the rows that are asked for
-            failed = llama.llama_decode(self._pointer, batch)
+            with held_back(self._stop):
+                failed = llama.llama_decode(self._pointer, batch)
         finally:
             llama.llama_batch_free(batch)
         if self._hook is not None and self._hook.failure is not None:
@@ -109,6 +111,10 @@ class Context:
             )
         logits = llama.llama_get_logits(self._pointer)
         return np.ctypeslib.as_array(logits, (len(tokens), self._n_vocab)).copy()
+
+    def _stop(self) -> None:
+        if self._hook is not None:
+            self._hook.failure = KeyboardInterrupt()
 
 
 class LlamaCpp:

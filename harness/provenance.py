@@ -11,7 +11,7 @@ from typing import Any
 COMPUTES = ("firstdiff", "numpy", "numba", "llama-cpp-python")
 """Packages whose version can change a number."""
 
-WHERE = {"--out": 1, "--html": 1, "--json": 0, "--details": 0}
+WHERE = {"--out": 1, "--html": 1, "--format": 1, "--json": 0, "--details": 0}
 """Options that say where results go, and how many values follow: the same judgement must give the same bytes."""
 
 

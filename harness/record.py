@@ -15,6 +15,7 @@ from firstdiff.hypotheses import Hypothesis, Scene, Values
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call, Probe
+from firstdiff.progress import QUIET, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ def record_reference(
     decode: int = 0,
     forced: Sequence[Sequence[int]] = (),
     planted: Sequence[Planted] = (),
+    progress: Progress = QUIET,
 ) -> list[str]:
     """Run the reference and write every intermediate, step by step.
 
@@ -97,6 +99,8 @@ def record_reference(
         How to round.
     planted
         Hypotheses to make true.
+    progress
+        Shows at which layer the run is.
 
     Returns
     -------
@@ -114,6 +118,7 @@ def record_reference(
         steps.append(_step(tokens, total))
         total += len(tokens)
     count = len(steps) if forced else 1 + decode
+    probe.watch = progress.layers(model.hp.n_layer, count)
     for index, logits in enumerate(model.forward(steps, probe)):  # reads `steps` as it grows
         writer.step(steps[index], probe.finish())
         if len(steps) < count:

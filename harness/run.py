@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,16 +15,16 @@ from firstdiff.capture import capture
 from firstdiff.dumps import Trace, TraceError, TraceWriter, open_trace
 from firstdiff.engine_trace import Engine, engine_trace
 from firstdiff.errors import CaptureError, UsageError
+from firstdiff.folders import make_folder
 from firstdiff.judge import judge
 from firstdiff.llamacpp import PLAIN, Attention, LlamaCpp, version
 from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.errors import ModelError
+from firstdiff.progress import QUIET, Progress
 from firstdiff.provenance import own_version
 from firstdiff.record import Planted, record_reference
 from firstdiff.verdict import Verdict
-
-Progress = Callable[[str], None]
 
 PROMPT = (
     "A stitch in time saves nine, they say; but what does it save when 1,234 stitches are needed, "
@@ -76,35 +75,11 @@ class Input:
         return ids[:LONG] if self.long else ids
 
 
-def tell(message: str) -> None:
-    """Progress on stderr, where somebody watches."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[2K{message} …" if message else "\r\x1b[2K")
-        sys.stderr.flush()
-
-
 def run_folder(model: Path) -> Path:
     """A folder that is not there yet, for a run to keep its traces in."""
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{model.stem}"
     base = Path("firstdiff-runs")
     return next(p for n in range(1000) if not (p := base / (stem + (f"-{n}" if n else ""))).exists())
-
-
-def make_folder(out: Path) -> None:
-    """Make a folder, once what goes in first is known to be readable: no mistake leaves an empty one.
-
-    Raises
-    ------
-    CaptureError
-        Where that cannot be.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise CaptureError(f"{out}: is a file, where a folder is wanted: give another one with --out") from None
-    except (OSError, ValueError) as e:
-        reason = e.strerror if isinstance(e, OSError) else e
-        raise CaptureError(f"{out}: cannot be made ({reason}): give another folder with --out") from e
 
 
 def identity(model: Model) -> dict[str, Any]:
@@ -126,6 +101,7 @@ def record_llama(
     threads: int = 1,
     attention: Attention = PLAIN,
     said: dict[str, Any] | None = None,
+    progress: Progress = QUIET,
 ) -> tuple[Trace, tuple[str, ...], tuple[str, ...]]:
     """Record llama.cpp's CPU backend into a folder.
 
@@ -145,6 +121,8 @@ def record_llama(
         Its options of attention.
     said
         :func:`identity` of the model.
+    progress
+        Shows at which layer the run is.
 
     Returns
     -------
@@ -165,7 +143,8 @@ def record_llama(
             "options": {"threads": threads, **attention.stated, "repacked_weights": False},
         }
         with TraceWriter(out, engine=said_engine, model=said or identity(model)) as writer:
-            worst = capture(engine, steps[0], writer, decode=decode, forced=steps[1:])
+            watch = progress.layers(model.hp.n_layer, max(1 + decode, len(steps)))
+            worst = capture(engine, steps[0], writer, decode=decode, forced=steps[1:], watch=watch)
         pieces = tuple(engine.piece(t) for t in steps[0])
     notes = () if worst == 0 else (_changed(worst),)
     return open_trace(out), notes, pieces
@@ -186,15 +165,22 @@ def certify(
     out: Path,
     attention: Attention = PLAIN,
     detailed: bool = False,
-    progress: Progress = tell,
+    progress: Progress = QUIET,
 ) -> Verdict:
     """Record llama.cpp and judge it against the reference: the certificate that both can be trusted on a model."""
-    progress("opening the model")
+    progress.say("opening the model")
     model = open_model(path)
-    progress("recording llama.cpp")
+    progress.say("recording llama.cpp")
     said = identity(model)
     trace, notes, pieces = record_llama(
-        model, source, out / "llama.cpp", decode=decode, threads=threads, attention=attention, said=said
+        model,
+        source,
+        out / "llama.cpp",
+        decode=decode,
+        threads=threads,
+        attention=attention,
+        said=said,
+        progress=progress,
     )
     return judge(
         model,
@@ -218,7 +204,7 @@ def judge_candidates(
     out: Path,
     attention: Attention = PLAIN,
     detailed: bool = False,
-    progress: Progress = tell,
+    progress: Progress = QUIET,
 ) -> list[Verdict]:
     """Judge candidates' traces, with llama.cpp on the same tokens as a witness where it is installed.
 
@@ -241,7 +227,7 @@ def judge_candidates(
     threads, out, progress
         As elsewhere.
     """
-    progress("opening the model")
+    progress.say("opening the model")
     model = open_model(path)
     told = source.tokens is not None or source.prompt is not None
     tokens = _tokens(model, source) if told or engine is not None else None
@@ -249,7 +235,7 @@ def judge_candidates(
     ran: dict[str, str] = {}
     if engine is not None:
         assert tokens is not None
-        progress("")  # what the engine prints begins on a line of its own
+        progress.say("")  # what the engine prints begins on a line of its own
         trace, ran = _run_engine(model, engine, tokens, names, out)
         traces.append(trace)
     said = identity(model)
@@ -324,9 +310,11 @@ def _judge_all(
     for trace, check in pairs:
         steps = tuple(step.tokens for step in trace.steps)
         if steps not in seen:
-            progress("recording llama.cpp")
+            progress.say("recording llama.cpp")
             folder = out / ("llama.cpp" if not seen else f"llama.cpp-{len(seen) + 1}")
-            seen[steps] = record_llama(model, steps, folder, threads=threads, attention=attention, said=said)
+            seen[steps] = record_llama(
+                model, steps, folder, threads=threads, attention=attention, said=said, progress=progress
+            )
         witness, notes, pieces = seen[steps]
         notes = (*_unknown(trace), *notes)
         verdicts.append(judged(trace, witness=witness, preflight=check, notes=notes, pieces=pieces))
@@ -400,14 +388,14 @@ def record(
     threads: int,
     attention: Attention = PLAIN,
     planted: Sequence[Planted] = (),
-    progress: Progress = tell,
+    progress: Progress = QUIET,
 ) -> Trace:
     """Record one engine's run: ``llama.cpp:cpu``, or ``reference:`` and an arithmetic.
 
     See :func:`firstdiff.model.arithmetic.arithmetic_named`. `source` may be the tokens of each step, in place of what
     to run and to decode from.
     """
-    progress("opening the model")
+    progress.say("opening the model")
     model = open_model(path)
     for plant in planted:
         if plant.layer is not None and plant.layer >= model.hp.n_layer and not plant.hypothesis.outside_layers:
@@ -416,11 +404,13 @@ def record(
                 f"{model.hp.n_layer - 1}"
             )
     name, _, rest = engine.partition(":")
-    progress(f"recording {engine}")
+    progress.say(f"recording {engine}")
     if name == "llama.cpp" and rest in ("", "cpu"):
         if planted:
             raise UsageError("--bug: faults are planted in the reference, not in llama.cpp: give --engine reference")
-        trace, _, _ = record_llama(model, source, out, decode=decode, threads=threads, attention=attention)
+        trace, _, _ = record_llama(
+            model, source, out, decode=decode, threads=threads, attention=attention, progress=progress
+        )
         return trace
     if attention != PLAIN:
         raise UsageError("--flash-attention and --kv are llama.cpp's: give --engine reference:ggml-cpu+flash+kv=q8_0")
@@ -437,7 +427,16 @@ def record(
         "arithmetic": arithmetic.name,
     }
     with TraceWriter(out, engine=said_engine, model=identity(model)) as writer:
-        record_reference(model, tokens, writer, arithmetic=arithmetic, decode=decode, forced=forced, planted=planted)
+        record_reference(
+            model,
+            tokens,
+            writer,
+            arithmetic=arithmetic,
+            decode=decode,
+            forced=forced,
+            planted=planted,
+            progress=progress,
+        )
     return open_trace(out)
 
 

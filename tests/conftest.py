@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from planted import SMOLLM2
 
+collect_ignore = ["sample_engine"]  # a repository of its own, that tests copy and run
+
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:

@@ -28,6 +28,7 @@ FOLDERS = {
     "firstdiff.dumps": "dumps",
     "firstdiff.reports": "reports",
 }
+RECORDS = ("firstdiff.verdict.", "firstdiff.checked.")  # what reports are rendered from
 ROOMS = ("model", "dumps", "reports")  # and the harness, which is the rest
 HEAVY = ("numba", "pandas", "matplotlib", "llama_cpp", "torch", "transformers", "jinja2")
 TOP_LEVEL = {"model", "harness", "dumps", "reports", "tests", "notebooks", ".ci", ".github"}
@@ -60,7 +61,7 @@ def allowed(found: Import) -> bool:
         return True
     if here == "harness":
         return there != "reports" or found.in_function
-    return here == "reports" and f"{found.name}.".startswith("firstdiff.verdict.")
+    return here == "reports" and f"{found.name}.".startswith(RECORDS)
 
 
 def imports(module: str, source: str, *, is_package: bool = False) -> Iterator[Import]:
@@ -215,6 +216,11 @@ def test_the_package_runs_as_a_module() -> None:
 def test_the_command_is_called_firstdiff() -> None:
     (command,) = distribution().entry_points.select(group="console_scripts")
     assert (command.name, command.value) == ("firstdiff", "firstdiff.cli:main")
+
+
+def test_pytest_finds_the_plugin() -> None:
+    (plugin,) = distribution().entry_points.select(group="pytest11")
+    assert (plugin.name, plugin.value) == ("firstdiff", "firstdiff.pytest_plugin")
 
 
 def test_installing_brings_no_name_but_firstdiff() -> None:
