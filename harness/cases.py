@@ -127,9 +127,7 @@ def residual(case: Case, given: Array, call: Call) -> float:
         if np.isfinite(case.recorded[odd]).any():
             return float("inf")
     axes = axes_of(case.site.point if given.ndim != PLANE else "")
-    difference = measure(
-        case.recorded, given, axes=axes, floor=case.floor, seen=case.seen, terms=lambda: terms(call)
-    )
+    difference = measure(case.recorded, given, axes=axes, floor=case.floor, seen=case.seen, terms=lambda: terms(call))
     return difference.error
 
 
@@ -160,6 +158,7 @@ def part_of(case: Case, rows: int, tokens: int) -> Part | None:
     if flat.shape[1] <= rows and len(flat) <= tokens:
         return None
     kept, chosen = (
-        np.unique(np.linspace(0, n - 1, min(most, n)).astype(np.int64)) for n, most in zip(flat.shape, (tokens, rows))
+        np.unique(np.linspace(0, n - 1, min(most, n)).astype(np.int64))
+        for n, most in zip(flat.shape, (tokens, rows), strict=True)
     )
     return Part(chosen, kept, np.ascontiguousarray(flat[kept][:, chosen]))

@@ -33,6 +33,13 @@ def diff(a: Path, b: Path, model: Path | None, *, progress: Progress = QUIET) ->
 
 
 def named_model(trace: Trace) -> Path:
+    """The model's file that a trace names, if it is there.
+
+    Raises
+    ------
+    UsageError
+        If it names none that is.
+    """
     path = Path(str(trace.model.get("path") or trace.model.get("file") or ""))
     if not path.is_file():
         raise UsageError(f"{trace.path}: names no model that is here: give it with --model")

@@ -140,9 +140,7 @@ def _faults(case: Case, scene: Scene, hypothesis: Hypothesis) -> Iterator[Fault]
             yield from (Fault(((hypothesis, values),), on=n) for n in numbers)
 
 
-def _pairs(
-    case: Case, scene: Scene, table: Mapping[str, Hypothesis], singles: Iterable[Attempt]
-) -> Iterator[Attempt]:
+def _pairs(case: Case, scene: Scene, table: Mapping[str, Hypothesis], singles: Iterable[Attempt]) -> Iterator[Attempt]:
     """Two faults of different stages at the judged call, the earlier stage first."""
     if case.segment or not isfinite(case.error):
         return

@@ -34,6 +34,7 @@ TELLING = 32
 
 SHOWN = 12  # hypotheses with their residuals that an explanation lists
 
+
 @dataclass
 class _Group:
     """Sites that one fault explains, and the faults that explain all of them."""

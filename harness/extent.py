@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from firstdiff.dumps import Site
 from firstdiff.measure import spans
@@ -35,13 +36,13 @@ def of_layers(chosen: Sequence[int], layers: int) -> str:
         return f"at layer {chosen[0]}"
     if len(chosen) == layers:
         return "at every layer"
-    gaps = {b - a for a, b in zip(chosen, chosen[1:], strict=False)}
+    gaps = {b - a for a, b in pairwise(chosen)}
     if gaps == {1} and chosen[-1] == layers - 1:
         return f"at layers {chosen[0]} and up"
     if len(gaps) == 1 and len(chosen) >= REPEATS and (gap := gaps.pop()) in ORDINALS and chosen[-1] + gap >= layers:
         return f"at every {ORDINALS[gap]} layer from {chosen[0]}"
     missing = sorted(set(range(layers)) - set(chosen))
-    between = {b - a for a, b in zip(missing, missing[1:], strict=False)}
+    between = {b - a for a, b in pairwise(missing)}
     if len(missing) >= REPEATS and len(between) == 1 and (gap := between.pop()) in ORDINALS and gap > 1:
         return f"at every layer but every {ORDINALS[gap]} from {missing[0]}"
     return f"at layers {spans(chosen, layers)}"

@@ -59,7 +59,7 @@ class Recording(Probe):
         return value
 
     def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
-        """The call in the plant's own way, or in the first that applied to the point, as a faulty engine keeps to one."""
+        """The call in the plant's own way, or in the first that applied to the point: a faulty engine keeps to one."""
         if not plant.touches(call):
             return None
         scene = Scene(self.model, self.arithmetic, lambda other: self.tensors.get(other.key))

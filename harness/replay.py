@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,11 @@ from firstdiff.verdict import SiteVerdict, Status
 
 LARGEST_F16, SMALLEST_F16, ULP_F16 = 65504.0, 2.0**-14, 2.0**-25
 """The largest and the smallest normal number, and half the spacing of the numbers below it."""
+
+
+DOUBTFUL = 10.0
+"""Floors up to which an error may be the rounding of our own sums: they are then summed in float64 before anything is
+said. On SmolLM2's ffn_out-1 at 2,048 tokens ours were 1.4e-6 off, where llama.cpp's were right."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,14 +115,11 @@ class Replay(Probe):
         floor: float,
     ) -> SiteVerdict:
         axes, seen = axes_of(call.point), counted(call.point, computed)
-        difference = measure(
-            recorded,
-            computed,
-            axes=axes,
-            floor=floor,
-            seen=seen,
-            terms=lambda: terms(call),
-        )
+        against = partial(measure, recorded, axes=axes, floor=floor, seen=seen, terms=lambda: terms(call))
+        difference = against(computed)
+        if not pending and floor < difference.error <= DOUBTFUL * floor:
+            # Perhaps it is ours: float32 sums of large terms err as well.
+            difference = against(call.compute(self.arithmetic.exact))
         segment = tuple(str(Site(d.call.step, d.call.layer, d.call.point)) for d in pending)
         if difference.error <= floor:
             status = Status.INHERITS if wrong else Status.AGREES

@@ -71,6 +71,11 @@ class Arithmetic:
         """Whether activations are rounded as ggml's CPU backend does."""
         return self.products == GGML
 
+    @property
+    def exact(self) -> Arithmetic:
+        """The same roundings with sums in float64."""
+        return replace(self, dtype=np.float64)
+
     def keep(self, x: Array) -> Array:
         """A weight or a result as this arithmetic stores it."""
         return x if self.weights_and_results is None else self.widen(round_to(x, self.weights_and_results))

@@ -18,6 +18,7 @@ from firstdiff.model.operations import add, attend, linear, scores
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import CODES, Weight
 
+
 def terms(call: Call) -> npt.NDArray[np.float64] | None:
     """Root of the sum of the squared terms of each result, shaped as the result; None for what is no sum.
 

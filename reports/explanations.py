@@ -23,7 +23,11 @@ def explained(e: Explanation) -> str:
     if e.hypothesis is None:
         findings = "; ".join(e.findings)
         looks = f" The difference: {findings}." if findings else ""
-        best = f" The nearest is {e.next_best.hypothesis}, which leaves {number(e.next_best.residual)}." if e.next_best else ""
+        best = (
+            f" The nearest is {e.next_best.hypothesis}, which leaves {number(e.next_best.residual)}."
+            if e.next_best
+            else ""
+        )
         return f"{e.extent}: {e.says}.{looks}{best}"
     parts = [f"{e.extent}: {e.says} ({e.hypothesis}).", _fit(e)]
     if e.equals:
@@ -58,7 +62,8 @@ def counter_check(verdict: Verdict, where: str | None = None) -> str:
     if check.agrees:
         return f"Checked: with {these} in the reference, your whole run agrees."
     left = f"{len(check.left):,} site{'s' if len(check.left) > 1 else ''}"
-    return f"Checked: with {these} in the reference, {left} still diverge{'s' * (len(check.left) == 1)}: {listed(check.left, where)}."
+    still = f"still diverge{'s' * (len(check.left) == 1)}"
+    return f"Checked: with {these} in the reference, {left} {still}: {listed(check.left, where)}."
 
 
 def in_full(e: Explanation) -> list[str]:
@@ -79,6 +84,8 @@ def nothing(verdict: Verdict, site: str | None) -> str:
     if status is None:
         return "Nothing diverges, so there is nothing to explain."
     if status.status is Status.INHERITS:
-        return f"{site} inherits: its own operation is right, on inputs that are wrong. Look at what diverges before it."
+        return (
+            f"{site} inherits: its own operation is right, on inputs that are wrong. Look at what diverges before it."
+        )
     reason = f": {status.reason}" if status.reason else ""
     return f"{site}: {status.status}{reason}. Only what diverges is explained."

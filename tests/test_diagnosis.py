@@ -1,4 +1,4 @@
-"""Every hypothesis is planted and named, and another fault is not named so. `make bench-diagnosis` does it at length."""
+"""Every hypothesis is planted and named, and no other fault is named so; `make bench-diagnosis` does it at length."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from firstdiff.describing.compared import Compared, Mask
-from firstdiff.measure import LOCATED
 from firstdiff.describing.regularity import named
+from firstdiff.measure import LOCATED
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ import numpy as np
 
 from firstdiff.describing.compared import TINY, Compared, Floats, Mask, cosine, left
 from firstdiff.describing.finding import Finding, Subject, joined, reach, within
-from firstdiff.measure import LOCATED
 from firstdiff.describing.regularity import named
+from firstdiff.measure import LOCATED
 
 LONG, RANKED, DEVIATIONS, RATIO = 8, 0.8, 2.6, 3.0
 """An error grows with position where, over at least 8 tokens, its rank correlation with position is 0.8 and 2.6

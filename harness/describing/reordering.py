@@ -9,8 +9,8 @@ import numpy as np
 
 from firstdiff.describing.compared import Compared, Floats, Indices, Left, left
 from firstdiff.describing.matching import LEAST, OWN, SLICES, Match
-from firstdiff.measure import LOCATED
 from firstdiff.describing.regularity import divisors, orders
+from firstdiff.measure import LOCATED
 
 PROBES = 24
 """Slices looked for before all are: if one of these is nowhere, there is no permutation."""

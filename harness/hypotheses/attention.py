@@ -62,7 +62,7 @@ def _f16_scores(q: Array, keys: Array, *, group: int, order: str, arithmetic: Ar
 
 def _in_f16(call: Call, _scene: Scene, values: Values) -> Call | None:
     q, keys = call.inputs
-    if q.shape[0] * q.shape[1] * keys.shape[0] * q.shape[2] > 1 << 26:  # noqa: PLR2004 - 128 MB of terms
+    if q.shape[0] * q.shape[1] * keys.shape[0] * q.shape[2] > 1 << 26:
         return None
     return with_op(call, _f16_scores, order=values["order"])
 
@@ -74,7 +74,7 @@ def _scale(call: Call, _scene: Scene, values: Values) -> Call:
     return with_attributes(call, scale=values["scale"])
 
 
-def _scales(call: Call, scene: Scene) -> Iterator[float]:
+def _scales(_call: Call, scene: Scene) -> Iterator[float]:
     hp = scene.model.hp
     yield from (1 / hp.head_dim, hp.n_embd**-0.5, (hp.n_embd // hp.n_head) ** -0.5)
     yield from ((2 * hp.head_dim) ** -0.5, (hp.head_dim / 2) ** -0.5, hp.head_dim**0.5, 0.125)
@@ -104,7 +104,8 @@ def _softmax(
     if window is not None:
         shown = shown & ~visible(kq.shape[-2], kq.shape[-1], -window)
     with np.errstate(all="ignore"):
-        z = np.asarray(kq, np.float32 if not highest else np.float64) * scale
+        wide: Array = kq.astype(np.float64 if highest else np.float32)
+        z = wide * wide.dtype.type(scale)
         if cap is not None:
             z = cap * np.tanh(z / cap)
         z[:, ~shown] = -np.inf
@@ -179,10 +180,7 @@ def _mask_offsets(call: Call, _scene: Scene, _observed: Array | None) -> Iterato
 def _merged(p: Array, values: Array, *, group: int, order: str, arithmetic: Arithmetic) -> Array:
     tokens, heads = p.shape[1], p.shape[0]
     out = attend(p, values, group=group, arithmetic=arithmetic).reshape(tokens, heads, -1)  # [T, H, D]
-    if order == "[head, token, head_dim]":
-        out = out.transpose(1, 0, 2)
-    else:
-        out = out.transpose(0, 2, 1)
+    out = out.transpose((1, 0, 2) if order == "[head, token, head_dim]" else (0, 2, 1))
     return np.ascontiguousarray(out).reshape(tokens, -1)
 
 
@@ -223,9 +221,7 @@ def _slot(call: Call, _scene: Scene, values: Values) -> Call | None:
     return with_op(call, _slotted, slot=values["slot"])
 
 
-def _strided(
-    past: Array | None, new: Array, *, order: str, values: bool = False, arithmetic: Arithmetic
-) -> Array:
+def _strided(past: Array | None, new: Array, *, order: str, values: bool = False, arithmetic: Arithmetic) -> Array:
     tokens, heads, dim = new.shape
     if order == "[head, token, head_dim]":
         moved = new.reshape(heads, tokens, dim).transpose(1, 0, 2)
@@ -421,4 +417,3 @@ TABLE = (
         source="ggml-org/ggml#1497",
     ),
 )
-

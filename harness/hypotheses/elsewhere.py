@@ -36,7 +36,7 @@ def _others(call: Call, scene: Scene, _observed: Array | None) -> Iterator[dict[
                     yield {"input": index, "point": point, "of": of}
 
 
-def _computed_in(call: Call, scene: Scene, values: Values) -> Call:
+def _computed_in(call: Call, _scene: Scene, values: Values) -> Call:
     return with_op(call, _in(call.op, ARITHMETICS[values["arithmetic"]]))
 
 

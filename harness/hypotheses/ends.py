@@ -31,7 +31,7 @@ def _times(y: Array, factor: float) -> Array:
 
 
 def _capped(y: Array, cap: float) -> Array:
-    return cap * np.tanh(y / cap)
+    return np.asarray(cap * np.tanh(y / cap))
 
 
 def _embedding_scale(call: Call, _scene: Scene, values: Values) -> Call:

@@ -70,12 +70,10 @@ def numbers(
 
 
 def _among(value: float, excluded: Iterable[float]) -> bool:
-    return any(abs(value - other) <= 1e-3 * max(abs(other), 1e-12) for other in excluded)  # noqa: PLR2004 - a fit's own
+    return any(abs(value - other) <= 1e-3 * max(abs(other), 1e-12) for other in excluded)
 
 
-def _computed(
-    call: Call, scene: Scene, change: Change, name: str, value: float
-) -> npt.NDArray[np.float64] | None:
+def _computed(call: Call, scene: Scene, change: Change, name: str, value: float) -> npt.NDArray[np.float64] | None:
     changed = change(call, scene, {name: value})
     if changed is None:
         return None
@@ -91,9 +89,7 @@ def _weights(call: Call, observed: Array) -> npt.NDArray[np.float64]:
     return np.asarray(1 / np.maximum(size, 1e-30))
 
 
-def _residual(
-    call: Call, scene: Scene, change: Change, name: str, observed: Array
-) -> Callable[[float], float]:
+def _residual(call: Call, scene: Scene, change: Change, name: str, observed: Array) -> Callable[[float], float]:
     weights = _weights(call, observed)
 
     def residual(value: float) -> float:
@@ -103,9 +99,7 @@ def _residual(
     return residual
 
 
-def _gauss_newton(
-    call: Call, scene: Scene, change: Change, name: str, observed: Array, start: float
-) -> float | None:
+def _gauss_newton(call: Call, scene: Scene, change: Change, name: str, observed: Array, start: float) -> float | None:
     """Least squares over all elements; None where the parameter changes nothing or runs away."""
     weights, value = _weights(call, observed), start
     for _ in range(STEPS):

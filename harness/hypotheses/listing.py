@@ -40,7 +40,14 @@ def listed(id_: str | None = None) -> list[dict[str, Any]]:
     for h in TABLE.values():
         same = sorted({other for pair in EQUIVALENT if h.id in pair for other in pair if other != h.id})
         rows.append(
-            {"id": h.id, "points": list(h.points), "says": h.says, "fix": h.fix, "source": h.source, "same_numbers_as": same}
+            {
+                "id": h.id,
+                "points": list(h.points),
+                "says": h.says,
+                "fix": h.fix,
+                "source": h.source,
+                "same_numbers_as": same,
+            }
         )
     if id_ is None:
         return rows

@@ -146,8 +146,9 @@ def _other_layers(_call: Call, scene: Scene, _observed: Array | None) -> Iterato
 def _swapped(call: Call, scene: Scene, values: Values) -> Call | None:
     """By a name within the layer (``attn_k.weight``), or one of the whole file."""
     name, weights = values["tensor"], scene.model.weights
-    inside = call.layer is not None and not name.startswith("blk.")
-    other = (weights.layer(call.layer) if inside else weights).get(name)
+    if call.layer is not None and not name.startswith("blk."):
+        weights = weights.layer(call.layer)
+    other = weights.get(name)
     own = call.inputs[1]
     if other is None or own is None or other.shape != own.shape or other.name == own.name:
         return None
@@ -164,7 +165,9 @@ def _same_shape(call: Call, scene: Scene, _observed: Array | None) -> Iterator[d
     names = [
         name.removeprefix(prefix)
         for name, info in scene.model.gguf.tensors.items()
-        if info.shape == weight.shape and name != weight.name and name.endswith(".weight")
+        if info.shape == weight.shape
+        and name != weight.name
+        and name.endswith(".weight")
         and (name.startswith(prefix) if prefix else not name.startswith("blk.") or name.startswith(ends))
     ]
     likely = LIKELY.get(own.removesuffix(".weight"), "") + ".weight"

@@ -8,7 +8,17 @@ from dataclasses import replace
 import numpy as np
 
 from firstdiff.hypotheses.fitting import numbers
-from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, identity, replaced, with_attributes, with_input, with_op
+from firstdiff.hypotheses.hypothesis import (
+    Change,
+    Hypothesis,
+    Scene,
+    Values,
+    identity,
+    replaced,
+    with_attributes,
+    with_input,
+    with_op,
+)
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import Operation, rms_norm
 from firstdiff.model.probe import Call
@@ -18,7 +28,7 @@ NORMS = ("attn_norm", "ffn_norm", "result_norm")
 
 
 def _mean_of_squares(x: Array) -> Array:
-    return np.einsum("...i,...i->...", x, x, dtype=np.float64)[..., None] / x.shape[-1]
+    return np.asarray(np.einsum("...i,...i->...", x, x, dtype=np.float64)[..., None] / x.shape[-1])
 
 
 def _weighted(x: Array, weight: Weight | None, arithmetic: Arithmetic) -> Array:
@@ -51,12 +61,12 @@ def _in_f16(order: str) -> Operation:
                 total = np.add.accumulate(squares, axis=-1, dtype=np.float16)[..., -1:]
             else:
                 total = squares.sum(-1, keepdims=True, dtype=np.float16)
-        return np.sqrt(total.astype(np.float64) / x.shape[-1] + eps)
+        return np.asarray(np.sqrt(total.astype(np.float64) / x.shape[-1] + eps))
 
     return _norm(divisor)
 
 
-def _dense(change: Operation) -> Operation:
+def _dense(change: Operation) -> Change:
     def changed(call: Call, _scene: Scene, _values: Values) -> Call | None:
         weight = call.inputs[1]
         return None if weight is None else with_input(call, 1, replace(weight, dense=change(weight.values())))
@@ -64,7 +74,7 @@ def _dense(change: Operation) -> Operation:
     return changed
 
 
-def _op(op: Operation) -> Operation:
+def _op(op: Operation) -> Change:
     return lambda call, _scene, _values: with_op(call, op) if call.op is rms_norm else None
 
 
@@ -95,7 +105,7 @@ def _eps_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]:
 
 
 def _of_all(x: Array, eps: float) -> Array:
-    return np.sqrt(np.square(x).mean() + eps)
+    return np.asarray(np.sqrt(np.square(x).mean() + eps))
 
 
 def _missing(call: Call, _scene: Scene, _values: Values) -> Call:

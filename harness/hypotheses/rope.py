@@ -9,7 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.hypotheses.fitting import numbers
-from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, identity, replaced, with_attributes, with_input, with_op
+from firstdiff.hypotheses.hypothesis import (
+    Hypothesis,
+    Scene,
+    Values,
+    identity,
+    replaced,
+    with_attributes,
+    with_input,
+    with_op,
+)
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import append, rope
@@ -96,7 +105,7 @@ def _scale_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]
     yield float((fitted[slow] * right[slow]).sum() / (right[slow] ** 2).sum())
 
 
-def _factors(call: Call, scene: Scene, values: Values) -> Call | None:
+def _factors(call: Call, _scene: Scene, values: Values) -> Call | None:
     """The file's factors ignored, or Llama 3's where the file has none."""
     if call.inputs[2] is not None:
         return with_input(call, 2, None) if values["factor"] == 1 else None
@@ -161,7 +170,7 @@ def _turned(
     into: str | None = None,
     swapped: bool = False,
 ) -> Array:
-    """Turn pairs of x [T, H, D] by theta [T, pairs]; what has no pair stays. `into`: the order that pairs are left in."""
+    """Turn pairs of x [T, H, D] by theta [T, pairs]; what has no pair stays. `into` is how pairs are left."""
     x = arithmetic.widen(x)
     cos, sin = (_rounded(arithmetic.widen(f(theta)) * magnitude, rounded)[:, None] for f in (np.cos, np.sin))
     if swapped:
@@ -222,9 +231,11 @@ def _low_precision(call: Call, scene: Scene, values: Values) -> Call:
         return _turn(call, theta, rounded=dtype)
     if of == "angles":
         return _turn(call, _rounded(theta, dtype))
-    x, positions, _ = call.inputs
+    _, positions, _ = call.inputs
     one = _theta(with_input(call, 1, [1]), scene)[0]
-    return _turn(call, _rounded(np.outer(_rounded(np.asarray(positions, np.float64), dtype), _rounded(one, dtype)), dtype))
+    return _turn(
+        call, _rounded(np.outer(_rounded(np.asarray(positions, np.float64), dtype), _rounded(one, dtype)), dtype)
+    )
 
 
 def _precisions(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
@@ -234,7 +245,7 @@ def _precisions(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator
 
 def _partial(call: Call, scene: Scene, values: Values) -> Call | None:
     dims, over = values["dims"], values["over"]
-    x, positions, factors = call.inputs
+    _, positions, factors = call.inputs
     if factors is not None:
         return None
     base = call.attributes["base"] ** (dims / over)

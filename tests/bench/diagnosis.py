@@ -149,7 +149,9 @@ def _table(outcomes: Sequence[Outcome]) -> list[str]:
     for id_, of in by_id.items():
         seen = [o for o in of if o.visible]
         names = Counter(o.named[0] for o in seen)
-        wrong = ", ".join(f"{name} {n}" for name, n in names.items() if name not in ("named", "equivalent", "described"))
+        wrong = ", ".join(
+            f"{name} {n}" for name, n in names.items() if name not in ("named", "equivalent", "described")
+        )
         lines.append(
             f"{id_:{width}}  {len(of):4}  {len(seen):4}  {sum(o.site for o in seen):4}  {names['named']:5}"
             f"  {names['equivalent']:12}  {names['described']:9}  {wrong or '-'}"
@@ -168,18 +170,19 @@ def _shares(outcomes: Sequence[Outcome]) -> list[str]:
     seen = [o for o in outcomes if o.visible]
     told = [o for o in seen if o.named[0] != "equivalent"]
     bad = [o for o in outcomes if not o.site or o.accused]
+    seconds = [o.seconds for o in outcomes]
     lines = [
         f"runs {len(outcomes):,}, of which the change is clearly above the floor in {len(seen):,}",
         f"first diverging site right: {_share(sum(o.site for o in seen), len(seen))}",
-        f"explanation named first is right: {_share(sum(o.named[0] == 'named' for o in told), len(told))}"
-        f"; the same numbers under another name: {len(seen) - len(told):,}",
+        f"explanation named first is right: {_share(sum(o.named[0] == 'named' for o in told), len(told))}",
+        f"the same numbers under another name: {len(seen) - len(told):,}",
         f"runs with a site accused that nothing was done to: {sum(bool(o.accused) for o in outcomes)}",
-        f"seconds a run, median and most: {median(o.seconds for o in outcomes):.1f}, {max(o.seconds for o in outcomes):.1f}",
+        f"seconds a run, median and most: {median(seconds):.1f}, {max(seconds):.1f}",
     ]
-    lines += [f"  wrong: {o.ids[0]} {o.model} {o.layers} {o.dtype} site {o.site} accused {o.accused[:3]}" for o in bad[:40]]
     lines += [
-        f"  {o.named[0]}: {o.ids[0]} {o.model} {o.layers} {o.dtype}" for o in told if o.named[0] != "named"
-    ][:60]
+        f"  wrong: {o.ids[0]} {o.model} {o.layers} {o.dtype} site {o.site} accused {o.accused[:3]}" for o in bad[:40]
+    ]
+    lines += [f"  {o.named[0]}: {o.ids[0]} {o.model} {o.layers} {o.dtype}" for o in told if o.named[0] != "named"][:60]
     return lines
 
 
@@ -201,10 +204,11 @@ def _together(outcomes: Sequence[Outcome]) -> list[str]:
         f"all sites found: {_share(sites, len(seen))}",
         f"all explained: {_share(all_named, len(seen))}",
     ]
-    for o in seen:
-        if o.found < 1 or not o.site or any(n not in ("named", "equivalent", "invisible") for n in o.named):
-            lines.append(f"  {', '.join(o.ids)} on {o.model} {o.dtype}: {', '.join(o.named)}; {o.found:.0%} of sites")
-    return lines
+    return lines + [
+        f"  {', '.join(o.ids)} on {o.model} {o.dtype}: {', '.join(o.named)}; {o.found:.0%} of sites"
+        for o in seen
+        if o.found < 1 or not o.site or any(n not in ("named", "equivalent", "invisible") for n in o.named)
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -228,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for outcomes in results.values():
         outcomes.sort(key=lambda o: ([order.index(i) for i in o.ids], MODELS.index(o.model), o.layers, o.dtype))
     text = report(results, time.perf_counter() - start)
-    print(text)
+    sys.stdout.write(text + "\n")
     if options.out:
         options.out.write_text(text + "\n", encoding="utf-8")
     return 0

@@ -43,9 +43,7 @@ class Knowing(Recording):
             with np.errstate(all="ignore"):
                 right = call.compute(self.arithmetic)
             seen = counted(call.point, right)
-            self.changes[self.touched[-1]] = measure(
-                value, right, axes=axes_of(call.point), floor=0.0, seen=seen
-            ).error
+            self.changes[self.touched[-1]] = measure(value, right, axes=axes_of(call.point), floor=0.0, seen=seen).error
         return value
 
 
