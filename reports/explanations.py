@@ -46,7 +46,7 @@ def sentence(text: str) -> str:
 
 def _fit(e: Explanation) -> str:
     error, left = apart(e.error, e.residual)
-    told = f"It leaves {left} of {error}, at a floor of {number(e.floor)}"
+    told = f"It leaves {left} of the error of {error}, at a floor of {number(e.floor)}"
     if e.next_best is not None:
         told += f"; the next best, {e.next_best.hypothesis}, leaves {number(e.next_best.residual)}"
     return told + "."
