@@ -91,6 +91,10 @@ class Replay(Probe):
             reason = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
             self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))
             return self._keep(call, computed, wrong=wrong, pending=(*pending, Done(call, computed)), lost=inputs)
+        if verdict.status is Status.DIVERGES and _overflowed(upstream):
+            reason = "an input was stored in f16 as infinity: what the engine had there is not known"
+            self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))
+            return self._keep(call, recorded, wrong=wrong, pending=(), lost=own)
         self.sites.append(verdict)
         seen = counted(call.point, computed)
         if self.details is not None:

@@ -67,7 +67,7 @@ class Plant:
         return replace(empty, tensors=held)
 
     def beyond(self, dtype: str) -> bool:
-        """Whether the faulty engine's numbers leave the range of the dtype: infinite, or a token below f16's numbers."""
+        """Whether numbers leave the range of the dtype: infinite ones, or a token below f16's normal numbers."""
         if dtype != "f16":
             return not all(np.isfinite(x).all() for x in self.tensors.values())
         with np.errstate(all="ignore"):
