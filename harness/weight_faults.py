@@ -85,7 +85,7 @@ def _arrangements(model: Model, weight: Weight, ours: Array) -> Iterator[tuple[s
 
 
 def read_wrongly(model: Model, weight: Weight, theirs: Array) -> Fault | None:
-    """Which wrong reading of the raw blocks gives a candidate's values: the nearest, by the first rows; None for none."""
+    """Which wrong reading of the raw blocks gives a candidate's values: the nearest one; None for none."""
     if weight.kind.name not in LAYOUTS or theirs.shape != weight.shape:
         return None
     few = replace(weight, raw=weight.raw_rows(0, ROWS), shape=(min(ROWS, weight.shape[0]), weight.shape[1]))
