@@ -3,6 +3,10 @@
 llama.cpp with its options, transformers in its dtypes, and the C engine run prompts of several lengths. Each trace is
 judged in the arithmetic that it states; those of short prompts once more with nothing stated. The table is kept in
 tests/data/false_alarms.txt. The exit code is 1 if any site diverges.
+
+The largest error over its floor is that of sums in float32 on both sides, over the norm of their result. One beyond
+the floor would be measured again, with our sums in float64 and over the terms that are summed: on SmolLM2 and a prompt
+of 33 tokens that makes 0.39 at most of what was up to 0.97.
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def report(names: Sequence[str]) -> Iterator[str]:
         model = open_model(quantised(plain, FILE_TYPES["Q8_0"], Path(name) / "model.gguf"))
         for arithmetic in (ARITHMETICS[n] for n in names):
             cells = (smallest(model, arithmetic, change) for change in CHANGES)
-            line = "".join(f"  {share:7.1e} (floor {floor:7.1e})   " for share, floor in cells)
+            line = "".join(f"  {share:7.1e} (floor {floor:7.1e})    " for share, floor in cells)
             yield f"{arithmetic.name:10}{line}".rstrip()
     yield ""
     yield "eps (1e-5, of inputs whose mean square is near 1), base and scale: as a share of themselves"
