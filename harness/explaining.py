@@ -153,6 +153,7 @@ def explain(
     sites: Sequence[SiteVerdict],
     *,
     table: Mapping[str, Hypothesis] = TABLE,
+    check: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[tuple[Explanation, ...], CounterCheck | None]:
     """Explain every site of a judged trace that diverges.
@@ -165,6 +166,8 @@ def explain(
         The sites judged.
     table
         The hypotheses to try.
+    check
+        Whether to make the counter-check.
     progress
         Called with what is being done.
 
@@ -191,7 +194,7 @@ def explain(
     made += list(_not_explained(probe.unexplained, model, trace))
     order = {s.site: number for number, s in enumerate(sites)}
     made.sort(key=lambda e: order[e.site])
-    return tuple(made), _counter_check(model, trace, probe, wanted)
+    return tuple(made), _counter_check(model, trace, probe, wanted) if check else None
 
 
 def has_faults(
