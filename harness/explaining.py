@@ -229,17 +229,12 @@ def _run(model: Model, trace: Trace, probe: Replay) -> None:
 
 
 def _noise(sites: Sequence[SiteVerdict]) -> dict[str, float]:
-    """What each point's error is where it is right; of a point that is right nowhere, what its operation's is."""
-    by_point: dict[str, list[float]] = {}
-    by_op: dict[str, list[float]] = {}
-    points: dict[str, str] = {}
+    """What each point's error is where it is right; a point that is right nowhere has none but its floor."""
+    seen: dict[str, list[float]] = {}
     for s in sites:
-        points[s.point] = s.op
         if s.status in (Status.AGREES, Status.INHERITS) and s.local_error is not None and not s.segment:
-            by_point.setdefault(s.point, []).append(s.local_error)
-            by_op.setdefault(s.op, []).append(s.local_error)
-    seen = {point: by_point.get(point) or by_op.get(op) for point, op in points.items()}
-    return {point: median(errors) for point, errors in seen.items() if errors}
+            seen.setdefault(s.point, []).append(s.local_error)
+    return {point: median(errors) for point, errors in seen.items()}
 
 
 def _counter_check(model: Model, trace: Trace, probe: Explaining, wanted: frozenset[str]) -> CounterCheck | None:
