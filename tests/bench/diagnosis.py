@@ -69,6 +69,7 @@ class Job:
     path: Path
     name: str
     ids: tuple[str, ...]
+    dtypes: tuple[str, ...] = DTYPES
     seed: int = 0
 
 
@@ -83,7 +84,7 @@ def _singles(job: Job, model: Model, tokens: Sequence[int]) -> Iterator[Outcome]
     for where, layer in places(hypothesis, model).items():
         planted = planted_at(model, tokens, hypothesis, layer, where)
         if planted is not None:
-            yield from (held(model, planted, dtype, name=job.name) for dtype in DTYPES)
+            yield from (held(model, planted, dtype, name=job.name) for dtype in job.dtypes)
 
 
 def _left_out(job: Job, model: Model, tokens: Sequence[int]) -> Iterator[Outcome]:
@@ -92,7 +93,7 @@ def _left_out(job: Job, model: Model, tokens: Sequence[int]) -> Iterator[Outcome
     where, layer = next((w, n) for w, n in places(hypothesis, model).items() if w in ("middle", "outside"))
     planted = planted_at(model, tokens, hypothesis, layer, where)
     if planted is not None:
-        yield from (held(model, planted, dtype, name=job.name, table=table) for dtype in DTYPES)
+        yield from (held(model, planted, dtype, name=job.name, table=table) for dtype in job.dtypes)
 
 
 def _several(job: Job, model: Model, tokens: Sequence[int]) -> Iterator[Outcome]:
@@ -103,24 +104,26 @@ def _several(job: Job, model: Model, tokens: Sequence[int]) -> Iterator[Outcome]
         faults.append(Planted(TABLE[id_], layer))
     planted = plant(model, tokens, faults, "some")
     if planted is not None:
-        yield held(model, planted, DTYPES[job.seed % len(DTYPES)], name=job.name)
+        yield held(model, planted, job.dtypes[job.seed % len(job.dtypes)], name=job.name)
 
 
 JOBS = {"single": _singles, "left out": _left_out, "several": _several}
 
 
-def jobs(folder: Path, models: Sequence[str], ids: Sequence[str], kinds: Sequence[str]) -> list[Job]:
+def jobs(
+    folder: Path, models: Sequence[str], ids: Sequence[str], kinds: Sequence[str], dtypes: tuple[str, ...]
+) -> list[Job]:
     """Everything there is to do."""
     made = []
     for name in models:
         path = model_at(folder, name)
         for kind in ("single", "left out"):
             if kind in kinds:
-                made += [Job(kind, path, name, (id_,)) for id_ in ids]
+                made += [Job(kind, path, name, (id_,), dtypes) for id_ in ids]
         if "several" in kinds:
             rng = random.Random(0)
             for seed in range(2 * SEVERAL * len(DTYPES)):
-                made.append(Job("several", path, name, tuple(rng.sample(ids, 2 + seed % 2)), seed))
+                made.append(Job("several", path, name, tuple(rng.sample(ids, 2 + seed % 2)), dtypes, seed))
     return made
 
 
@@ -230,12 +233,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--ids", default=",".join(TABLE))
     parser.add_argument("--kinds", default=",".join(JOBS))
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     results: dict[str, list[Outcome]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as name:
-        todo = jobs(Path(name), options.models.split(","), options.ids.split(","), options.kinds.split(","))
+        models, ids, kinds, dtypes = (
+            given.split(",") for given in (options.models, options.ids, options.kinds, options.dtypes)
+        )
+        todo = jobs(Path(name), models, ids, kinds, tuple(dtypes))
         with multiprocessing.get_context("spawn").Pool(2) as pool:
             for count, (kind, outcomes) in enumerate(pool.imap_unordered(work, todo), 1):
                 results[kind] += outcomes
@@ -245,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     order = list(TABLE)
     for outcomes in results.values():
         outcomes.sort(key=lambda o: ([order.index(i) for i in o.ids], MODELS.index(o.model), o.layers, o.dtype))
-    text = report(results, time.perf_counter() - start)
+    text = f"models {options.models}; dumps in {options.dtypes}\n\n" + report(results, time.perf_counter() - start)
     sys.stdout.write(text + "\n")
     if options.out:
         options.out.write_text(text + "\n", encoding="utf-8")
