@@ -49,6 +49,8 @@ class Case:
         Calls since the last recorded values, which may be what is wrong.
     half
         Whether `recorded` was stored in f16, and computed in more: beyond its range it is infinite then.
+    stored
+        The floor of what storing takes, which is three times what rounding a value that was rounded before makes.
     """
 
     site: Site
@@ -61,6 +63,7 @@ class Case:
     seen: npt.NDArray[np.bool_] | None
     segment: tuple[Done, ...]
     half: bool = False
+    stored: float = 0.0
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -70,7 +73,7 @@ class Case:
     @property
     def bar(self) -> float:
         """The residual up to which a hypothesis explains: at most a few times what is seen where nothing is wrong."""
-        return min(self.floor, max(PLAIN, NOISE * self.noise))
+        return min(self.floor, max(PLAIN, NOISE * self.noise, self.stored / 3))
 
 
 PLANE = 2  # axes of [tokens, dims]

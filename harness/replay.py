@@ -102,7 +102,8 @@ class Replay(Probe):
         if verdict.status is Status.DIVERGES:
             error = verdict.local_error or 0.0
             half = dtype == "f16" and own > 0
-            self.diverged(Case(site, call, recorded, computed, error, floor, 0.0, seen, pending, half=half))
+            case = Case(site, call, recorded, computed, error, floor, 0.0, seen, pending, half=half, stored=own)
+            self.diverged(case)
         return self._keep(call, recorded, wrong=wrong or verdict.status is Status.DIVERGES, pending=(), lost=own)
 
     def _judge(
