@@ -28,7 +28,7 @@ help:
 	@echo 'make test    all tests; make test ARGS="-k rope" some of them'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   benchmarks'
-	@echo 'make bench-diagnosis   every hypothesis planted everywhere, and what the verdicts make of it: an hour'
+	@echo 'make bench-diagnosis   every hypothesis planted everywhere, clean engines, smallest changes seen: an hour'
 	@echo 'make clean   remove what make made, .venv too'
 
 demo: $(VENV)/demo.stamp $(VENV)/package.stamp
@@ -47,6 +47,8 @@ bench: $(VENV)/test.stamp $(VENV)/package.stamp
 
 bench-diagnosis: $(VENV)/test.stamp $(VENV)/package.stamp
 	@$(RUN)/python tests/bench/diagnosis.py $(ARGS)
+	@$(RUN)/python tests/bench/false_alarms.py
+	@$(RUN)/python tests/bench/sensitivity.py
 
 clean:
 	rm -rf $(VENV) $(LEFTOVERS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -301,7 +301,15 @@ def align(model: Model, trace: Trace, given: Alignment) -> Alignment:
         best = _choice(middle)
         if best:
             chosen[point] = layouts[best]
+    for before, after in (("Qcur", "Qcur_rope"), ("Kcur", "Kcur_rope")):
+        # An order of dimensions holds on both sides of the rotation: on one alone, the weight's rows are permuted.
+        if _is_half(chosen.get(before)) and after in trial.errors and not _is_half(chosen.get(after)):
+            del chosen[before]
     return Alignment(chosen | given.layouts)
+
+
+def _is_half(layout: Layout | None) -> bool:
+    return layout is not None and HALF in layout.says
 
 
 def _choice(middle: dict[int, float]) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps import Site
-from firstdiff.measure import axes_of, measure
+from firstdiff.measure import axes_of, measure, within_f16
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
@@ -47,6 +47,8 @@ class Case:
         Entries that count; None for all.
     segment
         Calls since the last recorded values, which may be what is wrong.
+    half
+        Whether `recorded` was stored in f16, and computed in more: beyond its range it is infinite then.
     """
 
     site: Site
@@ -58,6 +60,7 @@ class Case:
     noise: float
     seen: npt.NDArray[np.bool_] | None
     segment: tuple[Done, ...]
+    half: bool = False
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -120,14 +123,15 @@ def residual(case: Case, given: Array, call: Call) -> float:
     """
     if given.shape != case.recorded.shape:
         return float("inf")
+    recorded = within_f16(case.recorded, given) if case.half else case.recorded
     odd = ~np.isfinite(given)
     if odd.any():
         if case.seen is not None:
             odd = odd & case.seen
-        if np.isfinite(case.recorded[odd]).any():
+        if np.isfinite(recorded[odd]).any():
             return float("inf")
     axes = axes_of(case.site.point if given.ndim != PLANE else "")
-    difference = measure(case.recorded, given, axes=axes, floor=case.floor, seen=case.seen, terms=lambda: terms(call))
+    difference = measure(recorded, given, axes=axes, floor=case.floor, seen=case.seen, terms=lambda: terms(call))
     return difference.error
 
 

@@ -85,18 +85,18 @@ def attempt(case: Case, scene: Scene, fault: Fault, *, part: Part | None = None)
     return None if done is None else Attempt(fault, residual(case, *done))
 
 
-def attempts(case: Case, scene: Scene, table: Mapping[str, Hypothesis], *, singles: bool = False) -> list[Attempt]:
+def attempts(case: Case, scene: Scene, table: Mapping[str, Hypothesis], *, pairs: bool = True) -> list[Attempt]:
     """The best attempt of each hypothesis that applies, in the order of the table; where none explains, of pairs too.
 
     Parameters
     ----------
     case, scene, table
         What to explain, what surrounds it, and by what.
-    singles
-        Try no pairs.
+    pairs
+        Whether to try pairs.
     """
     tried = list(_singles(case, scene, table))
-    if singles or any(a.residual <= case.bar for a in tried):
+    if not pairs or any(a.residual <= case.bar for a in tried):
         return tried
     return tried + list(_pairs(case, scene, table, tried))
 

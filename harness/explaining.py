@@ -26,8 +26,11 @@ from firstdiff.model.probe import Call
 from firstdiff.replay import Replay
 from firstdiff.verdict import CounterCheck, Explanation, SiteVerdict, Status, Tried
 
-SEARCHES = 3
+SEARCHES = 2
 """Sites of one point at which all hypotheses are tried in vain before the rest are only held against what is known."""
+
+PAIR_SEARCHES = 4
+"""Sites of a run at which pairs are tried in vain, which takes some 4 s each (tests/bench/diagnosis.py)."""
 
 TELLING = 32
 """Tokens from which angles, masks and scales are told apart (faults of rope at 16 positions overlap)."""
@@ -53,7 +56,7 @@ class Explaining(Replay):
     wanted: frozenset[str]
     noise: Mapping[str, float]
     table: Mapping[str, Hypothesis]
-    singles: bool = False
+    pairs: int = PAIR_SEARCHES
     groups: list[_Group] = field(default_factory=list, init=False)
     unexplained: list[tuple[Case, list[Attempt], tuple[str, ...]]] = field(default_factory=list, init=False)
     progress: Callable[[str], None] = lambda _: None
@@ -83,7 +86,8 @@ class Explaining(Replay):
         if searches >= SEARCHES:
             self.unexplained.append((case, [], ()))
             return
-        tried = attempts(case, self.scene, self.table, singles=self.singles)
+        pairs = not searches and self.pairs > 0
+        tried = attempts(case, self.scene, self.table, pairs=pairs)
         good = explaining(case, tried)
         if good:
             group = _Group(good, tried)
@@ -91,6 +95,7 @@ class Explaining(Replay):
             self._add(group, case)
         else:
             self._searches[case.site.point] = searches + 1
+            self.pairs -= pairs
             self.unexplained.append((case, tried, findings(case, self.scene)))
 
     def _joins(self, case: Case) -> bool:
@@ -206,13 +211,11 @@ def has_faults(
     for s in sites:
         if s.tight is not None and s.local_error is not None and s.tight < s.local_error and not s.segment:
             excused.setdefault(s.point, []).append(s.site)
-    wanted = frozenset(site for of in excused.values() for site in of[: 2 * SEARCHES : SEARCHES])
+    wanted = frozenset(site for of in excused.values() for site in (of[0], of[len(of) // 2]))
     if not wanted:
         return False
     faults = {id_: h for id_, h in table.items() if id_ != "other-arithmetic"}
-    probe = Explaining(
-        found.arithmetic, trace, alignment, model=model, wanted=wanted, noise={}, table=faults, singles=True
-    )
+    probe = Explaining(found.arithmetic, trace, alignment, model=model, wanted=wanted, noise={}, table=faults, pairs=0)
     _run(model, trace, probe)
     return any(len(group.cases) > 1 for group in probe.groups)
 

@@ -200,3 +200,20 @@ def _first(broken: Mask, axes: tuple[str, ...]) -> tuple[int, ...]:
     index = np.argwhere(np.moveaxis(broken, token, 0))[0]
     ordered = np.insert(index[1:], token, index[0])
     return tuple(int(i) for i in ordered)
+
+
+LARGEST_F16, SMALLEST_F16, ULP_F16 = 65504.0, 2.0**-14, 2.0**-25
+"""The largest and the smallest normal number, and half the spacing of the numbers below it."""
+
+
+def within_f16(recorded: Real, computed: Real) -> Real:
+    """Values beyond f16's range, or below its normal numbers, as computed where the recorded ones are f16's of them."""
+    with np.errstate(all="ignore"):
+        near = np.abs(computed) > LARGEST_F16 * (1 - NEAR)
+        beyond = np.isinf(recorded) & near & (np.sign(recorded) == np.sign(computed))
+        below = (np.abs(computed) < SMALLEST_F16) & (np.abs(recorded - computed) <= ULP_F16)
+    return np.where(beyond | below, computed, recorded)
+
+
+NEAR = 2.0**-9
+"""How far below the largest number a computed value may be that was infinity when stored: four roundings to f16."""

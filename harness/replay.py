@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,16 +16,12 @@ from firstdiff.cases import Case, Done
 from firstdiff.detail import Details
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.fingerprint import Levels
-from firstdiff.measure import axes_of, locate, measure, relative
-from firstdiff.model.arithmetic import Array
+from firstdiff.measure import axes_of, locate, measure, relative, within_f16
+from firstdiff.model.arithmetic import F16, Array
 from firstdiff.model.operations import visible
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.terms import terms
 from firstdiff.verdict import SiteVerdict, Status
-
-LARGEST_F16, SMALLEST_F16, ULP_F16 = 65504.0, 2.0**-14, 2.0**-25
-"""The largest and the smallest normal number, and half the spacing of the numbers below it."""
-
 
 DOUBTFUL = 10.0
 """Floors up to which an error may be the rounding of our own sums: they are then summed in float64 before anything is
@@ -82,7 +79,7 @@ class Replay(Probe):
         dtype = self.alignment.dtype(self.trace, site)
         own = floors.stored(self.arithmetic, call, dtype)
         if dtype == "f16" and own:
-            recorded = _within_f16(recorded, computed)
+            recorded = within_f16(recorded, computed)
         calls = (*(done.call for done in pending), call)
         tight = floors.floor(self.arithmetic, calls, own=own, inputs=inputs)
         level = self.levels.floor(calls)
@@ -94,13 +91,18 @@ class Replay(Probe):
             reason = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
             self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))
             return self._keep(call, computed, wrong=wrong, pending=(*pending, Done(call, computed)), lost=inputs)
+        if verdict.status is Status.DIVERGES and _overflowed(upstream):
+            reason = "an input was stored in f16 as infinity: what the engine had there is not known"
+            self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))
+            return self._keep(call, recorded, wrong=wrong, pending=(), lost=own)
         self.sites.append(verdict)
         seen = counted(call.point, computed)
         if self.details is not None:
             self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes_of(call.point), seen=seen)
         if verdict.status is Status.DIVERGES:
             error = verdict.local_error or 0.0
-            self.diverged(Case(site, call, recorded, computed, error, floor, 0.0, seen, pending))
+            half = dtype == "f16" and own > 0
+            self.diverged(Case(site, call, recorded, computed, error, floor, 0.0, seen, pending, half=half))
         return self._keep(call, recorded, wrong=wrong or verdict.status is Status.DIVERGES, pending=(), lost=own)
 
     def _judge(
@@ -192,12 +194,9 @@ class Drift(Probe):
         return computed
 
 
-def _within_f16(recorded: Array, computed: Array) -> Array:
-    """Values beyond f16's range, or below its normal numbers, as computed where the recorded ones are f16's of them."""
-    with np.errstate(all="ignore"):
-        beyond = np.isinf(recorded) & (np.abs(computed) > LARGEST_F16)
-        below = (np.abs(computed) < SMALLEST_F16) & (np.abs(recorded - computed) <= ULP_F16)
-    return np.where(beyond | below, computed, recorded)
+def _overflowed(upstream: Sequence[_Origin]) -> bool:
+    """Whether an input is not finite, in a dump that was stored in f16 and computed in more."""
+    return any(o.lost == F16.floor and not np.isfinite(o.value).all() for o in upstream)
 
 
 def _of_step(point: str, computed: Array, start: int, stop: int) -> Array:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.hypotheses import blocks
+from firstdiff.model.blocks import LAYOUTS
 from firstdiff.model.engine import Model
 from firstdiff.model.quants import SUPPORTED
 from firstdiff.model.weights import Weight
 
 Array = npt.NDArray[Any]
+
+ROWS = 16  # that a reading of the blocks is tried at first
 
 CLOSE = 0.005
 """Relative error up to which values are the same: a rounding to bfloat16 alone makes 2e-3."""
@@ -39,6 +43,8 @@ def fault_of(model: Model, weight: Weight, theirs: Array) -> Fault:
     for says, hypothesis, arranged in _arrangements(model, weight, ours):
         if arranged.shape == theirs.shape and _same(theirs, arranged):
             return Fault(says, hypothesis)
+    if (decoded := read_wrongly(model, weight, theirs)) is not None:
+        return decoded
     if (other := _other(model, weight, theirs)) is not None:
         return Fault(f"holds the values of {other}", _swapped(weight.name, other))
     if theirs.shape != ours.shape:
@@ -76,6 +82,33 @@ def _arrangements(model: Model, weight: Weight, ours: Array) -> Iterator[tuple[s
             rows = ours.reshape(count, 2, -1, ours.shape[1])
             says = "has each head's rows permuted once more than the file"
             yield says, "qk-permutation", rows.swapaxes(1, 2).reshape(ours.shape)
+
+
+def read_wrongly(model: Model, weight: Weight, theirs: Array) -> Fault | None:
+    """Which wrong reading of the raw blocks gives a candidate's values: the nearest one; None for none."""
+    if weight.kind.name not in LAYOUTS or theirs.shape != weight.shape:
+        return None
+    few = replace(weight, raw=weight.raw_rows(0, ROWS), shape=(min(ROWS, weight.shape[0]), weight.shape[1]))
+    near: list[tuple[float, Fault, Weight]] = []
+    for hypothesis, values, whole in blocks.readings(model, weight):
+        part = replace(few, raw=whole.raw_rows(0, ROWS), decode=whole.decode)
+        error = _error(theirs[:ROWS], part.values())
+        if error <= CLOSE:
+            near.append((error, Fault(f"is read wrongly: {hypothesis.told(values)}", hypothesis.id), whole))
+    for _, fault, whole in sorted(near, key=lambda found: found[0]):
+        if _error(theirs, whole.values()) <= CLOSE:
+            return fault
+    return None
+
+
+def _error(theirs: Array, ours: Array) -> float:
+    """Relative error of what is finite in both; infinite where finite values meet others."""
+    t, w = theirs.astype(np.float64), ours.astype(np.float64)
+    finite = np.isfinite(w)
+    if not np.array_equal(finite, np.isfinite(t)):
+        return math.inf
+    size = float(np.linalg.norm(w[finite]))
+    return float(np.linalg.norm(t[finite] - w[finite])) / size if size else math.inf
 
 
 def _values(ours: Array, theirs: Array) -> Fault:

@@ -16,7 +16,7 @@ from firstdiff.dumps.tensors import Stored
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.quants import SUPPORTED
 from firstdiff.model.weights import Weight
-from firstdiff.weight_faults import fault_of
+from firstdiff.weight_faults import fault_of, read_wrongly
 from firstdiff.weight_statistics import Statistics, numbers, parts, statistics_of, weight_statistics
 from firstdiff.weight_statistics import describe as describe_statistics
 
@@ -162,6 +162,8 @@ def _check(model: Model, weight: Weight, given: str, tensor: Stored) -> WeightCh
     says, hypothesis, agrees = None, None, False
     if own.not_finite and not ours.not_finite:
         says = f"has {own.not_finite:,} values that are NaN or infinite, where the file has none"
+        if (fault := read_wrongly(model, weight, theirs)) is not None:
+            says, hypothesis = f"{says}: it {fault.says}", fault.hypothesis
     elif tensor.shape == weight.shape:
         level = _level(weight, flat, tensor.dtype)
         if level is not None:

@@ -14,7 +14,7 @@ from firstdiff.dumps.tensors import Held
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.judge import judge
-from firstdiff.measure import axes_of, measure
+from firstdiff.measure import LARGEST_F16, SMALLEST_F16, axes_of, measure
 from firstdiff.model.arithmetic import F64
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
@@ -62,10 +62,27 @@ class Plant:
         held = {}
         with np.errstate(over="ignore"):
             for site, x in self.tensors.items():
-                narrow = round_bf16(x) if dtype == "bf16" else x.astype({"f32": np.float32, "f16": np.float16}[dtype])
-                held[site] = Held(narrow, dtype)
+                held[site] = Held(_stored(x, dtype), dtype)
         empty = Trace.from_arrays(self.steps, {}, engine={"name": "planted", "arithmetic": "f32"}, model={})
         return replace(empty, tensors=held)
+
+    def beyond(self, dtype: str) -> bool:
+        """Whether numbers leave the range of the dtype: infinite ones, or a token below f16's normal numbers."""
+        if dtype != "f16":
+            return not all(np.isfinite(x).all() for x in self.tensors.values())
+        with np.errstate(all="ignore"):
+            return not all(
+                (np.abs(x) < LARGEST_F16).all() and np.sqrt((x.reshape(len(x), -1) ** 2).mean(-1)).min() > SMALLEST_F16
+                for site, x in self.tensors.items()
+                if site.point not in ("kq", "kq_soft_max")
+            )
+
+
+def _stored(x: Array, dtype: str) -> Array:
+    """The raw values of a dump: bf16 as the upper bits of float32."""
+    if dtype == "bf16":
+        return (round_bf16(x).view(np.uint32) >> 16).astype(np.uint16)
+    return x.astype({"f32": np.float32, "f16": np.float16}[dtype])
 
 
 def plant(
@@ -111,6 +128,7 @@ class Outcome:
     layers: str
     dtype: str
     visible: bool
+    beyond: bool
     site: bool
     found: float
     named: tuple[str, ...]
@@ -139,6 +157,7 @@ def held(model: Model, planted: Plant, dtype: str, *, name: str, table: Mapping[
         planted.layers,
         dtype,
         visible=bool(clear),
+        beyond=planted.beyond(dtype),
         site=right,
         found=len(set(diverging) & set(clear)) / len(clear) if clear else 1.0,
         named=tuple(named(planted.ids, verdict, id_, clear) for id_ in planted.ids) if clear else (),

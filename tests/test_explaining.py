@@ -1,0 +1,296 @@
+"""Explanations: of many sites, of two faults at one, of points that were not recorded, and of what is not known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import Command, assert_refused
+from planted import FILE_TYPES, MemoryWriter, plant, quantised, synthetic
+from safetensors.numpy import save_file
+
+from firstdiff.dumps import Site, Trace
+from firstdiff.extent import extent
+from firstdiff.hypotheses import TABLE, blocks
+from firstdiff.judge import judge
+from firstdiff.model.arithmetic import F32, F64
+from firstdiff.model.engine import Model, open_model
+from firstdiff.record import Planted, record_reference
+from firstdiff.reports.terminal import render
+from firstdiff.verdict import Explanation, Verdict
+from firstdiff.weights_check import check_weights
+
+LAYERS = 6
+PROMPT = [1, *range(70, 110)]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("explaining")
+    path = synthetic(folder, n_layer=LAYERS, biases=True)
+    return open_model(quantised(path, FILE_TYPES["Q4_1"], folder / "q4_1.gguf"))
+
+
+def judged(model: Model, *bugs: tuple[str, int | None], tokens: Sequence[int] = PROMPT, decode: int = 0) -> Verdict:
+    trace, _ = plant(model, tokens, *bugs, decode=decode)
+    return judge(model, trace)
+
+
+def changed(trace: Trace, **values: np.ndarray) -> Trace:
+    """The trace with some tensors replaced, by name (``ffn_gate_2`` for ffn_gate-2)."""
+    sites = {Site.parse(name.rpartition("_")[0] + "-" + name.rpartition("_")[2]): x for name, x in values.items()}
+    tensors = {s: np.array(sites.get(s, trace[s])) for s in trace.sites()}
+    return Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={})
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ([0, 1, 2, 3, 4, 5], "at every layer"),
+        ([3], "at layer 3"),
+        ([3, 4, 5], "at layers 3 and up"),
+        ([1, 3, 5], "at every second layer from 1"),
+        ([1, 2], "at layers 1-2"),
+        ([0, 2], "at layers 0, 2"),
+    ],
+)
+def test_layers_are_said_as_people_say_them(layers: list[int], says: str) -> None:
+    sites = [Site(0, layer, point) for layer in layers for point in ("Qcur_rope", "Kcur_rope")]
+    assert extent(sites, 6, 1) == f"Qcur_rope and Kcur_rope {says}"
+
+
+def test_layers_of_a_pattern_with_a_gap_are_said_by_the_gap() -> None:
+    """Gemma's local layers: all but every sixth."""
+    layers = [n for n in range(18) if n % 6 != 5]
+    assert extent([Site(0, n, "Qcur_rope") for n in layers], 18, 1) == "Qcur_rope at every layer but every sixth from 5"
+
+
+def test_the_same_fault_at_every_layer_is_one_explanation(small: Model) -> None:
+    verdict = judged(small, ("rope-pairing", None), decode=1)
+    (explanation,) = verdict.explanations
+    assert explanation.hypothesis == "rope-pairing"
+    assert explanation.extent == "Qcur_rope and Kcur_rope at every layer"
+    assert len(explanation.sites) == 4 * LAYERS
+    assert verdict.counter_check is not None
+    assert verdict.counter_check.agrees
+
+
+def test_faults_at_several_sites_are_each_explained(small: Model) -> None:
+    verdict = judged(small, ("norm-eps", 0), ("gqa-map", 3), ("residual-clipped", 4))
+    named = [e.hypothesis for e in verdict.explanations]
+    assert list(dict.fromkeys(named)) == ["norm-eps", "gqa-map", "residual-clipped"]
+    assert f"these {len(named)} changes" in render(verdict, width=200)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("weight-transposed", "bias-missing"),
+        ("nibble-order", "bias-missing"),
+        ("rope-pairing", "rope-base"),
+        ("scale-missing", "softcap-added"),
+        ("min-missing", "weight-reinterpreted"),
+    ],
+)
+def test_two_faults_at_one_site_are_named_together(small: Model, pair: tuple[str, str]) -> None:
+    verdict = judged(small, *((bug, 2) for bug in pair))
+    first = verdict.explanations[0]
+    assert first.hypothesis == " + ".join(pair)
+    assert first.residual is not None
+    assert first.residual <= 2e-6
+    assert verdict.counter_check is not None
+    assert verdict.counter_check.agrees
+
+
+def test_fitted_parameters_are_those_that_were_planted(small: Model) -> None:
+    for bug, values in (
+        ("rope-base", {"base": 31415.9}),
+        ("norm-eps", {"eps": 3.3e-4}),
+        ("scale-wrong", {"scale": 0.1234}),
+        ("softcap-added", {"cap": 4.56}),
+        ("branch-scale", {"factor": 0.77}),
+        ("residual-clipped", {"bound": 1.5}),
+        ("rope-scale", {"factor": 0.7}),
+    ):
+        writer = MemoryWriter()
+        record_reference(small, PROMPT, writer, arithmetic=F64, planted=[Planted(TABLE[bug], 1, values)])
+        explanation = judge(small, writer.trace(arithmetic="f32")).explanations[0]
+        assert explanation.hypothesis == bug
+        for name, value in values.items():
+            assert explanation.attributes[name] == pytest.approx(value, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("bug", "missing"),
+    [
+        ("norm-weight-missing", {"attn_norm"}),
+        ("rope-pairing", {"Qcur_rope", "Kcur_rope", "k_cache", "kq"}),
+        ("scale-missing", {"kq_soft_max"}),
+        ("gate-up-swapped", {"ffn_swiglu"}),
+    ],
+)
+def test_a_fault_in_what_was_not_recorded_is_explained(small: Model, bug: str, missing: set[str]) -> None:
+    trace, _ = plant(small, PROMPT, (bug, 2), decode=0)
+    verdict = judge(small, trace.without(lambda site: site.point in missing))
+    assert bug in [e.hypothesis for e in verdict.explanations]
+    assert verdict.counter_check is not None
+    assert verdict.counter_check.agrees
+
+
+def test_what_no_hypothesis_gives_is_described_and_not_guessed(small: Model) -> None:
+    trace, _ = plant(small, PROMPT, decode=0)
+    wrong = np.array(trace[Site(0, 2, "ffn_gate")])
+    wrong[:, 100:140] *= 1.7
+    verdict = judge(small, changed(trace, ffn_gate_2=wrong))
+    explanation = verdict.explanations[0]
+    assert explanation.hypothesis is None
+    assert explanation.says.startswith("not explained, because none of ")
+    assert any("100-139" in finding for finding in explanation.findings)
+    assert verdict.counter_check is None
+    assert "not explained, because" in render(verdict, width=200)
+
+
+def test_equality_with_another_layers_tensor_is_said(small: Model) -> None:
+    trace, _ = plant(small, PROMPT, decode=0)
+    verdict = judge(small, changed(trace, Vcur_3=np.array(trace[Site(0, 1, "Vcur")])))
+    said = " ".join(verdict.explanations[0].findings) + verdict.explanations[0].says
+    assert "Vcur-1" in said
+
+
+def test_an_explanation_that_leaves_others_says_how_many(small: Model) -> None:
+    trace, _ = plant(small, PROMPT, ("rope-base", 1), decode=0)
+    wrong = np.array(trace[Site(0, 4, "ffn_up")])
+    wrong[3] = np.sort(wrong[3])
+    verdict = judge(small, changed(trace, ffn_up_4=wrong))
+    assert verdict.counter_check is not None
+    assert verdict.counter_check.left == ("ffn_up-4", "ffn_swiglu-4")  # its recorded product is of the right one
+    said = "with this one change in the reference, 2 sites still diverge: ffn_up-4, ffn_swiglu-4"
+    assert said in render(verdict, width=300)
+
+
+def test_a_single_token_leaves_rope_faults_alike_and_says_what_would_tell_them_apart(small: Model) -> None:
+    verdict = judged(small, ("rope-position", 2), tokens=PROMPT[:4], decode=1)
+    explanation = verdict.explanations[0]
+    assert explanation.hypothesis == "rope-position"
+    assert {"rope-none", "rope-offset"} <= {t.hypothesis for t in explanation.equals}
+    assert explanation.separate is not None
+
+
+def test_an_offset_of_q_and_k_alike_is_said_to_be_harmless(small: Model) -> None:
+    explanation = judged(small, ("rope-offset", None)).explanations[0]
+    assert explanation.hypothesis == "rope-offset"
+    assert explanation.note is not None
+    assert "differences of positions" in explanation.note
+
+
+def test_a_softmax_without_its_maximum_is_named_where_it_overflows(tmp_path: Path) -> None:
+    model = open_model(synthetic(tmp_path, n_layer=2, head_dim=256, n_head=2, n_head_kv=2))
+    trace, _ = plant(model, PROMPT, decode=0)
+    kq = 60 * np.array(trace[Site(0, 1, "kq")])  # a model with large scores
+    scores = changed(trace, kq_1=kq)
+    writer = MemoryWriter()
+    planted = [Planted(TABLE["softmax-no-max"], 1)]
+    record_reference(model, PROMPT, writer, arithmetic=F32, planted=[*planted, Planted(TABLE["rope-none"], 0)])
+    wrong = np.array(scores[Site(0, 1, "kq_soft_max")])
+    z = (kq * np.float32(256**-0.5)).astype(np.float32)
+    with np.errstate(all="ignore"):
+        p = np.exp(np.where(np.tril(np.ones(z.shape[-2:], bool)), z, np.float32(-np.inf)))
+        wrong = p / p.sum(-1, keepdims=True)
+    assert not np.isfinite(wrong).all()
+    explanations = judge(model, changed(scores, kq_soft_max_1=wrong.astype(np.float32))).explanations
+    assert "softmax-no-max" in [e.hypothesis for e in explanations if "kq_soft_max-1" in e.sites]
+
+
+def test_a_hypothesis_that_gives_no_number_explains_none(small: Model) -> None:
+    trace, _ = plant(small, PROMPT, decode=0)
+    wrong = np.array(trace[Site(0, 2, "kq_soft_max")])
+    wrong[0, 5] = wrong[0, 5][::-1]
+    explanation = judge(small, changed(trace, kq_soft_max_2=wrong)).explanations[0]
+    assert explanation.hypothesis is None
+
+
+def test_a_dumped_weight_names_its_fault_exactly(small: Model, tmp_path: Path) -> None:
+    weight = small.weights["blk.1.ffn_gate.weight"]
+    found: dict[str, str | None] = {}
+    for hypothesis, values, wrong in blocks.readings(small, weight):
+        if hypothesis.id in found or np.array_equal(wrong.values(), weight.values()):
+            continue
+        path = tmp_path / "weights.safetensors"
+        save_file({weight.name: np.ascontiguousarray(wrong.values())}, path)
+        (check,) = check_weights(small, path).tensors
+        assert not check.agrees, values
+        found[hypothesis.id] = check.hypothesis
+    assert len(found) >= 10
+    assert {id_: named for id_, named in found.items() if named != id_} == {}
+
+
+# The commands
+
+
+@pytest.fixture
+def firstdiff(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    monkeypatch.chdir(tmp_path)
+    return Command(capfd)
+
+
+@pytest.fixture
+def run_folder(small: Model, tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    verdict = judged(small, ("rope-base", 1))
+    (folder / "verdict.json").write_text(verdict.to_json())
+    return folder
+
+
+def test_explain_shows_what_was_tried(firstdiff: Command, run_folder: Path) -> None:
+    for path in (run_folder, run_folder / "verdict.json"):
+        ran = firstdiff("explain", path, "Kcur_rope-1")
+        assert ran.code == 1
+        assert "rope base of 500000" in ran.out
+        assert "Tried at Qcur_rope-1" in ran.out
+        assert "rope-scale" in ran.out
+
+
+def test_explain_says_why_there_is_nothing_to_explain(firstdiff: Command, run_folder: Path) -> None:
+    assert "inherits: its own operation is right" in firstdiff("explain", run_folder, "kq-1").out
+    assert "agrees. Only what diverges is explained." in firstdiff("explain", run_folder, "embd").out
+
+
+def test_explain_refuses_a_site_that_is_none(firstdiff: Command, run_folder: Path) -> None:
+    assert_refused(firstdiff("explain", run_folder, "Kcur_rop-1"), 2, "Kcur_rop-1", "did you mean Kcur_rope-1?")
+
+
+def test_explanations_are_json_too(firstdiff: Command, run_folder: Path) -> None:
+    (record,) = json.loads(firstdiff("explain", run_folder, "--json").out)
+    assert record["hypothesis"] == "rope-base"
+    assert set(record) == set(Explanation.__dataclass_fields__)
+
+
+def test_the_same_trace_is_explained_in_the_same_bytes(small: Model) -> None:
+    trace, _ = plant(small, PROMPT, ("rope-base", 1), ("nibble-order", 3), decode=0)
+    assert judge(small, trace).to_json() == judge(small, trace).to_json()
+
+
+def test_hypotheses_lists_the_table_and_shows_one_in_full(firstdiff: Command) -> None:
+    listed = firstdiff("hypotheses")
+    assert listed.code == 0
+    assert all(id_ in listed.out for id_ in TABLE)
+    assert "token-double-bos" in listed.out
+    one = firstdiff("hypotheses", "rope-pairing")
+    assert "half-split" in one.out
+    assert "kekzl/imp#503" in one.out
+
+
+def test_a_hypothesis_that_is_none_is_refused(firstdiff: Command) -> None:
+    assert_refused(firstdiff("hypotheses", "rope-pairings"), 2, "rope-pairings", "did you mean rope-pairing?")
+
+
+def test_every_hypothesis_says_what_is_wrong_and_what_to_do() -> None:
+    for hypothesis in TABLE.values():
+        assert hypothesis.says
+        assert hypothesis.fix
+        assert not hypothesis.says.endswith(".")
+        assert not hypothesis.fix.endswith(".")
