@@ -98,7 +98,9 @@ def attempts(case: Case, scene: Scene, table: Mapping[str, Hypothesis], *, pairs
     tried = list(_singles(case, scene, table))
     if not pairs or any(a.residual <= case.bar for a in tried):
         return tried
-    return tried + list(_pairs(case, scene, table, tried))
+    # A pair says more than its better half, or nothing.
+    best = min((a.residual for a in tried), default=inf)
+    return tried + [a for a in _pairs(case, scene, table, tried) if a.residual <= best / ALIKE]
 
 
 def explaining(case: Case, tried: Iterable[Attempt]) -> list[Attempt]:

@@ -153,6 +153,7 @@ def explain(
     sites: Sequence[SiteVerdict],
     *,
     table: Mapping[str, Hypothesis] = TABLE,
+    check: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[tuple[Explanation, ...], CounterCheck | None]:
     """Explain every site of a judged trace that diverges.
@@ -165,6 +166,8 @@ def explain(
         The sites judged.
     table
         The hypotheses to try.
+    check
+        Whether to make the counter-check.
     progress
         Called with what is being done.
 
@@ -191,7 +194,7 @@ def explain(
     made += list(_not_explained(probe.unexplained, model, trace))
     order = {s.site: number for number, s in enumerate(sites)}
     made.sort(key=lambda e: order[e.site])
-    return tuple(made), _counter_check(model, trace, probe, wanted)
+    return tuple(made), _counter_check(model, trace, probe, wanted) if check else None
 
 
 def has_faults(
@@ -226,17 +229,12 @@ def _run(model: Model, trace: Trace, probe: Replay) -> None:
 
 
 def _noise(sites: Sequence[SiteVerdict]) -> dict[str, float]:
-    """What each point's error is where it is right; of a point that is right nowhere, what its operation's is."""
-    by_point: dict[str, list[float]] = {}
-    by_op: dict[str, list[float]] = {}
-    points: dict[str, str] = {}
+    """What each point's error is where it is right; a point that is right nowhere has none but its floor."""
+    seen: dict[str, list[float]] = {}
     for s in sites:
-        points[s.point] = s.op
         if s.status in (Status.AGREES, Status.INHERITS) and s.local_error is not None and not s.segment:
-            by_point.setdefault(s.point, []).append(s.local_error)
-            by_op.setdefault(s.op, []).append(s.local_error)
-    seen = {point: by_point.get(point) or by_op.get(op) for point, op in points.items()}
-    return {point: median(errors) for point, errors in seen.items() if errors}
+            seen.setdefault(s.point, []).append(s.local_error)
+    return {point: median(errors) for point, errors in seen.items()}
 
 
 def _counter_check(model: Model, trace: Trace, probe: Explaining, wanted: frozenset[str]) -> CounterCheck | None:

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.dumps.tensors import Held
+from firstdiff.explaining import explain
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.hypotheses.table import EQUIVALENT
-from firstdiff.judge import judge
+from firstdiff.judge import replayed
 from firstdiff.measure import LARGEST_F16, SMALLEST_F16, axes_of, measure
 from firstdiff.model.arithmetic import F64
 from firstdiff.model.engine import Model
@@ -21,7 +22,7 @@ from firstdiff.model.probe import Call
 from firstdiff.model.quants import round_bf16
 from firstdiff.record import Planted, Recording
 from firstdiff.replay import counted
-from firstdiff.verdict import Explanation, Verdict
+from firstdiff.verdict import Explanation, Status
 
 Array = npt.NDArray[Any]
 
@@ -141,14 +142,16 @@ def held(model: Model, planted: Plant, dtype: str, *, name: str, table: Mapping[
     from time import perf_counter
 
     start = perf_counter()
-    verdict = judge(model, planted.trace(dtype), table=table)
+    trace = planted.trace(dtype)
+    found, sites, alignment = replayed(model, trace, table=table)
+    explanations, _ = explain(model, trace, found, alignment, sites, table=table, check=False)
     seconds = perf_counter() - start
-    floors = {s.site: s.floor or 0.0 for s in verdict.sites}
+    floors = {s.site: s.floor or 0.0 for s in sites}
     clear = [s for s, size in planted.changes.items() if size > BORDER * floors[s]]
     faint = [s for s, size in planted.changes.items() if size > floors[s] / BORDER]
-    diverging = [s.site for s in verdict.diverging]
+    diverging = [s.site for s in sites if s.status is Status.DIVERGES]
     accused = tuple(s for s in diverging if s not in planted.changes)
-    first = verdict.first.site if verdict.first else None
+    first = next(iter(diverging), None)
     until = faint.index(clear[0]) if clear else len(faint)
     right = first in faint[: until + 1] if clear else first is None or first in faint
     return Outcome(
@@ -160,19 +163,19 @@ def held(model: Model, planted: Plant, dtype: str, *, name: str, table: Mapping[
         beyond=planted.beyond(dtype),
         site=right,
         found=len(set(diverging) & set(clear)) / len(clear) if clear else 1.0,
-        named=tuple(named(planted.ids, verdict, id_, clear) for id_ in planted.ids) if clear else (),
+        named=tuple(named(planted.ids, explanations, id_, clear) for id_ in planted.ids) if clear else (),
         accused=accused,
         seconds=seconds,
     )
 
 
-def named(ids: Sequence[str], verdict: Verdict, id_: str, clear: Sequence[str]) -> str:
+def named(ids: Sequence[str], explanations: Sequence[Explanation], id_: str, clear: Sequence[str]) -> str:
     """What the verdict calls a planted fault: at the first clear site that it made."""
     points = TABLE[id_].points
     sites = [s for s in clear if Site.parse(s).point in points]
     if not sites:
         return "invisible"
-    told = [e for e in verdict.explanations if set(sites) & set(e.sites)]
+    told = [e for e in explanations if set(sites) & set(e.sites)]
     return min((_call(id_, ids, e) for e in told), key=_rank, default="described")
 
 
