@@ -21,7 +21,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from diagnosis_cases import Outcome, held, places, plant
+from diagnosis_cases import Outcome, held, places, plant, planted_at
 from planted import MIXED, SMOLLM2, quantised
 
 from firstdiff.hypotheses import TABLE
@@ -81,7 +81,7 @@ def work(job: Job) -> tuple[str, list[Outcome]]:
 def _singles(job: Job, model: Model, tokens: Sequence[int]) -> Iterator[Outcome]:
     (hypothesis,) = (TABLE[id_] for id_ in job.ids)
     for where, layer in places(hypothesis, model).items():
-        planted = plant(model, tokens, [Planted(hypothesis, layer)], where)
+        planted = planted_at(model, tokens, hypothesis, layer, where)
         if planted is not None:
             yield from (held(model, planted, dtype, name=job.name) for dtype in DTYPES)
 
@@ -90,7 +90,7 @@ def _left_out(job: Job, model: Model, tokens: Sequence[int]) -> Iterator[Outcome
     (hypothesis,) = (TABLE[id_] for id_ in job.ids)
     table = {id_: h for id_, h in TABLE.items() if id_ != hypothesis.id}
     where, layer = next((w, n) for w, n in places(hypothesis, model).items() if w in ("middle", "outside"))
-    planted = plant(model, tokens, [Planted(hypothesis, layer)], where)
+    planted = planted_at(model, tokens, hypothesis, layer, where)
     if planted is not None:
         yield from (held(model, planted, dtype, name=job.name, table=table) for dtype in DTYPES)
 
@@ -240,6 +240,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for count, (kind, outcomes) in enumerate(pool.imap_unordered(work, todo), 1):
                 results[kind] += outcomes
                 sys.stderr.writelines(f"{count} of {len(todo)}: {kind}: {told}\n" for told in _oddities(outcomes))
+                if count % 10 == 0:
+                    sys.stderr.write(f"{count} of {len(todo)} after {time.perf_counter() - start:.0f} s\n")
     order = list(TABLE)
     for outcomes in results.values():
         outcomes.sort(key=lambda o: ([order.index(i) for i in o.ids], MODELS.index(o.model), o.layers, o.dtype))

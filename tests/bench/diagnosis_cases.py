@@ -108,6 +108,14 @@ def plant(
     return Plant(tuple(f.hypothesis.id for f in faults), layers, tuple(steps), tensors, probe.changes)
 
 
+def planted_at(
+    model: Model, tokens: Sequence[int], hypothesis: Hypothesis, layer: int | None, layers: str
+) -> Plant | None:
+    """Plant one hypothesis in a prompt, with a decoded step where no prompt shows it; None where neither does."""
+    faults = [Planted(hypothesis, layer)]
+    return plant(model, tokens, faults, layers, decode=0) or plant(model, tokens, faults, layers, decode=1)
+
+
 def places(hypothesis: Hypothesis, model: Model) -> dict[str, int | None]:
     """The layers a hypothesis is planted at: first, middle, last and all; outside the layers, the one place."""
     if hypothesis.outside_layers:
