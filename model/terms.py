@@ -8,6 +8,7 @@ part are each 12.5 times their sum, and llama.cpp's own float32 sums are then 1.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,13 @@ def terms(call: Call) -> npt.NDArray[np.float64] | None:
     For weights whose blocks have minima, the products with the minima count as terms of their own, since
     block-wise kernels sum them apart.
     """
-    function = _TERMS.get(call.op)
-    return None if function is None else function(call)
+    inner = getattr(call.op, "sums", None)  # of an operation around a sum, which may multiply it `by` something
+    function = _TERMS.get(inner or call.op)
+    if function is None:
+        return None
+    attributes = {name: value for name, value in call.attributes.items() if name != "by"}
+    size = function(replace(call, attributes=attributes))
+    return size * abs(call.attributes.get("by", 1.0)) if inner is not None else size
 
 
 def _linear(call: Call) -> npt.NDArray[np.float64]:

@@ -45,6 +45,7 @@ def _in(op: Operation, other: Arithmetic) -> Operation:
         return arithmetic.widen(other.keep(op(*inputs, arithmetic=other, **attributes)))
 
     computed.rowwise = op is linear  # type: ignore[attr-defined]
+    computed.sums = op  # type: ignore[attr-defined]
     return computed
 
 

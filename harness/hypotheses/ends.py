@@ -23,6 +23,7 @@ def _then(op: Operation, after: Operation) -> Operation:
         return arithmetic.widen(after(op(*inputs, arithmetic=arithmetic, **attributes), by))
 
     both.rowwise = op is linear  # type: ignore[attr-defined]
+    both.sums = op if after is _times else None  # type: ignore[attr-defined]
     return both
 
 

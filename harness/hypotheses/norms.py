@@ -24,6 +24,8 @@ from firstdiff.model.operations import Operation, rms_norm
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import Weight
 
+LARGEST_EPS = 0.1  # no engine has one of this size: what seems to be one is something else
+
 NORMS = ("attn_norm", "ffn_norm", "result_norm")
 
 
@@ -93,14 +95,16 @@ def _own_eps(call: Call, _scene: Scene) -> Iterator[float]:
 
 
 def _eps_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]:
-    """From each token's scale: the smaller its rms, the more it tells."""
+    """From each token's scale: the smaller its rms, the more it tells. A single token's can be any factor's."""
+    if len(observed) == 1:
+        return
     x, weight = np.asarray(call.inputs[0], np.float64), call.inputs[1]
     unscaled = x if weight is None else x * weight.values()
     power = (unscaled**2).sum(-1)
     mean = _mean_of_squares(x)[..., 0]
     token = int(np.where(mean > 0, mean, np.inf).argmin())
     factor = float((observed[token] * unscaled[token]).sum() / power[token]) if power[token] else 0.0
-    if factor > 0 and (eps := factor**-2 - float(mean[token])) > 0:
+    if factor > 0 and 0 < (eps := factor**-2 - float(mean[token])) < LARGEST_EPS:
         yield eps
 
 

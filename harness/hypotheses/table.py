@@ -18,6 +18,7 @@ EQUIVALENT: tuple[frozenset[str], ...] = tuple(
             ("rope-base", "rope-denominator"),  # base ** (-2 i / n) is another base's ** (-2 i / head_dim)
             ("weight-transposed", "weight-reinterpreted"),  # of a square weight
             ("weight-transposed", "head-transposed"),
+            ("weight-swapped", "fused-split"),  # gate and up exchanged is [gate; up] split up first
             ("cache-padding", "sink-added"),  # n scores of 0 are one of log(n)
             ("rope-position", "rope-none"),  # of a single token that is turned as if at 0
             ("rope-position", "rope-offset"),
