@@ -12,6 +12,7 @@ from firstdiff.detail import Details
 from firstdiff.dumps import Site, Trace
 from firstdiff.explaining import explain, has_faults
 from firstdiff.fingerprint import Fingerprint, Levels, declared, fingerprint, fits
+from firstdiff.floors import STORED
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
@@ -129,7 +130,8 @@ def _replayed(
 ) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
     """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data.
 
-    Layouts and arithmetics are searched for only where the first guess does not do.
+    Layouts and arithmetics are searched for only where the first guess does not do. What was stored in a narrow dtype
+    fits float32 for that alone, whatever it was computed in: it is no guess that does.
     """
     stands = declared(model, trace)
     first = Fingerprint(stands or F32)
@@ -140,7 +142,7 @@ def _replayed(
         if other != alignment:
             alignment = other
             sites = _replay(model, trace, first, alignment, progress, details)
-    if fits(sites):
+    if fits(sites) and (stands is not None or not _narrow(trace)):
         return first, sites, alignment
     found = fingerprint(model, trace, alignment)
     if stands is not None and not found.better:
@@ -149,6 +151,12 @@ def _replayed(
         found = replace(found, instead=stands.name)
     same = found.arithmetic == first.arithmetic and not found.levels
     return found, sites if same else _replay(model, trace, found, alignment, progress, details), alignment
+
+
+def _narrow(trace: Trace) -> bool:
+    """Whether most of a trace's sites were stored in fewer digits than float32 has."""
+    narrow = [trace.dtype(site) in STORED for site in trace]
+    return 2 * sum(narrow) > len(narrow)
 
 
 def _replay(

@@ -128,7 +128,7 @@ def record_reference(
         if not any(_names(plant, site) for site in probe.touched):
             where = "at any layer" if plant.layer is None else f"at layer {plant.layer}"
             raise UsageError(
-                f"--bug {plant.hypothesis.id}: nothing it changes {where} of {model.gguf.path.name} in "
+                f"--bug {plant.hypothesis.id} changes no value {where} of {model.gguf.path.name} in "
                 f"{count} step{'s' if count > 1 else ''} ({plant.hypothesis.says}; "
                 f"it applies to {', '.join(plant.hypothesis.points)})"
             )

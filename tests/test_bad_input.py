@@ -337,7 +337,7 @@ def test_what_cannot_be_run_is_refused(
         (["--engine", "reference", "--bug", "rope-base@x"], 2, ["--bug", "'x'"]),
         (["--engine", "reference", "--bug", "rope-base@"], 2, ["--bug", "''"]),
         (["--engine", "reference", "--bug", "rope-base@2"], 2, ["no layer 2", "layers 0 to 1"]),
-        (["--engine", "reference", "--bug", "nibble-order"], 2, ["nibble-order", "nothing it applies to"]),
+        (["--engine", "reference", "--bug", "nibble-order"], 2, ["nibble-order", "changes no value"]),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else str(x),
 )
@@ -353,7 +353,7 @@ def test_what_cannot_be_recorded_is_refused(
         (["--bug", "nonsense"], ["--bug nonsense", "rope-base", "norm-eps"]),
         (["--layer", "99"], ["no layer 99", "layers 0 to 1"]),
         (["--layer", "-1"], ["--layer", "'-1'"]),
-        (["--bug", "rope-position", "--decode", "0"], ["rope-position", "nothing it applies to"]),
+        (["--bug", "rope-position", "--decode", "0"], ["rope-position", "changes no value"]),
     ],
     ids=" ".join,
 )

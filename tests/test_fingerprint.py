@@ -151,7 +151,8 @@ def test_an_unknown_arithmetic_is_judged_so_on_a_real_model(engine: str) -> None
     )
     assert "unknown" in verdict.arithmetic["linear"]
     assert {s.layer for s in verdict.diverging} == {11, 20}
-    assert {s.point for s in verdict.diverging if s.layer == 11} == {"ffn_gate", "ffn_up"}
+    swapped = {*PRODUCTS, *NORMS} - {"ffn_out", "result_norm", "result_output"}  # weights of a shape that others have
+    assert {s.point for s in verdict.diverging if s.layer == 11} == swapped
 
 
 @pytest.mark.parametrize("engine", UNKNOWN)

@@ -556,7 +556,7 @@ def test_llama_cpps_output_agrees_with_the_reference(model: Model, read: Read) -
 def test_a_real_quantised_model(tmp_path: Path, bug: tuple[str, int] | None) -> None:
     real = open_model(SMOLLM2)
     tokens = [504, 3575, 282, 4649, 314]
-    unlike = Arithmetic("unlike", np.float32, ggml_products=True, attention=None, cache=np.float32)
+    unlike = Arithmetic("unlike", np.float32, products="ggml-cpu")
     trace, touched = plant(real, tokens, *([bug] if bug else []), arithmetic=unlike, decode=0)
     path = tmp_path / "engine.log"
     path.write_text("\n".join([*printed(trace, row=-1), ""]))

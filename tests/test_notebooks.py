@@ -30,7 +30,7 @@ CLAIMS = {
     ],
     "rope.ipynb": [
         "dimensions paired half-split in place of interleaved (rope-pairing)",
-        "--bug rope-base: nothing it changes at any layer",
+        "--bug rope-base changes no value at any layer",
     ],
     "quantisation_noise.ipynb": ["'agrees'", "(norm-eps)"],
 }

@@ -13,7 +13,7 @@ from planted import MemoryWriter, synthetic
 
 from firstdiff.dumps import Trace, TraceWriter
 from firstdiff.errors import UsageError
-from firstdiff.hypotheses import TABLE, Hypothesis
+from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.model.arithmetic import F32, GGML_CPU, Arithmetic
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call
@@ -63,7 +63,9 @@ def frequencies(of: Callable[[np.ndarray[Any, Any], int, float], np.ndarray[Any,
 
 def traced(model: Model, change: Change | None, arithmetic: Arithmetic = GGML_CPU, decode: int = 2) -> Trace:
     writer = MemoryWriter()
-    wrong = Hypothesis("wrong", ("Qcur_rope", "Kcur_rope"), "wrong", lambda call, _: change and change(call))
+    wrong = Hypothesis(
+        "wrong", ("Qcur_rope", "Kcur_rope"), "wrong", "right it", lambda call, *_: change and change(call)
+    )
     planted = [Planted(wrong)] if change else []
     record_reference(model, TOKENS, writer, arithmetic=arithmetic, decode=decode, planted=planted)
     return writer.trace()
@@ -155,8 +157,8 @@ def test_the_numbers_of_a_wrong_rotation_are_given(model: Model) -> None:
 
 
 def test_positions_that_start_again_are_said_to(model: Model) -> None:
-    restart = TABLE["rope-position"]
-    finding = found(model, lambda call: restart.apply(call, model) or call)
+    restarted = TABLE["rope-position"].change
+    finding = found(model, lambda call: restarted(call, Scene(model, GGML_CPU, lambda _: None), {}) or call)
     assert finding.id == "rope-position"
     assert finding.says == "step 1 at position 21 is turned as if at 0: positions start again at 0"
 

@@ -1,5 +1,6 @@
 """Recording from PyTorch: every point is there, nothing is changed by looking, and nothing stays behind."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -27,6 +28,9 @@ pytestmark = pytest.mark.slow
 # SmolLM2's tokens of "The capital of France is Paris, and the capital of Italy".
 PROMPT = [504, 3575, 282, 4649, 314, 7042, 28, 284, 260, 3575, 282, 7158]
 DECODED = 2
+
+# What transformers calls the KV cache that a model takes and returns: newer releases warn of the older name.
+CACHE = "cache" if "cache" in inspect.signature(transformers.LlamaForCausalLM.forward).parameters else "past_key_values"
 
 ATTENTION = [
     *("attn_norm", "Qcur", "Kcur", "Vcur", "Qcur_rope", "Kcur_rope", "k_cache", "v_cache"),
@@ -57,8 +61,8 @@ def eager(model: Any, trace: Trace) -> list[np.ndarray]:
     model.set_attn_implementation("eager")
     with torch.no_grad():
         for step in trace.steps:
-            out = model(torch.tensor([step.tokens]), past_key_values=past, use_cache=True)
-            past = out.past_key_values
+            out = model(torch.tensor([step.tokens]), **{CACHE: past}, use_cache=True)
+            past = out[CACHE]
             logits.append(out.logits[0].double().numpy())  # exact, and numpy has no bfloat16
     model.set_attn_implementation(before)
     return logits

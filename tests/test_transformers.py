@@ -4,6 +4,7 @@ They share no code, and follow different conventions: transformers rotates plain
 reference permuted ones in interleaved pairs. Agreement to rounding leaves no room for an error of the reference.
 """
 
+import inspect
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ pytestmark = pytest.mark.slow
 # SmolLM2's tokens of "The capital of France is Paris, and the capital of Italy is".
 PROMPT = [504, 3575, 282, 4649, 314, 7042, 28, 284, 260, 3575, 282, 7158, 314]
 DECODED = 4
+
+# What transformers calls the KV cache that a model takes and returns: newer releases warn of the older name.
+CACHE = "cache" if "cache" in inspect.signature(transformers.LlamaForCausalLM.forward).parameters else "past_key_values"
 
 # What is left is transformers' float32. Measured over all logits: 6e-7 to 1.3e-6; at the worst token: 5e-6 for
 # SmolLM2, 1e-6 for synthetic models. An epsilon of 2e-5 for 1e-5 shows as 7e-4, a rope base off by 0.1 % as 4e-5.
@@ -68,7 +72,7 @@ def through_its_cache(model: Any, steps: Sequence[Step]) -> list[Array]:
     cache, logits = transformers.DynamicCache(config=model.config), []
     with torch.inference_mode():
         for step in steps:
-            out = model(torch.tensor([step.tokens]), past_key_values=cache, use_cache=True)
+            out = model(torch.tensor([step.tokens]), **{CACHE: cache}, use_cache=True)
             logits.append(out.logits[0].numpy())
     return logits
 
