@@ -51,7 +51,8 @@ class Recording(Probe):
         site = Site(call.step, call.layer, call.point)
         wrong = call
         for plant in self.planted:
-            wrong = self._gone_wrong(plant, wrong) or wrong
+            if wrong.op is call.op:  # of an operation that another has replaced, nothing is left to go wrong
+                wrong = self._gone_wrong(plant, wrong) or wrong
         with np.errstate(all="ignore") if wrong is not call else nullcontext():  # a fault may well overflow
             value = self.tensors[site.key] = wrong.compute(self.arithmetic)
             if wrong is not call and not np.array_equal(value, call.compute(self.arithmetic), equal_nan=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ from planted import SMOLLM2, recorded, replayed
 
 from firstdiff import floors
 from firstdiff.dumps import Site, Trace
+from firstdiff.dumps.tensors import Held
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import F16, F32, GGML_CPU
 from firstdiff.model.engine import Model, open_model
@@ -96,9 +98,23 @@ def test_activations_stored_in_f16_flip_codes_of_a_quantised_product(model: Mode
     x = llama[Site(0, 3, "ffn_norm")]
     y, narrow = (linear(v, weight, arithmetic=GGML_CPU) for v in (x, x.astype(np.float16).astype(np.float32)))
     error = (np.linalg.norm(y - narrow, axis=1) / np.linalg.norm(y, axis=1)).max()
-    assert F16.floor < error < floors.CODES * F16.floor
+    assert F16.floor < error < floors.CODES["f16"] * F16.floor
 
 
 def test_one_operation_of_a_known_arithmetic_has_the_floor_of_that_arithmetic() -> None:
     call = Call(0, 0, "ffn_up", linear, (np.ones((1, 32), np.float32), random_weight(32, "Q8_0")), {})
     assert floors.floor(GGML_CPU, [call]) == GGML_CPU.floor == 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_a_clean_trace_that_was_stored_narrowly_has_no_diverging_site(model: Model, llama: Trace, dtype: str) -> None:
+    held = {}
+    for site in llama.sites():
+        x = np.array(llama[site])
+        bits = (quants.round_bf16(x).view(np.uint32) >> 16).astype(np.uint16)
+        held[site] = Held(bits, "bf16") if dtype == "bf16" else Held(x.astype(np.float16), "f16")
+    narrow = dataclasses.replace(llama, tensors=held)
+    sites = replayed(model, narrow, GGML_CPU)
+    assert [s.site for s in sites if s.status is Status.DIVERGES] == []
+    products = [s.local_error for s in sites if s.op == "linear" and s.local_error is not None]
+    assert max(products) > floors.STORED[dtype]  # more than storing alone makes
