@@ -43,6 +43,16 @@ class Knowing(Recording):
     """Records with faults planted, and measures what each planted change changes at its site."""
 
     changes: dict[str, float] = field(default_factory=dict, init=False)
+    effective: set[str] = field(default_factory=set, init=False)  # ids of the plants that changed a value
+
+    def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
+        wrong = super()._gone_wrong(plant, call)
+        if wrong is not None and plant.hypothesis.id not in self.effective:
+            with np.errstate(all="ignore"):
+                values = (c.compute(self.arithmetic) for c in (call, wrong))
+                if not np.array_equal(*values, equal_nan=True):
+                    self.effective.add(plant.hypothesis.id)
+        return wrong
 
     def value(self, call: Call) -> Array:
         """Record, and measure a change against the right value on the same inputs."""
@@ -111,8 +121,7 @@ def plant(
             total = sum(len(s.tokens) for s in steps)
             token = int(np.nan_to_num(logits[-1], nan=-np.inf).argmax())
             steps.append(Step((token,), (total,)))
-    points = {Site.parse(site).point for site in probe.changes}
-    if any(not points & set(fault.hypothesis.points) for fault in faults):
+    if any(fault.hypothesis.id not in probe.effective for fault in faults):
         return None  # one of them does not apply, or changes nothing here
     return Plant(tuple(f.hypothesis.id for f in faults), layers, tuple(steps), tensors, probe.changes)
 
@@ -130,6 +139,8 @@ def places(hypothesis: Hypothesis, model: Model) -> dict[str, int | None]:
     if hypothesis.outside_layers:
         return {"outside": None}
     last = model.hp.n_layer - 1
+    if hypothesis.id == "other-arithmetic":  # at every layer it is the engine's arithmetic, and no fault
+        return {"first": 0, "middle": (last + 1) // 2, "last": last}
     return {"first": 0, "middle": (last + 1) // 2, "last": last, "all": None}
 
 
