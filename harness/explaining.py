@@ -154,6 +154,7 @@ def explain(
     *,
     table: Mapping[str, Hypothesis] = TABLE,
     check: bool = True,
+    pairs: int = PAIR_SEARCHES,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[tuple[Explanation, ...], CounterCheck | None]:
     """Explain every site of a judged trace that diverges.
@@ -168,6 +169,8 @@ def explain(
         The hypotheses to try.
     check
         Whether to make the counter-check.
+    pairs
+        At how many sites pairs may be sought in vain.
     progress
         Called with what is being done.
 
@@ -187,6 +190,7 @@ def explain(
         wanted=wanted,
         noise=_noise(sites),
         table=table,
+        pairs=pairs,
         progress=progress,
     )
     _run(model, trace, probe)

@@ -72,6 +72,7 @@ def test_what_is_planted_is_located_and_named(garden: Garden, id_: str) -> None:
 def test_a_fault_that_is_not_in_the_table_is_not_named_as_another(garden: Garden, id_: str) -> None:
     model, planted, kind = garden.plant(id_)
     table = {other: h for other, h in TABLE.items() if other != id_}
-    outcome = held(model, planted, "f32", name=kind, table=table)
+    # Pairs, which take most of the time, are left to the benchmark.
+    outcome = held(model, planted, "f32", name=kind, table=table, pairs=0)
     assert outcome.site
     assert outcome.named[0] in {"described", "equivalent"}

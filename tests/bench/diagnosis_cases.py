@@ -12,7 +12,7 @@ import numpy.typing as npt
 from firstdiff.align import HALF
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.dumps.tensors import Held
-from firstdiff.explaining import explain
+from firstdiff.explaining import PAIR_SEARCHES, explain
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.judge import replayed
@@ -43,15 +43,15 @@ class Knowing(Recording):
     """Records with faults planted, and measures what each planted change changes at its site."""
 
     changes: dict[str, float] = field(default_factory=dict, init=False)
-    effective: set[str] = field(default_factory=set, init=False)  # ids of the plants that changed a value
+    made: dict[str, dict[str, float]] = field(default_factory=dict, init=False)  # the same, by the plant that made it
 
     def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
         wrong = super()._gone_wrong(plant, call)
-        if wrong is not None and plant.hypothesis.id not in self.effective:
+        if wrong is not None and len(self.planted) > 1:
+            site = str(Site(call.step, call.layer, call.point))
             with np.errstate(all="ignore"):
-                values = (c.compute(self.arithmetic) for c in (call, wrong))
-                if not np.array_equal(*values, equal_nan=True):
-                    self.effective.add(plant.hypothesis.id)
+                size = _size(call.point, wrong.compute(self.arithmetic), call.compute(self.arithmetic))
+            self.made.setdefault(plant.hypothesis.id, {})[site] = size
         return wrong
 
     def value(self, call: Call) -> Array:
@@ -61,9 +61,13 @@ class Knowing(Recording):
         if len(self.touched) > before:
             with np.errstate(all="ignore"):
                 right = call.compute(self.arithmetic)
-            seen = counted(call.point, right)
-            self.changes[self.touched[-1]] = measure(value, right, axes=axes_of(call.point), floor=0.0, seen=seen).error
+            self.changes[self.touched[-1]] = _size(call.point, value, right)
         return value
+
+
+def _size(point: str, wrong: Array, right: Array) -> float:
+    """How large a change is, as a local error."""
+    return measure(wrong, right, axes=axes_of(point), floor=0.0, seen=counted(point, right)).error
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class Plant:
     steps: tuple[Step, ...]
     tensors: Mapping[Site, Array]
     changes: Mapping[str, float]
+    made: Mapping[str, Mapping[str, float]]
 
     def trace(self, dtype: str) -> Trace:
         """The trace as a dump in a dtype."""
@@ -121,9 +126,10 @@ def plant(
             total = sum(len(s.tokens) for s in steps)
             token = int(np.nan_to_num(logits[-1], nan=-np.inf).argmax())
             steps.append(Step((token,), (total,)))
-    if any(fault.hypothesis.id not in probe.effective for fault in faults):
+    made = probe.made or {faults[0].hypothesis.id: probe.changes}
+    if any(not max(made.get(fault.hypothesis.id, {}).values(), default=0.0) for fault in faults):
         return None  # one of them does not apply, or changes nothing here
-    return Plant(tuple(f.hypothesis.id for f in faults), layers, tuple(steps), tensors, probe.changes)
+    return Plant(tuple(f.hypothesis.id for f in faults), layers, tuple(steps), tensors, probe.changes, made)
 
 
 def planted_at(
@@ -165,14 +171,22 @@ class Outcome:
     seconds: float
 
 
-def held(model: Model, planted: Plant, dtype: str, *, name: str, table: Mapping[str, Hypothesis] = TABLE) -> Outcome:
+def held(
+    model: Model,
+    planted: Plant,
+    dtype: str,
+    *,
+    name: str,
+    table: Mapping[str, Hypothesis] = TABLE,
+    pairs: int = PAIR_SEARCHES,
+) -> Outcome:
     """Judge a plant in one dtype, and hold the verdict against what was planted."""
     from time import perf_counter
 
     start = perf_counter()
     trace = planted.trace(dtype)
     found, sites, alignment = replayed(model, trace, table=table)
-    explanations, _ = explain(model, trace, found, alignment, sites, table=table, check=False)
+    explanations, _ = explain(model, trace, found, alignment, sites, table=table, check=False, pairs=pairs)
     seconds = perf_counter() - start
     floors = {s.site: s.floor or 0.0 for s in sites}
     permuted = {point for point, says in alignment.described().items() if HALF in says}
@@ -196,20 +210,22 @@ def held(model: Model, planted: Plant, dtype: str, *, name: str, table: Mapping[
         beyond=planted.beyond(dtype),
         site=right,
         found=len(set(diverging) & set(clear)) / len(clear) if clear else 1.0,
-        named=tuple(named(planted.ids, explanations, id_, clear) for id_ in planted.ids) if clear else (),
+        named=tuple(named(planted, explanations, id_, clear, floors) for id_ in planted.ids) if clear else (),
         accused=accused,
         seconds=seconds,
     )
 
 
-def named(ids: Sequence[str], explanations: Sequence[Explanation], id_: str, clear: Sequence[str]) -> str:
-    """What the verdict calls a planted fault: at the first clear site that it made."""
-    points = TABLE[id_].points
-    sites = [s for s in clear if Site.parse(s).point in points]
+def named(
+    planted: Plant, explanations: Sequence[Explanation], id_: str, clear: Sequence[str], floors: Mapping[str, float]
+) -> str:
+    """What the verdict calls a planted fault: at the sites that it changes clearly."""
+    own = planted.made.get(id_, {})
+    sites = {s for s in clear if own.get(s, 0.0) > BORDER * floors[s]}
     if not sites:
         return "invisible"
-    told = [e for e in explanations if set(sites) & set(e.sites)]
-    return min((_call(id_, ids, e) for e in told), key=_rank, default="described")
+    told = [e for e in explanations if sites & set(e.sites)]
+    return min((_call(id_, planted.ids, e) for e in told), key=_rank, default="described")
 
 
 def _call(id_: str, ids: Sequence[str], e: Explanation) -> str:
