@@ -216,7 +216,8 @@ def has_faults(
     """
     excused: dict[str, list[str]] = {}
     for s in sites:
-        if s.tight is not None and s.local_error is not None and s.tight < s.local_error and not s.segment:
+        beyond = s.tight is not None and s.local_error is not None and s.tight < s.local_error
+        if beyond and not s.segment and s.layer is not None:  # a fault of the logits alone is no arithmetic's
             excused.setdefault(s.point, []).append(s.site)
     wanted = frozenset(site for of in excused.values() for site in (of[0], of[len(of) // 2]))
     if not wanted:
