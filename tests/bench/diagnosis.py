@@ -166,7 +166,7 @@ def _table(outcomes: Sequence[Outcome]) -> list[str]:
         )
     missing = [id_ for id_ in TABLE if id_ not in by_id]
     if missing:
-        lines.append(f"applies to none of these models: {', '.join(missing)}")
+        lines.append(f"applies to none of these models, or is out of range in every run: {', '.join(missing)}")
     return lines
 
 
