@@ -82,8 +82,8 @@ PLAIN = 1e-5
 """Floors of float64, float32 and ggml-cpu at one operation lie below it, and are taken as they are."""
 
 NOISE = 4.0
-"""Residuals of a right hypothesis were seen up to 2.5 times the median of the same point's other sites (stored in
-bf16, where the floor of 1e-2 is ten times that median): tests/bench/diagnosis.py."""
+"""A residual may be so many times the median of the same point's other sites: below it a hypothesis is as right as they
+are. The floor of a dump stored in bf16 lies far above that, where wrong hypotheses fit too."""
 
 
 def rerun(case: Case, arithmetic: Arithmetic, alter: Alter) -> tuple[Array, Call] | None:

@@ -13,7 +13,7 @@ from firstdiff.model.probe import Call
 
 LOOSE = 20.0
 """How far above the bar a hypothesis may lie at a part of a product and still be tried at the whole: a few outputs and
-tokens have other sizes than all. A wrong one lies 1000 times above it."""
+tokens have other sizes than all."""
 
 FIRST_LOOK = 128, 16
 PAIR_LOOK = 48, 6

@@ -30,7 +30,7 @@ SEARCHES = 2
 """Sites of one point at which all hypotheses are tried in vain before the rest are only held against what is known."""
 
 PAIR_SEARCHES = 4
-"""Sites of a run at which pairs are tried in vain, which takes some 4 s each (tests/bench/diagnosis.py)."""
+"""Sites of a run at which pairs are tried in vain: it is what takes most of the time where nothing explains."""
 
 TELLING = 32
 """Tokens from which angles, masks and scales are told apart (faults of rope at 16 positions overlap)."""

@@ -79,7 +79,7 @@ class Hypothesis:
         Where in an engine it acts, as a number: of two faults at one site, that of the earlier stage comes first, and
         those of one stage exclude each other.
     source
-        Where the bug was seen, as in ``../shared/faults.md``'s list: ``owner/repository#number`` or empty.
+        Where the bug was seen: ``owner/repository#number``, or empty.
     """
 
     id: str
