@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps import Site
+from firstdiff.floors import passed_on
 from firstdiff.measure import axes_of, measure, within_f16
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import linear
@@ -49,8 +50,8 @@ class Case:
         Calls since the last recorded values, which may be what is wrong.
     half
         Whether `recorded` was stored in f16, and computed in more: beyond its range it is infinite then.
-    stored
-        The floor of what storing takes, which is three times what rounding a value that was rounded before makes.
+    stored, inputs
+        The floor of what storing takes from the value, and took from its inputs: twice what a rounding makes at most.
     """
 
     site: Site
@@ -64,16 +65,24 @@ class Case:
     segment: tuple[Done, ...]
     half: bool = False
     stored: float = 0.0
+    inputs: float = 0.0
 
     @property
     def calls(self) -> tuple[Call, ...]:
         """Every call that may be wrong, the judged one last."""
         return (*(done.call for done in self.segment), self.call)
 
-    @property
-    def bar(self) -> float:
-        """The residual up to which a hypothesis explains: at most a few times what is seen where nothing is wrong."""
-        return min(self.floor, max(PLAIN, NOISE * self.noise, self.stored / 3))
+    def bar(self, arithmetic: Arithmetic, call: Call) -> float:
+        """The residual up to which a hypothesis explains: at most a few times what is seen where nothing is wrong.
+
+        What is seen is more where the hypothesis' `call` enlarges its inputs' rounding more than the right one does, as
+        a softmax of scores without their factor.
+        """
+        noise = NOISE * self.noise
+        if self.inputs:
+            more, right = (passed_on(arithmetic, of, self.inputs) for of in (call, self.call))
+            noise *= max(1.0, more / right)
+        return min(self.floor, max(PLAIN, noise, self.stored / 2))
 
 
 PLANE = 2  # axes of [tokens, dims]
@@ -100,12 +109,12 @@ def rerun(case: Case, arithmetic: Arithmetic, alter: Alter) -> tuple[Array, Call
         changed = alter(number, call)
         altered |= changed is not None
         if changed is not None or call is not done.call:
-            new[id(done.value)] = _computed(changed or call, arithmetic)
+            new[id(done.value)] = computed(changed or call, arithmetic)
     call = _with_new(case.call, new)
     changed = alter(len(case.segment), call)
     if not altered and changed is None:
         return None
-    return _computed(changed or call, arithmetic), changed or call
+    return computed(changed or call, arithmetic), changed or call
 
 
 def _with_new(call: Call, new: dict[int, Array]) -> Call:
@@ -114,7 +123,8 @@ def _with_new(call: Call, new: dict[int, Array]) -> Call:
     return replace(call, inputs=tuple(new.get(id(x), x) for x in call.inputs))
 
 
-def _computed(call: Call, arithmetic: Arithmetic) -> Array:
+def computed(call: Call, arithmetic: Arithmetic) -> Array:
+    """What a call gives, overflow and NaN included."""
     with np.errstate(all="ignore"):
         return call.compute(arithmetic)
 
@@ -126,7 +136,7 @@ def residual(case: Case, given: Array, call: Call) -> float:
     """
     if given.shape != case.recorded.shape:
         return float("inf")
-    recorded = within_f16(case.recorded, given) if case.half else case.recorded
+    recorded = within_f16(case.recorded, given, case.floor) if case.half else case.recorded
     odd = ~np.isfinite(given)
     if odd.any():
         if case.seen is not None:
@@ -136,6 +146,19 @@ def residual(case: Case, given: Array, call: Call) -> float:
     axes = axes_of(case.site.point if given.ndim != PLANE else "")
     difference = measure(recorded, given, axes=axes, floor=case.floor, seen=case.seen, terms=lambda: terms(call))
     return difference.error
+
+
+def cut(call: Call, rows: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64] | slice = slice(None)) -> Call:
+    """A product of these rows of its weight alone, and of these tokens."""
+    x, weight, *bias = call.inputs
+    inputs = np.ascontiguousarray(x[tokens]), weight.pick(rows), *(b and b.pick(rows) for b in bias)
+    attributes = {name: value for name, value in call.attributes.items() if name != "heads"}
+    return replace(call, inputs=inputs, attributes=attributes)
+
+
+def spread(n: int, most: int) -> npt.NDArray[np.int64]:
+    """At most so many indices of `n`, evenly spread."""
+    return np.unique(np.linspace(0, n - 1, min(most, n)).astype(np.int64))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,12 +172,9 @@ class Part:
     def residual(self, case: Case, arithmetic: Arithmetic, call: Call) -> float:
         """As :func:`residual`, of this part alone; of what is no product any more, of all."""
         if not (getattr(call.op, "rowwise", call.op is linear) and call.inputs[1].shape == case.call.inputs[1].shape):
-            return residual(case, _computed(call, arithmetic), call)
-        x, weight, *bias = call.inputs
-        inputs = np.ascontiguousarray(x[self.tokens]), weight.pick(self.rows), *(b and b.pick(self.rows) for b in bias)
-        attributes = {name: value for name, value in call.attributes.items() if name != "heads"}
-        part = replace(call, inputs=inputs, attributes=attributes)
-        return residual(replace(case, recorded=self.recorded), _computed(part, arithmetic), part)
+            return residual(case, computed(call, arithmetic), call)
+        part = cut(call, self.rows, self.tokens)
+        return residual(replace(case, recorded=self.recorded), computed(part, arithmetic), part)
 
 
 def part_of(case: Case, rows: int, tokens: int) -> Part | None:
@@ -164,8 +184,5 @@ def part_of(case: Case, rows: int, tokens: int) -> Part | None:
     flat = case.recorded.reshape(len(case.recorded), -1)
     if flat.shape[1] <= rows and len(flat) <= tokens:
         return None
-    kept, chosen = (
-        np.unique(np.linspace(0, n - 1, min(most, n)).astype(np.int64))
-        for n, most in zip(flat.shape, (tokens, rows), strict=True)
-    )
+    kept, chosen = spread(len(flat), tokens), spread(flat.shape[1], rows)
     return Part(chosen, kept, np.ascontiguousarray(flat[kept][:, chosen]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
 
-from firstdiff.cases import Case, Part, part_of, rerun, residual
+from firstdiff.cases import Case, Part, computed, part_of, rerun, residual
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values
 from firstdiff.model.probe import Call
 
@@ -66,23 +66,35 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attempt:
-    """A fault that was tried, and what it leaves of the error."""
+    """A fault that was tried, what it leaves of the error, and up to what that is an explanation."""
 
     fault: Fault
     residual: float
+    bar: float
+
+    @property
+    def explains(self) -> bool:
+        """Whether the fault gives the candidate's numbers."""
+        return self.residual <= self.bar
 
 
 def attempt(case: Case, scene: Scene, fault: Fault, *, part: Part | None = None) -> Attempt | None:
     """Try one fault; None where it does not apply. With a part of a product, at that part first."""
     if part is not None:
         changed = fault.change(0, case.call, scene)
-        if changed is None:
-            return None
-        left = part.residual(case, scene.arithmetic, changed)
-        if not left <= LOOSE * case.bar:
-            return Attempt(fault, left)
+        return None if changed is None else _at(case, scene, fault, changed, part)
     done = rerun(case, scene.arithmetic, lambda number, call: fault.change(number, call, scene))
-    return None if done is None else Attempt(fault, residual(case, *done))
+    return None if done is None else Attempt(fault, residual(case, *done), case.bar(scene.arithmetic, done[1]))
+
+
+def _at(case: Case, scene: Scene, fault: Fault, changed: Call, part: Part | None) -> Attempt:
+    """Try what a fault makes of the judged call, at a part of a product first."""
+    bar = case.bar(scene.arithmetic, changed)
+    if part is not None:
+        left = part.residual(case, scene.arithmetic, changed)
+        if not left <= LOOSE * bar:
+            return Attempt(fault, left, bar)
+    return Attempt(fault, residual(case, computed(changed, scene.arithmetic), changed), bar)
 
 
 def attempts(case: Case, scene: Scene, table: Mapping[str, Hypothesis], *, pairs: bool = True) -> list[Attempt]:
@@ -96,7 +108,7 @@ def attempts(case: Case, scene: Scene, table: Mapping[str, Hypothesis], *, pairs
         Whether to try pairs.
     """
     tried = list(_singles(case, scene, table))
-    if not pairs or any(a.residual <= case.bar for a in tried):
+    if not pairs or any(a.explains for a in tried):
         return tried
     # A pair says more than its better half, or nothing.
     best = min((a.residual for a in tried), default=inf)
@@ -105,7 +117,7 @@ def attempts(case: Case, scene: Scene, table: Mapping[str, Hypothesis], *, pairs
 
 def explaining(case: Case, tried: Iterable[Attempt]) -> list[Attempt]:
     """The attempts that explain the case, the first to be named first: fewer parts, less left, the table's order."""
-    good = [a for a in tried if a.residual <= case.bar]
+    good = [a for a in tried if a.explains]
     if not good:
         return []
     fewest = min(len(a.fault.parts) for a in good)
@@ -157,7 +169,7 @@ def _pairs(case: Case, scene: Scene, table: Mapping[str, Hypothesis], singles: I
                 if second.stage <= first.stage or changed.point not in second.points:
                     continue
                 best = _second(case, scene, (first, values), second, changed, part)
-                if best is not None and best.residual <= case.bar:
+                if best is not None and best.explains:
                     yield best
 
 
@@ -181,9 +193,12 @@ def _second(
     for count, values in enumerate(second.ways(changed, scene, case.recorded)):
         if count == 2 * WAYS:
             break
-        tried = attempt(case, scene, Fault((first, (second, values))), part=part)
-        if tried is not None and (best is None or tried.residual < best.residual):
+        both = second.apply(changed, scene, values)
+        if both is None:
+            continue
+        tried = _at(case, scene, Fault((first, (second, values))), both, part)
+        if best is None or tried.residual < best.residual:
             best = tried
-            if best.residual <= case.bar:
+            if best.explains:
                 break
     return best if best is not None and best.residual < inf else None

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import median
 
+import numpy as np
+
 from firstdiff.align import Alignment
 from firstdiff.cases import Case
 from firstdiff.describing import findings
@@ -104,8 +106,8 @@ class Explaining(Replay):
             kept = []
             for known in group.faults:
                 tried = attempt(case, self.scene, known.fault)
-                if tried is not None and tried.residual <= case.bar:
-                    kept.append(Attempt(known.fault, max(known.residual, tried.residual)))
+                if tried is not None and tried.explains:
+                    kept.append(replace(known, residual=max(known.residual, tried.residual)))
             if kept:
                 group.faults = kept
                 self._add(group, case)
@@ -145,6 +147,7 @@ class Repaired(Replay):
         return fault.change(number, call, self.explaining.scene) or call
 
 
+@np.errstate(all="ignore")  # hypotheses run on a candidate's NaN and infinities too
 def explain(
     model: Model,
     trace: Trace,
@@ -292,7 +295,7 @@ def separating(ids: set[str], trace: Trace) -> str:
         return "dump the weight itself, as weights.safetensors in the trace's folder, and run again"
     if any(id_.startswith("rope") for id_ in ids):
         return "run a prompt of thousands of tokens (firstdiff run MODEL --long), where angles part"
-    return "run another prompt, with other and more tokens"
+    return "run another prompt, with other and more tokens (firstdiff run MODEL --prompt TEXT)"
 
 
 def _note(fault: Fault, sites: Sequence[Site], trace: Trace) -> str | None:

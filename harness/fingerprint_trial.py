@@ -147,7 +147,7 @@ class Trials(Probe):
             if calls:
                 self._try(site, calls, whole, lost)
         dtype = self.alignment.dtype(self.trace, site)
-        self._own[id(whole)] = whole, floors.stored(F32, call, dtype)
+        self._own[id(whole)] = whole, floors.stored(F32, call, dtype, whole)
         return whole
 
     def _recorded(self, site: Site, shape: tuple[int, ...] | None) -> Array | None:
@@ -178,7 +178,7 @@ class Trials(Probe):
     def _try(self, site: Site, calls: tuple[Call, ...], whole: Array, lost: float) -> None:
         group = group_of(calls[-1])
         assert group is not None
-        own = floors.stored(F32, calls[-1], self.alignment.dtype(self.trace, site))
+        own = floors.stored(F32, calls[-1], self.alignment.dtype(self.trace, site), whole)
         calls, sample, seen = _sampled(calls, whole)
         axes = ("tokens", "dims") if sample.ndim == 2 else axes_of(site.point)  # noqa: PLR2004
         computed, errors, limits = {}, {}, {}
@@ -269,9 +269,11 @@ def rest(candidate: Array, reference: Array, call: Call) -> float:
     tokens that are as alike as their results come from a wrong matrix, since rounding errors are not alike.
     """
     c, r = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (candidate, reference))
+    if not (np.isfinite(c).all() and np.isfinite(r).all()):
+        return 0.0
     error = c - r
     size = float(np.linalg.norm(error))
-    if not np.isfinite(size) or size == 0:
+    if size == 0:
         return 0.0
     rests = [_without(c, r, axis) / size for axis in (1, 0) if c.shape[axis] > 3]  # noqa: PLR2004 - fewer fit anything
     if call.op is linear and len(c) > 2:  # noqa: PLR2004

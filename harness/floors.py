@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from firstdiff.measure import SMALLEST_F16, axes_of
 from firstdiff.model.arithmetic import BF16, F16, GGML, Arithmetic, Array
-from firstdiff.model.operations import append, attend, linear, rms_norm, rope, scores, soft_max, swiglu
+from firstdiff.model.operations import append, attend, linear, rms_norm, rope, scores, soft_max, swiglu, visible
 from firstdiff.model.probe import Call
 
 UNIT = 2.0**-24
@@ -46,11 +47,31 @@ of their codes flip, and the less the rounding, the more that is beside it. On S
 and 48 tokens the products are up to 7.5 and 3.9 times the floor of storing (tests/test_floors.py)."""
 
 
-def stored(arithmetic: Arithmetic, call: Call, dtype: str) -> float:
-    """What a recorded value has lost in the file: nothing where the arithmetic has it in that dtype anyway."""
+def stored(arithmetic: Arithmetic, call: Call, dtype: str, recorded: Array) -> float:
+    """What a recorded value has lost in the file: nothing where the arithmetic has it in that dtype anyway.
+
+    Below f16's normal numbers digits are lost one by one. It is the smallest row that loses most.
+    """
     if call.op is append and dtype == (arithmetic.values if call.attributes.get("values") else arithmetic.keys):
         return 0.0
-    return STORED.get(dtype, 0.0)
+    lost = STORED.get(dtype, 0.0)
+    if dtype == "f16":
+        rms = _rows(call.point, np.asarray(recorded, np.float64))
+        smallest = rms[(rms > 0) & np.isfinite(rms)].min(initial=SMALLEST_F16)
+        lost = min(MOST, lost * SMALLEST_F16 / float(smallest))
+    return lost
+
+
+def _rows(point: str, x: Array) -> Array:
+    """Root mean square of each row: of a token's dimensions, or a head's, or of all that a token scores."""
+    with np.errstate(all="ignore"):
+        squares: Array = x**2
+        if axes_of(point)[-1] == "dims":
+            squares = squares.mean(-1)
+        else:
+            seen = visible(*x.shape[-2:])
+            squares = np.where(seen, squares, 0.0).mean(0).sum(-1) / seen.sum(-1)
+    return np.sqrt(squares)
 
 
 def floor(arithmetic: Arithmetic, calls: Sequence[Call], *, own: float = 0.0, inputs: float = 0.0) -> float:
@@ -58,12 +79,12 @@ def floor(arithmetic: Arithmetic, calls: Sequence[Call], *, own: float = 0.0, in
 
     `own` and `inputs` are what the judged value and its inputs lost when they were stored.
     """
-    passed = inputs * _passed_on(arithmetic, calls[-1], inputs) if inputs else 0.0
+    passed = inputs * passed_on(arithmetic, calls[-1], inputs) if inputs else 0.0
     return max(_computed(arithmetic, calls), own, passed)
 
 
-def _passed_on(arithmetic: Arithmetic, call: Call, inputs: float) -> float:
-    """By how much an operation can enlarge a relative error of its inputs."""
+def passed_on(arithmetic: Arithmetic, call: Call, inputs: float) -> float:
+    """By how much an operation can enlarge a relative error `inputs` of its inputs."""
     if call.op is linear and arithmetic.ggml_products and call.inputs[1].kind.block > 1:
         return CODES["f16" if inputs <= F16.floor else "bf16"]
     if call.op is soft_max:  # an exponent's absolute error is its result's relative one

@@ -21,6 +21,7 @@ from firstdiff.replay import Drift, Replay, between
 from firstdiff.verdict import Logits, SiteVerdict, Status, Verdict, Witness
 
 
+@np.errstate(all="ignore")  # a candidate's NaN and infinities are judged, not warned of
 def judge(
     model: Model,
     candidate: Trace,
@@ -109,6 +110,7 @@ def described(model: Model) -> dict[str, object]:
     }
 
 
+@np.errstate(all="ignore")
 def replayed(
     model: Model,
     candidate: Trace,

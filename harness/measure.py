@@ -97,6 +97,7 @@ def measure(
         first = _first(broken, axes)
         return Difference(np.inf, Element(first, float(c[first]), float(r[first])), int(broken.sum()))
     delta = np.where(judged, c - r, 0.0)
+    delta[np.abs(delta) < SMALLEST_F32] = 0.0
     if not delta.any():
         return Difference(0.0, None, 0)
     norm = _norm(delta, rest)  # [tokens]
@@ -202,16 +203,22 @@ def _first(broken: Mask, axes: tuple[str, ...]) -> tuple[int, ...]:
     return tuple(int(i) for i in ordered)
 
 
+SMALLEST_F32 = 2.0**-126
+"""The smallest normal number: engines may take for 0 what is less."""
+
 LARGEST_F16, SMALLEST_F16, ULP_F16 = 65504.0, 2.0**-14, 2.0**-25
 """The largest and the smallest normal number, and half the spacing of the numbers below it."""
 
 
-def within_f16(recorded: Real, computed: Real) -> Real:
-    """Values beyond f16's range, or below its normal numbers, as computed where the recorded ones are f16's of them."""
+def within_f16(recorded: Real, computed: Real, floor: float) -> Real:
+    """Values beyond f16's range, or below its normal numbers, as computed where the recorded ones are f16's of them.
+
+    `floor` is by how much what was computed may be off for other reasons, relative to itself.
+    """
     with np.errstate(all="ignore"):
         near = np.abs(computed) > LARGEST_F16 * (1 - NEAR)
         beyond = np.isinf(recorded) & near & (np.sign(recorded) == np.sign(computed))
-        below = (np.abs(computed) < SMALLEST_F16) & (np.abs(recorded - computed) <= ULP_F16)
+        below = (np.abs(computed) < SMALLEST_F16) & (np.abs(recorded - computed) <= ULP_F16 + floor * np.abs(computed))
     return np.where(beyond | below, computed, recorded)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from firstdiff.detail import Details
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.fingerprint import Levels
 from firstdiff.measure import axes_of, locate, measure, relative, within_f16
-from firstdiff.model.arithmetic import F16, Array
+from firstdiff.model.arithmetic import Array
 from firstdiff.model.operations import visible
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.terms import terms
@@ -33,7 +32,8 @@ class _Origin:
     """Where a value of the forward pass comes from.
 
     `wrong` says that something upstream diverges; `pending` are the calls since the last recorded values; `lost` is
-    what the value lost when it was stored in a narrow dtype.
+    what the value lost when it was stored in a narrow dtype, `overflowed` that it was stored in f16 as infinity, and
+    computed in more.
     """
 
     value: Array  # held, so that its identity stays its own
@@ -41,6 +41,7 @@ class _Origin:
     pending: tuple[Done, ...]
     cached: bool
     lost: float
+    overflowed: bool
 
 
 @dataclass
@@ -69,42 +70,48 @@ class Replay(Probe):
         upstream = [self._origins[id(x)] for x in call.inputs if id(x) in self._origins]
         wrong = any(o.wrong for o in upstream)
         inputs = max((o.lost for o in upstream), default=0.0)
+        overflowed = any(o.overflowed for o in upstream)
         pending = tuple(dict.fromkeys(done for o in upstream for done in o.pending))
+        unread = (*pending, Done(call, computed))
         site = Site(call.step, call.layer, call.point)
         recorded, reason = self.alignment.read(self.trace, site, computed)
         if recorded is None:
             status = Status.NOT_COMPARABLE if reason else Status.NOT_RECORDED
             self.sites.append(_named(site, call, status, inputs_right=not wrong, reason=reason))
-            return self._keep(call, computed, wrong=wrong, pending=(*pending, Done(call, computed)), lost=inputs)
+            return self._keep(call, computed, wrong=wrong, pending=unread, lost=inputs, overflowed=overflowed)
         dtype = self.alignment.dtype(self.trace, site)
-        own = floors.stored(self.arithmetic, call, dtype)
-        if dtype == "f16" and own:
-            recorded = within_f16(recorded, computed)
+        own = floors.stored(self.arithmetic, call, dtype, recorded)
         calls = (*(done.call for done in pending), call)
         tight = floors.floor(self.arithmetic, calls, own=own, inputs=inputs)
         level = self.levels.floor(calls)
         floor = max(tight, level)
+        half = dtype == "f16" and own > 0
+        overflows = half and bool(np.isinf(recorded).any())
+        if half:
+            recorded = within_f16(recorded, computed, floor)
         verdict = self._judge(site, call, recorded, computed, wrong=wrong, pending=pending, floor=floor)
         if level > tight:
             verdict = replace(verdict, tight=tight)
         if verdict.status is Status.DIVERGES and self._is_normed(site, recorded):
             reason = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
             self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))
-            return self._keep(call, computed, wrong=wrong, pending=(*pending, Done(call, computed)), lost=inputs)
-        if verdict.status is Status.DIVERGES and _overflowed(upstream):
+            return self._keep(call, computed, wrong=wrong, pending=unread, lost=inputs, overflowed=overflowed)
+        if verdict.status is Status.DIVERGES and overflowed:
             reason = "an input was stored in f16 as infinity: what the engine had there is not known"
             self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))
-            return self._keep(call, recorded, wrong=wrong, pending=(), lost=own)
+            return self._keep(call, recorded, wrong=wrong, pending=(), lost=own, overflowed=overflows)
         self.sites.append(verdict)
         seen = counted(call.point, computed)
         if self.details is not None:
             self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes_of(call.point), seen=seen)
         if verdict.status is Status.DIVERGES:
             error = verdict.local_error or 0.0
-            half = dtype == "f16" and own > 0
-            case = Case(site, call, recorded, computed, error, floor, 0.0, seen, pending, half=half, stored=own)
+            case = Case(
+                site, call, recorded, computed, error, floor, 0.0, seen, pending, half=half, stored=own, inputs=inputs
+            )
             self.diverged(case)
-        return self._keep(call, recorded, wrong=wrong or verdict.status is Status.DIVERGES, pending=(), lost=own)
+        wrong |= verdict.status is Status.DIVERGES
+        return self._keep(call, recorded, wrong=wrong, pending=(), lost=own, overflowed=overflows)
 
     def _judge(
         self,
@@ -158,10 +165,11 @@ class Replay(Probe):
     def diverged(self, case: Case) -> None:
         """Take note of a site that diverges. What is made of it is the business of an explaining replay."""
 
-    def _keep(self, call: Call, value: Array, *, wrong: bool, pending: tuple[Done, ...], lost: float) -> Array:
-        self._origins[id(value)] = _Origin(
-            value, wrong, pending, cached=call.point in ("k_cache", "v_cache"), lost=lost
-        )
+    def _keep(
+        self, call: Call, value: Array, *, wrong: bool, pending: tuple[Done, ...], lost: float, overflowed: bool
+    ) -> Array:
+        cached = call.point in ("k_cache", "v_cache")
+        self._origins[id(value)] = _Origin(value, wrong, pending, cached, lost, overflowed)
         return value
 
 
@@ -193,11 +201,6 @@ class Drift(Probe):
             if recorded is not None:
                 self.drifts[str(site)] = relative(recorded, own, counted(call.point, own))
         return computed
-
-
-def _overflowed(upstream: Sequence[_Origin]) -> bool:
-    """Whether an input is not finite, in a dump that was stored in f16 and computed in more."""
-    return any(o.lost == F16.floor and not np.isfinite(o.value).all() for o in upstream)
 
 
 def _of_step(point: str, computed: Array, start: int, stop: int) -> Array:

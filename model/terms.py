@@ -3,6 +3,9 @@
 Rounding is relative to what is summed, not to the sum. Where the sum is much smaller than its terms, a correct
 engine's error is large beside the result: on SmolLM2's ``attn_output`` in Q4_1 the codes' part and the minima's
 part are each 12.5 times their sum, and llama.cpp's own float32 sums are then 1.1e-6 off.
+
+A sigmoid is no sum, but it has a smallest size too: of gates below -87 it is 0 in one float32 engine and 1e-38 in
+another, and where all gates of a token are, so are its results.
 """
 
 from __future__ import annotations
@@ -15,13 +18,16 @@ import numpy.typing as npt
 
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import F64, Array
-from firstdiff.model.operations import add, attend, linear, scores
+from firstdiff.model.operations import add, attend, linear, scores, swiglu
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import CODES, Weight
 
+SIGMOID = 2.0**-102
+"""Of a gate times its up, what counts as a term: the smallest normal float32, 2^-126, over a unit in the last place."""
+
 
 def terms(call: Call) -> npt.NDArray[np.float64] | None:
-    """Root of the sum of the squared terms of each result, shaped as the result; None for what is no sum.
+    """Root of the sum of the squared terms of each result, shaped as the result; None for what has no terms.
 
     For weights whose blocks have minima, the products with the minima count as terms of their own, since
     block-wise kernels sum them apart.
@@ -72,9 +78,15 @@ def _add(call: Call) -> npt.NDArray[np.float64]:
     return np.hypot(a, b)
 
 
+def _swiglu(call: Call) -> npt.NDArray[np.float64]:
+    gate, up = (np.asarray(x, np.float64) for x in call.inputs)
+    return SIGMOID * np.abs(gate * up)
+
+
 _TERMS: dict[Callable[..., Array], Callable[[Call], npt.NDArray[np.float64]]] = {
     linear: _linear,
     scores: _scores,
     attend: _attend,
     add: _add,
+    swiglu: _swiglu,
 }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.hypotheses import rope_angles
 from firstdiff.hypotheses.fitting import numbers
 from firstdiff.hypotheses.hypothesis import (
     Hypothesis,
@@ -23,143 +24,9 @@ from firstdiff.model import quants
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import append, rope
 from firstdiff.model.probe import Call
-from firstdiff.model.rope import angles, frequencies
-from firstdiff.model.weights import Weight
-from firstdiff.rope_fit import fit_ratios
-from firstdiff.rope_words import FARTHEST, frequencies_of
+from firstdiff.model.rope import angles
 
 ROTATED = ("Qcur_rope", "Kcur_rope")
-DEFAULT_BASE, LLAMA_3_BASE = 10000.0, 500000.0  # of the paper, and of Llama 3
-BASES = (DEFAULT_BASE, LLAMA_3_BASE, 1e6, 1e5)
-
-NEAR = 2  # positions: off by one, twice
-
-LLAMA_3 = {"factor": 8.0, "low": 1.0, "high": 4.0, "context": 8192.0}
-"""Llama 3.1's scaling of frequencies; 3.2 has a factor of 32 (transformers' ``_compute_llama3_parameters``)."""
-
-
-# The angles
-
-
-def _base(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_attributes(call, base=values["base"])
-
-
-def _bases(call: Call, _scene: Scene) -> Iterator[float]:
-    own = call.attributes["base"]
-    yield LLAMA_3_BASE if own == DEFAULT_BASE else DEFAULT_BASE
-    yield from BASES
-
-
-def _own_base(call: Call, _scene: Scene) -> Iterator[float]:
-    yield float(call.attributes["base"])
-
-
-def _fitted(call: Call, observed: Array) -> tuple[npt.NDArray[np.float64], float, npt.NDArray[np.float64]]:
-    """Radians a position of each pair in what was observed, the distance it was measured over, and the right ones."""
-    x, positions = call.inputs[:2]
-    ratio, _, _ = fit_ratios(x, observed, call.attributes["pairing"])
-    fitted, span = frequencies_of(ratio, np.asarray(positions, np.int64))
-    factors = None if call.inputs[2] is None else call.inputs[2].values()
-    right = angles([1], x.shape[-1], base=call.attributes["base"], scale=call.attributes["scale"], factors=factors)[0]
-    return fitted, span, right
-
-
-def _base_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]:
-    """The logarithm of the ratio of frequencies is a line through 0 over the pairs."""
-    fitted, span, right = _fitted(call, observed)
-    pair = np.arange(len(fitted))
-    seen = (fitted > 0) & (fitted * span > 1e-3) & (pair > 0)  # noqa: PLR2004 - radians that float32 tells well
-    if seen.any():
-        weight = (fitted[seen] * span) ** 2
-        slope = (weight * pair[seen] * np.log(fitted[seen] / right[seen])).sum() / (weight * pair[seen] ** 2).sum()
-        base = float(call.attributes["base"] * np.exp(-slope * len(fitted)))
-        if 1 < base < 1e12:  # noqa: PLR2004 - what a base can be
-            yield base
-
-
-def _denominator(call: Call, _scene: Scene, values: Values) -> Call:
-    head_dim = call.inputs[0].shape[-1]
-    return with_attributes(call, base=call.attributes["base"] ** (head_dim / values["denominator"]))
-
-
-def _denominators(call: Call, scene: Scene, _observed: Array | None) -> Iterator[dict[str, float]]:
-    head_dim = call.inputs[0].shape[-1]
-    for value in dict.fromkeys((scene.model.hp.n_embd, head_dim // 2, 2 * head_dim, head_dim - 2)):
-        if value not in (0, head_dim):
-            yield {"denominator": value}
-
-
-def _scale(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_attributes(call, scale=call.attributes["scale"] * values["factor"])
-
-
-def _scales(call: Call, _scene: Scene) -> Iterator[float]:
-    own = call.attributes["scale"]
-    if own != 1:
-        yield from (1 / own, 1 / own**2)  # ignored, inverted
-    yield from (0.5, 0.25, 0.125, 4.0, 8.0)
-
-
-def _scale_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]:
-    fitted, _, right = _fitted(call, observed)
-    slow = np.arange(len(right)) >= len(right) // 2  # which no position turns by whole turns
-    yield float((fitted[slow] * right[slow]).sum() / (right[slow] ** 2).sum())
-
-
-def _factors(call: Call, _scene: Scene, values: Values) -> Call | None:
-    """The file's factors ignored, or Llama 3's where the file has none."""
-    if call.inputs[2] is not None:
-        return with_input(call, 2, None) if values["factor"] == 1 else None
-    if values["factor"] == 1:
-        return None
-    x = call.inputs[0]
-    table = llama_3_factors(x.shape[-1], base=call.attributes["base"], factor=values["factor"])
-    if (table == 1).all():
-        return None
-    name, kind = "rope_freqs.weight", quants.BY_NAME["F32"]
-    return with_input(call, 2, Weight(name, kind, table.shape, np.empty(0, np.uint8), dense=table))
-
-
-def llama_3_factors(head_dim: int, *, base: float, factor: float) -> npt.NDArray[np.float32]:
-    """What Llama 3.1 divides each pair's angles by, float32 [head_dim / 2]."""
-    wavelength = 2 * np.pi / frequencies(head_dim, base=base)
-    low, high = LLAMA_3["context"] / LLAMA_3["low"], LLAMA_3["context"] / LLAMA_3["high"]
-    smooth = (LLAMA_3["context"] / wavelength - LLAMA_3["low"]) / (LLAMA_3["high"] - LLAMA_3["low"])
-    between = 1 / ((1 - smooth) / factor + smooth)
-    return np.where(wavelength > low, factor, np.where(wavelength < high, 1.0, between)).astype(np.float32)
-
-
-# Positions
-
-
-def _restarted(call: Call, _scene: Scene, _values: Values) -> Call | None:
-    return with_input(call, 1, range(len(call.inputs[1]))) if call.step else None
-
-
-def _moved(call: Call, _scene: Scene, values: Values) -> Call | None:
-    moved = [p + values["offset"] for p in call.inputs[1]]
-    return with_input(call, 1, moved)
-
-
-def _offsets(call: Call, _scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
-    if observed is None:
-        yield from ({"offset": 1}, {"offset": -1})
-        return
-    x, positions = call.inputs[:2]
-    ratio, _, _ = fit_ratios(x, observed, call.attributes["pairing"])
-    _, _, right = _fitted(call, observed)
-    phase = (ratio * np.exp(-1j * np.outer(positions, right))).sum(0)
-    phase /= np.maximum(np.abs(phase), 1e-30)
-    offsets = np.arange(-max(positions) - 1, FARTHEST + 1)
-    fit = (np.exp(-1j * np.outer(offsets, right)) * phase).real.sum(1)
-    best = int(offsets[fit.argmax()])
-    # Any angle of a single token is some offset: only one that an engine makes is believed.
-    if best and (len(positions) > 1 or abs(best) <= NEAR or best == -positions[0]):
-        yield {"offset": best}
-
-
-# Other rotations
 
 
 def _turned(
@@ -332,7 +199,7 @@ TABLE = (
         ROTATED,
         "positions that start from 0 again at each decode step",
         "go on counting positions where the cache ends",
-        _restarted,
+        rope_angles.restarted,
         stage=ANGLE,
         source="Blaizzy/mlx-vlm#1983",
     ),
@@ -365,8 +232,8 @@ TABLE = (
         ROTATED,
         "positions off by a constant",
         "give each token its own position, from 0 on",
-        _moved,
-        _offsets,
+        rope_angles.with_offset,
+        rope_angles.ways_off,
         "positions off by {offset:+d}",
         stage=ANGLE,
     ),
@@ -375,8 +242,8 @@ TABLE = (
         ROTATED,
         "the frequencies' exponent divided by something else than head_dim",
         "take base ** (-2 i / head_dim)",
-        _denominator,
-        _denominators,
+        rope_angles.with_denominator,
+        rope_angles.denominators,
         "the frequencies' exponent divided by {denominator:g} in place of head_dim",
         stage=BASE,
     ),
@@ -385,8 +252,14 @@ TABLE = (
         ROTATED,
         "a rope base that is not the file's",
         "read '<architecture>.rope.freq_base' of the file",
-        _base,
-        numbers(_base, "base", _bases, starts=_base_starts, without=_own_base),
+        rope_angles.with_base,
+        numbers(
+            rope_angles.with_base,
+            "base",
+            rope_angles.bases,
+            starts=rope_angles.base_starts,
+            without=rope_angles.own_base,
+        ),
         "a rope base of {base:.6g} in place of the file's",
         stage=BASE,
         source="lyogavin/airllm#368",
@@ -396,7 +269,7 @@ TABLE = (
         ROTATED,
         "frequency factors ignored, or Llama 3's where the file has none",
         "divide each pair's angles by 'rope_freqs.weight' where the file has it, and only there",
-        _factors,
+        rope_angles.with_factors,
         lambda _call, _scene, _observed: ({"factor": f} for f in (1.0, 8.0, 32.0)),
         "frequency factors that go up to {factor:g} in place of the file's",
         stage=BASE,
@@ -407,8 +280,14 @@ TABLE = (
         ROTATED,
         "all angles multiplied by one factor",
         "multiply positions by 1 / '<architecture>.rope.scaling.factor' of the file, or by nothing",
-        _scale,
-        numbers(_scale, "factor", _scales, starts=_scale_starts, without=lambda _c, _s: (-1.0, 0.0, 1.0, 2.0)),
+        rope_angles.with_scale,
+        numbers(
+            rope_angles.with_scale,
+            "factor",
+            rope_angles.scales,
+            starts=rope_angles.scale_starts,
+            without=lambda _c, _s: (-1.0, 0.0, 1.0, 2.0),
+        ),
         "all angles multiplied by {factor:.6g}",
         stage=ANGLE,
     ),

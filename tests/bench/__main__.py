@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from explaining import explaining
 from figures import Figure
 from measurements import dequantising, opening, recording_and_replay, starting, whole_run
 from models import Subject, subject, tinyllama
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             first = subject("SmolLM2", path, tokeniser=True)
             missed += show(console, "SmolLM2-135M, Q4_1", on_model(first, folder, quick=quick))
+            missed += show(console, "Explaining, on SmolLM2", explaining(first, 1 if quick else 5))
         if not quick:
             second = subject("TinyLlama-shaped", tinyllama(folder), tokeniser=False)
             missed += show(console, "TinyLlama-1.1B's shape, Q8_0", on_model(second, folder, beside=False))

@@ -121,7 +121,7 @@ def plant(
     for index in range(1 + decode):
         with np.errstate(all="ignore"):  # what follows a fault may overflow
             logits = next(passes)
-        tensors |= {Site.of_key(key, index): x.astype(np.float32) for key, x in probe.finish().items()}
+            tensors |= {Site.of_key(key, index): x.astype(np.float32) for key, x in probe.finish().items()}
         if len(steps) <= decode:
             total = sum(len(s.tokens) for s in steps)
             token = int(np.nan_to_num(logits[-1], nan=-np.inf).argmax())
