@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
 
-from firstdiff.cases import Case, Part, computed, part_of, rerun, residual
+from firstdiff.cases import Case, Part, left, part_of, rerun
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values
 from firstdiff.model.probe import Call
 
@@ -78,23 +79,37 @@ class Attempt:
         return self.residual <= self.bar
 
 
-def attempt(case: Case, scene: Scene, fault: Fault, *, part: Part | None = None) -> Attempt | None:
-    """Try one fault; None where it does not apply. With a part of a product, at that part first."""
+def attempt(case: Case, scene: Scene, fault: Fault, *, part: Part | None = None, known: bool = False) -> Attempt | None:
+    """Try one fault; None where it does not apply.
+
+    Parameters
+    ----------
+    case, scene, fault
+        What to try, and where.
+    part
+        A part of a product to try it at first.
+    known
+        Whether it explains another site: NaN and infinities then need no numbers beside them.
+    """
     if part is not None:
         changed = fault.change(0, case.call, scene)
         return None if changed is None else _at(case, scene, fault, changed, part)
     done = rerun(case, scene.arithmetic, lambda number, call: fault.change(number, call, scene))
-    return None if done is None else Attempt(fault, residual(case, *done), case.bar(scene.arithmetic, done[1]))
+    if done is None:
+        return None
+    given, call = done
+    found = left(case, scene.arithmetic, call, given, known=known)
+    return Attempt(fault, found, case.bar(scene.arithmetic, call))
 
 
 def _at(case: Case, scene: Scene, fault: Fault, changed: Call, part: Part | None) -> Attempt:
     """Try what a fault makes of the judged call, at a part of a product first."""
     bar = case.bar(scene.arithmetic, changed)
     if part is not None:
-        left = part.residual(case, scene.arithmetic, changed)
-        if not left <= LOOSE * bar:
-            return Attempt(fault, left, bar)
-    return Attempt(fault, residual(case, computed(changed, scene.arithmetic), changed), bar)
+        found = part.residual(case, scene.arithmetic, changed)
+        if not found <= LOOSE * bar:
+            return Attempt(fault, found, bar)
+    return Attempt(fault, left(case, scene.arithmetic, changed), bar)
 
 
 def attempts(case: Case, scene: Scene, table: Mapping[str, Hypothesis], *, pairs: bool = True) -> list[Attempt]:
@@ -129,29 +144,43 @@ def explaining(case: Case, tried: Iterable[Attempt]) -> list[Attempt]:
 def _singles(case: Case, scene: Scene, table: Mapping[str, Hypothesis]) -> Iterator[Attempt]:
     part = part_of(case, *FIRST_LOOK)
     for hypothesis in table.values():
-        best = None
-        for fault in _faults(case, scene, hypothesis):
-            tried = attempt(case, scene, fault, part=part)
-            if tried is not None and (best is None or tried.residual < best.residual / ALIKE):
-                best = tried
-                if best.residual <= case.noise:
-                    break
-        if best is not None:
-            yield best
+        try:
+            yield from _best(case, scene, hypothesis, part)
+        except Exception as e:  # noqa: BLE001 - numbers that nobody foresaw shall not cost the verdict
+            warnings.warn(f"hypothesis {hypothesis.id} cannot be tried at {case.site}: {e!r}", stacklevel=2)
+
+
+def _best(case: Case, scene: Scene, hypothesis: Hypothesis, part: Part | None) -> Iterator[Attempt]:
+    """The best attempt of a hypothesis, and what explains as well of its other ways, where they are no numbers."""
+    best, tried = None, []
+    for fault in _faults(case, scene, hypothesis):
+        one = attempt(case, scene, fault, part=part)
+        if one is None:
+            continue
+        tried.append(one)
+        if best is None or one.residual < best.residual / ALIKE:
+            best = one
+            if best.residual <= case.noise and not case.segment:
+                break
+    if best is None:
+        return
+    yield best
+    for other in tried:
+        named = all(isinstance(value, str) for value in other.fault.values.values())
+        if named and other.explains and other.fault.values != best.fault.values:
+            yield other
 
 
 def _faults(case: Case, scene: Scene, hypothesis: Hypothesis) -> Iterator[Fault]:
     """The ways of a hypothesis in a case: at every call of the segment that it applies to, then at each alone."""
     calls = case.calls
     numbers = [n for n, call in enumerate(calls) if call.point in hypothesis.points]
-    if not numbers:
-        return
-    first = calls[numbers[0]]
-    observed = case.recorded if numbers == [len(calls) - 1] else None
-    for values in hypothesis.ways(first, scene, observed):
-        yield Fault(((hypothesis, values),))
-        if len(numbers) > 1:
-            yield from (Fault(((hypothesis, values),), on=n) for n in numbers)
+    if len(numbers) > 1:
+        yield from (Fault(((hypothesis, values),)) for values in hypothesis.ways(calls[numbers[0]], scene, None))
+    for number in numbers:
+        observed = case.recorded if number == len(calls) - 1 else None
+        for values in hypothesis.ways(calls[number], scene, observed):
+            yield Fault(((hypothesis, values),), on=number if len(calls) > 1 else None)
 
 
 def _pairs(case: Case, scene: Scene, table: Mapping[str, Hypothesis], singles: Iterable[Attempt]) -> Iterator[Attempt]:

@@ -28,7 +28,7 @@ from firstdiff.model.probe import Call
 from firstdiff.replay import Replay
 from firstdiff.verdict import CounterCheck, Explanation, SiteVerdict, Status, Tried
 
-SEARCHES = 2
+SEARCHES = 4
 """Sites of one point at which all hypotheses are tried in vain before the rest are only held against what is known."""
 
 PAIR_SEARCHES = 4
@@ -37,7 +37,17 @@ PAIR_SEARCHES = 4
 TELLING = 32
 """Tokens from which angles, masks and scales are told apart (faults of rope at 16 positions overlap)."""
 
+Segment = tuple[str, ...] | bool
+"""The points of a segment, or only whether there is one."""
+
+SURELY = 10.0
+"""What leaves more than this part of the error may be right by chance."""
+
 SHOWN = 12  # hypotheses with their residuals that an explanation lists
+
+
+_Unexplained = tuple[Case, list[Attempt] | None, tuple[str, ...]]
+"""A case, what was tried, None for nothing, and what is found of the difference."""
 
 
 @dataclass
@@ -56,11 +66,11 @@ class Explaining(Replay):
 
     model: Model
     wanted: frozenset[str]
-    noise: Mapping[str, float]
+    noise: Mapping[tuple[str, Segment], float]
     table: Mapping[str, Hypothesis]
     pairs: int = PAIR_SEARCHES
     groups: list[_Group] = field(default_factory=list, init=False)
-    unexplained: list[tuple[Case, list[Attempt], tuple[str, ...]]] = field(default_factory=list, init=False)
+    unexplained: list[_Unexplained] = field(default_factory=list, init=False)
     progress: Callable[[str], None] = lambda _: None
     _shapes: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict, init=False)
     _searches: dict[str, int] = field(default_factory=dict, init=False)
@@ -80,13 +90,15 @@ class Explaining(Replay):
         """Find out why: by what explains another site already, or by trying everything."""
         if str(case.site) not in self.wanted:
             return
-        case = replace(case, noise=min(self.noise.get(case.site.point, case.floor), case.floor))
+        segment = tuple(done.call.point for done in case.segment)
+        noise = self.noise.get((case.site.point, segment), self.noise.get((case.site.point, bool(segment)), case.floor))
+        case = replace(case, noise=min(noise, case.floor))
         if self._joins(case):
             return
         self.progress(f"explaining {case.site}")
         searches = self._searches.get(case.site.point, 0)
         if searches >= SEARCHES:
-            self.unexplained.append((case, [], ()))
+            self.unexplained.append((case, None, ()))
             return
         pairs = not searches and self.pairs > 0
         tried = attempts(case, self.scene, self.table, pairs=pairs)
@@ -105,7 +117,7 @@ class Explaining(Replay):
         for group in self.groups:
             kept = []
             for known in group.faults:
-                tried = attempt(case, self.scene, known.fault)
+                tried = attempt(case, self.scene, known.fault, known=True)
                 if tried is not None and tried.explains:
                     kept.append(replace(known, residual=max(known.residual, tried.residual)))
             if kept:
@@ -132,12 +144,20 @@ class Repaired(Replay):
 
     faults: Mapping[str, Fault]
     explaining: Explaining
+    _right: Call | None = field(default=None, init=False)
 
     def value(self, call: Call) -> Array:
         """Judge the call as the candidate seems to have made it."""
+        self._right = call
         given = super().value(self._changed(call))
         self.explaining._shapes[call.point, call.step] = given.shape  # noqa: SLF001 - of the same run
         return given
+
+    def floor(self, calls: Sequence[Call], *, own: float, inputs: float) -> float:
+        """At least the floor of the right call: what is made of it may be an operation that floors do not know."""
+        assert self._right is not None
+        right = super().floor((*calls[:-1], self._right), own=own, inputs=inputs)
+        return max(super().floor(calls, own=own, inputs=inputs), right)
 
     def _changed(self, call: Call) -> Call:
         fault = self.faults.get(str(Site(call.step, call.layer, call.point)))
@@ -201,7 +221,7 @@ def explain(
     made += list(_not_explained(probe.unexplained, model, trace))
     order = {s.site: number for number, s in enumerate(sites)}
     made.sort(key=lambda e: order[e.site])
-    return tuple(made), _counter_check(model, trace, probe, wanted) if check else None
+    return tuple(made), _counter_check(model, trace, probe, sites) if check else None
 
 
 def has_faults(
@@ -236,22 +256,30 @@ def _run(model: Model, trace: Trace, probe: Replay) -> None:
         pass
 
 
-def _noise(sites: Sequence[SiteVerdict]) -> dict[str, float]:
-    """What each point's error is where it is right; a point that is right nowhere has none but its floor."""
-    seen: dict[str, list[float]] = {}
+def _noise(sites: Sequence[SiteVerdict]) -> dict[tuple[str, Segment], float]:
+    """What each point's error is where it is right, over the same segment or any; elsewhere its floor is all there is.
+
+    Keys are a point with the segment's points, and a point with whether there was a segment.
+    """
+    seen: dict[tuple[str, Segment], list[float]] = {}
     for s in sites:
-        if s.status in (Status.AGREES, Status.INHERITS) and s.local_error is not None and not s.segment:
-            seen.setdefault(s.point, []).append(s.local_error)
-    return {point: median(errors) for point, errors in seen.items()}
+        if s.status in (Status.AGREES, Status.INHERITS) and s.local_error is not None:
+            segment = tuple(Site.parse(of).point for of in s.segment)
+            for key in (segment, bool(segment)):
+                seen.setdefault((s.point, key), []).append(s.local_error)
+    # Codes of a segment's rounded activations flip at some sites and not at others: the largest error counts.
+    return {key: max(errors) if key[1] else median(errors) for key, errors in seen.items()}
 
 
-def _counter_check(model: Model, trace: Trace, probe: Explaining, wanted: frozenset[str]) -> CounterCheck | None:
+def _counter_check(model: Model, trace: Trace, probe: Explaining, sites: Sequence[SiteVerdict]) -> CounterCheck | None:
+    """Replay with what explains made in the reference; what the reference was not trusted at is not judged again."""
     faults = {site: fault for group in probe.groups for site, fault in group.changed.items()}
     if not faults:
         return None
     repaired = Repaired(probe.arithmetic, trace, probe.alignment, probe.levels, faults=faults, explaining=probe)
     _run(model, trace, repaired)
-    left = tuple(s.site for s in repaired.sites if s.status is Status.DIVERGES and s.site in wanted)
+    untrusted = {s.site for s in sites if s.status is Status.NOT_COMPARABLE}
+    left = tuple(s.site for s in repaired.sites if s.status is Status.DIVERGES and s.site not in untrusted)
     applied = tuple(dict.fromkeys(group.faults[0].fault.id for group in probe.groups))
     return CounterCheck(applied, left)
 
@@ -259,8 +287,14 @@ def _counter_check(model: Model, trace: Trace, probe: Explaining, wanted: frozen
 def _explained(group: _Group, model: Model, trace: Trace) -> Explanation:
     first, *others = group.faults
     known = {a.fault.id for a in group.faults}
-    rest = sorted((a for a in group.tried if a.fault.id not in known), key=lambda a: a.residual)
     sites = [site for site, _, _ in group.cases]
+    error = max(error for _, error, _ in group.cases)
+    elsewhere = [
+        Tried(a.fault.id, f"{a.fault.says}, at {sites[0]} but not at all of these sites", a.residual)
+        for a in group.tried
+        if a.explains and a.fault.id not in known and len(a.fault.parts) == len(first.fault.parts)
+    ]
+    rest = sorted((a for a in group.tried if a.fault.id not in known and not a.explains), key=lambda a: a.residual)
     return Explanation(
         site=str(sites[0]),
         sites=tuple(map(str, sites)),
@@ -269,13 +303,13 @@ def _explained(group: _Group, model: Model, trace: Trace) -> Explanation:
         says=first.fault.says,
         fix=first.fault.fix,
         attributes=first.fault.values,
-        error=max(error for _, error, _ in group.cases),
+        error=error,
         residual=first.residual,
         floor=max(floor for _, _, floor in group.cases),
         next_best=_told(rest[0]) if rest else None,
-        equals=tuple(map(_told, others)),
+        equals=(*map(_told, others), *elsewhere),
         separate=separating({first.fault.id, *(a.fault.id for a in others)}, trace) if others else None,
-        note=_note(first.fault, sites, trace),
+        note=_note(first, error, sites, trace),
         tried=tuple(_told(a) for a in sorted(group.tried, key=lambda a: a.residual)[:SHOWN]),
     )
 
@@ -298,12 +332,17 @@ def separating(ids: set[str], trace: Trace) -> str:
     return "run another prompt, with other and more tokens (firstdiff run MODEL --prompt TEXT)"
 
 
-def _note(fault: Fault, sites: Sequence[Site], trace: Trace) -> str | None:
-    """What a fault is not: the same offset of every position leaves all scores as they are."""
+def _note(first: Attempt, error: float, sites: Sequence[Site], trace: Trace) -> str | None:
+    """What a fault is not, or how sure it is.
+
+    The same offset of every position leaves all scores as they are.
+    """
     where = {point: {(s.layer, s.step) for s in sites if s.point == point} for point in ("Qcur_rope", "Kcur_rope")}
     both = where["Qcur_rope"] == where["Kcur_rope"]
-    if fault.id == "rope-offset" and both and {s.step for s in sites} == set(range(len(trace.steps))):
+    if first.fault.id == "rope-offset" and both and {s.step for s in sites} == set(range(len(trace.steps))):
         return "scores depend on differences of positions alone: the same offset on Q and K changes none of them"
+    if first.residual > error / SURELY:
+        return "the evidence is weak, because much of the difference is left; record more points between"
     return None
 
 
@@ -311,28 +350,48 @@ def _told(tried: Attempt) -> Tried:
     return Tried(tried.fault.id, tried.fault.says, tried.residual)
 
 
-def _not_explained(
-    unexplained: Sequence[tuple[Case, list[Attempt], tuple[str, ...]]], model: Model, trace: Trace
-) -> Iterator[Explanation]:
+def _not_explained(unexplained: Sequence[_Unexplained], model: Model, trace: Trace) -> Iterator[Explanation]:
     """One record a point."""
     points = dict.fromkeys(case.site.point for case, _, _ in unexplained)
     for point in points:
         cases = [entry for entry in unexplained if entry[0].site.point == point]
-        case, tried, findings = cases[0]
+        case, first, _ = cases[0]
+        tried = first or []
         ranked = sorted(tried, key=lambda a: a.residual)
         sites = [c.site for c, _, _ in cases]
+        searched = [(c.site, findings) for c, of, findings in cases if of is not None]
+        count = len({a.fault.id for a in tried})
+        says = f"not explained, because none of {count} hypotheses that apply gives these numbers"
+        if len(searched) < len(sites):
+            says += f" at {_all_of([str(site) for site, _ in searched])}, where all were tried"
         yield Explanation(
             site=str(case.site),
             sites=tuple(map(str, sites)),
             extent=extent(sites, model.hp.n_layer, len(trace.steps)),
             hypothesis=None,
-            says=f"not explained, because none of {len(tried)} hypotheses that apply gives these numbers",
+            says=says,
             fix="",
             attributes={},
             error=max(c.error for c, _, _ in cases),
             residual=None,
             floor=max(c.floor for c, _, _ in cases),
             next_best=_told(ranked[0]) if ranked else None,
-            findings=findings,
+            findings=_findings(searched, len(sites)),
             tried=tuple(map(_told, ranked[:SHOWN])),
         )
+
+
+def _findings(searched: Sequence[tuple[Site, tuple[str, ...]]], sites: int) -> tuple[str, ...]:
+    """What is found at all sites as it is; what is found at the first alone with its name."""
+    (first, findings), *others = searched
+    if sites == 1:
+        return findings
+    alike = len(searched) == sites
+    return tuple(
+        finding if alike and all(finding in of for _, of in others) else f"at {first}, {finding}"
+        for finding in findings
+    )
+
+
+def _all_of(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

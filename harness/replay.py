@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from firstdiff import floors
 from firstdiff.align import Alignment
-from firstdiff.cases import Case, Done
+from firstdiff.cases import DOUBTFUL, Case, Done
 from firstdiff.detail import Details
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.fingerprint import Levels
@@ -21,10 +22,6 @@ from firstdiff.model.operations import visible
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.terms import terms
 from firstdiff.verdict import SiteVerdict, Status
-
-DOUBTFUL = 10.0
-"""Floors up to which an error may be the rounding of our own sums: they are then summed in float64 before anything is
-said. On SmolLM2's ffn_out-1 at 2,048 tokens ours were 1.4e-6 off, where llama.cpp's were right."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +79,7 @@ class Replay(Probe):
         dtype = self.alignment.dtype(self.trace, site)
         own = floors.stored(self.arithmetic, call, dtype, recorded)
         calls = (*(done.call for done in pending), call)
-        tight = floors.floor(self.arithmetic, calls, own=own, inputs=inputs)
+        tight = self.floor(calls, own=own, inputs=inputs)
         level = self.levels.floor(calls)
         floor = max(tight, level)
         half = dtype == "f16" and own > 0
@@ -112,6 +109,10 @@ class Replay(Probe):
             self.diverged(case)
         wrong |= verdict.status is Status.DIVERGES
         return self._keep(call, recorded, wrong=wrong, pending=(), lost=own, overflowed=overflows)
+
+    def floor(self, calls: Sequence[Call], *, own: float, inputs: float) -> float:
+        """The floor of a segment, as :func:`firstdiff.floors.floor`."""
+        return floors.floor(self.arithmetic, calls, own=own, inputs=inputs)
 
     def _judge(
         self,
