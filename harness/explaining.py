@@ -253,7 +253,8 @@ def _counter_check(model: Model, trace: Trace, probe: Explaining, wanted: frozen
     _run(model, trace, repaired)
     left = tuple(s.site for s in repaired.sites if s.status is Status.DIVERGES and s.site in wanted)
     applied = tuple(dict.fromkeys(group.faults[0].fault.id for group in probe.groups))
-    return CounterCheck(applied, left)
+    agreeing = sum(s.status in (Status.AGREES, Status.INHERITS) for s in repaired.sites)
+    return CounterCheck(applied, left, agreeing + len(left))
 
 
 def _explained(group: _Group, model: Model, trace: Trace) -> Explanation:

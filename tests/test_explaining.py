@@ -210,6 +210,16 @@ def test_an_explanation_that_leaves_others_says_how_many(small: Model) -> None:
     assert said in render(verdict, width=300)
 
 
+def test_a_counter_check_claims_no_more_sites_than_were_compared(small: Model) -> None:
+    trace, _ = plant(small, PROMPT, ("rope-base", 1), decode=0)
+    verdict = judge(small, trace)
+    assert f"in the reference, all {len(verdict.sites)} recorded sites agree." in render(verdict, width=300)
+    few = judge(small, trace.without(lambda site: site.point in {"kq", "ffn_up"}))
+    agreeing = len(verdict.sites) - 2 * LAYERS
+    said = f"in the reference, all {agreeing} recorded sites (of {len(verdict.sites)}) agree."
+    assert said in render(few, width=300)
+
+
 def test_a_single_token_leaves_rope_faults_alike_and_says_what_would_tell_them_apart(small: Model) -> None:
     verdict = judged(small, ("rope-position", 2), tokens=PROMPT[:4], decode=1)
     explanation = verdict.explanations[0]
