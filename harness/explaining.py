@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from statistics import median
 
 import numpy as np
@@ -20,12 +19,12 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.explain import Attempt, Fault, attempt, attempts, explaining
 from firstdiff.extent import extent
 from firstdiff.fingerprint import Fingerprint
-from firstdiff.hypotheses import TABLE, Hypothesis, Scene, blocks, loading
-from firstdiff.hypotheses.table import EQUIVALENT
+from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
 from firstdiff.replay import Replay
+from firstdiff.separating import separating
 from firstdiff.verdict import CounterCheck, Explanation, SiteVerdict, Status, Tried
 
 SEARCHES = 2
@@ -34,9 +33,6 @@ SEARCHES = 2
 PAIR_SEARCHES = 4
 """Sites of a run at which pairs are tried in vain: it is what takes most of the time where nothing explains."""
 
-TELLING = 32
-"""Tokens from which angles, masks and scales are told apart (faults of rope at 16 positions overlap)."""
-
 SHOWN = 12  # hypotheses with their residuals that an explanation lists
 
 
@@ -44,6 +40,7 @@ SHOWN = 12  # hypotheses with their residuals that an explanation lists
 class _Group:
     """Sites that one fault explains, and the faults that explain all of them."""
 
+    first: Case
     faults: list[Attempt]
     tried: list[Attempt]
     cases: list[tuple[Site, float, float]] = field(default_factory=list)  # site, error, floor
@@ -92,7 +89,7 @@ class Explaining(Replay):
         tried = attempts(case, self.scene, self.table, pairs=pairs)
         good = explaining(case, tried)
         if good:
-            group = _Group(good, tried)
+            group = _Group(case, good, tried)
             self.groups.append(group)
             self._add(group, case)
         else:
@@ -197,7 +194,7 @@ def explain(
         progress=progress,
     )
     _run(model, trace, probe)
-    made = [_explained(group, model, trace) for group in probe.groups]
+    made = [_explained(group, probe.scene, trace) for group in probe.groups]
     made += list(_not_explained(probe.unexplained, model, trace))
     order = {s.site: number for number, s in enumerate(sites)}
     made.sort(key=lambda e: order[e.site])
@@ -257,7 +254,7 @@ def _counter_check(model: Model, trace: Trace, probe: Explaining, wanted: frozen
     return CounterCheck(applied, left, agreeing + len(left))
 
 
-def _explained(group: _Group, model: Model, trace: Trace) -> Explanation:
+def _explained(group: _Group, scene: Scene, trace: Trace) -> Explanation:
     first, *others = group.faults
     known = {a.fault.id for a in group.faults}
     rest = sorted((a for a in group.tried if a.fault.id not in known), key=lambda a: a.residual)
@@ -265,7 +262,7 @@ def _explained(group: _Group, model: Model, trace: Trace) -> Explanation:
     return Explanation(
         site=str(sites[0]),
         sites=tuple(map(str, sites)),
-        extent=extent(sites, model.hp.n_layer, len(trace.steps)),
+        extent=extent(sites, scene.model.hp.n_layer, len(trace.steps)),
         hypothesis=first.fault.id,
         says=first.fault.says,
         fix=first.fault.fix,
@@ -275,28 +272,10 @@ def _explained(group: _Group, model: Model, trace: Trace) -> Explanation:
         floor=max(floor for _, _, floor in group.cases),
         next_best=_told(rest[0]) if rest else None,
         equals=tuple(map(_told, others)),
-        separate=separating({first.fault.id, *(a.fault.id for a in others)}, trace) if others else None,
+        separate=separating([a.fault for a in group.faults], group.first, scene, trace) if others else None,
         note=_note(first.fault, sites, trace),
         tried=tuple(_told(a) for a in sorted(group.tried, key=lambda a: a.residual)[:SHOWN]),
     )
-
-
-def separating(ids: set[str], trace: Trace) -> str:
-    """What would tell hypotheses apart that explain as well: a longer prompt, a dump, or nothing but the code."""
-    pairs = [frozenset(pair) for pair in combinations(sorted(ids), 2)]
-    longest = max(len(step.tokens) for step in trace.steps)
-    if all(pair in EQUIVALENT for pair in pairs):
-        return "they give the same numbers here: look which of them your code does"
-    if longest < TELLING:
-        return (
-            f"{longest} tokens are too few to tell them apart: run a prompt of {TELLING} or more "
-            "(firstdiff run MODEL has one where none is given)"
-        )
-    if ids <= {h.id for h in blocks.TABLE + loading.TABLE}:
-        return "dump the weight itself, as weights.safetensors in the trace's folder, and run again"
-    if any(id_.startswith("rope") for id_ in ids):
-        return "run a prompt of thousands of tokens (firstdiff run MODEL --long), where angles part"
-    return "run another prompt, with other and more tokens (firstdiff run MODEL --prompt TEXT)"
 
 
 def _note(fault: Fault, sites: Sequence[Site], trace: Trace) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,19 @@ from builders import Command, assert_refused
 from planted import FILE_TYPES, MemoryWriter, plant, quantised, synthetic
 from safetensors.numpy import save_file
 
-from firstdiff.dumps import Site, Trace
+from firstdiff.cases import Case
+from firstdiff.dumps import Site, Step, Trace
+from firstdiff.explain import Fault
 from firstdiff.extent import extent
-from firstdiff.hypotheses import TABLE, blocks
+from firstdiff.hypotheses import TABLE, Scene, blocks
 from firstdiff.judge import judge
 from firstdiff.model.arithmetic import F64
 from firstdiff.model.engine import Model, open_model
+from firstdiff.model.operations import linear, rope
+from firstdiff.model.probe import Call
 from firstdiff.record import Planted, record_reference
 from firstdiff.reports.terminal import render
+from firstdiff.separating import separating
 from firstdiff.verdict import Explanation, Verdict
 from firstdiff.weights_check import check_weights
 
@@ -226,6 +232,78 @@ def test_a_single_token_leaves_rope_faults_alike_and_says_what_would_tell_them_a
     assert explanation.hypothesis == "rope-position"
     assert {"rope-none", "rope-offset"} <= {t.hypothesis for t in explanation.equals}
     assert explanation.separate is not None
+    assert "run a second decode step (--decode 2)" in explanation.separate
+    assert "run several tokens in one step" in explanation.separate
+    assert "too few" not in explanation.separate
+    more = judged(small, ("rope-position", 2), tokens=PROMPT[:4], decode=2).explanations[0]
+    assert "rope-offset" not in {t.hypothesis for t in more.equals}
+    assert more.separate is not None
+    assert "second decode step" not in more.separate
+
+
+@pytest.mark.parametrize("tokens", [PROMPT, PROMPT[:5]])
+def test_hypotheses_that_make_the_same_weight_are_said_to_be_the_same(tmp_path: Path, tokens: list[int]) -> None:
+    """V of the tensor before it, attn_k: by its name, or by its offset."""
+    model = open_model(synthetic(tmp_path, n_layer=2))
+    swapped = replace(TABLE["weight-swapped"], points=("Vcur",))
+    writer = MemoryWriter()
+    record_reference(model, tokens, writer, arithmetic=F64, planted=[Planted(swapped, 1, {"tensor": "attn_k.weight"})])
+    (explanation,) = judge(model, writer.trace(arithmetic="f32")).explanations
+    assert {explanation.hypothesis, *(t.hypothesis for t in explanation.equals)} == {
+        "weight-swapped",
+        "weight-alignment",
+    }
+    assert explanation.separate == "they give the same numbers here: look which of them your code does"
+
+
+def fault(*parts: tuple[str, dict[str, object]]) -> Fault:
+    return Fault(tuple((TABLE[id_], values) for id_, values in parts))
+
+
+def told_apart(model: Model, call: Call, *faults: Fault) -> str:
+    """What is said of faults that explain a call as well, in a run of as many tokens as the call has."""
+    tokens = tuple(range(len(call.inputs[0])))
+    case = Case(Site(0, call.layer, call.point), call, call.inputs[0], call.inputs[0], 1.0, 1e-6, 0.0, None, ())
+    trace = Trace.from_arrays([Step(tokens, tokens)], {}, engine={"name": "planted"}, model={})
+    return separating(faults, case, Scene(model, F64, lambda _: None), trace)
+
+
+def test_weights_are_the_same_by_what_they_hold(small: Model) -> None:
+    layer = small.weights.layer(1)
+    x = np.ones((40, small.hp.n_embd), np.float32)
+    call = Call(0, 1, "Vcur", linear, (x, layer["attn_v.weight"], layer["attn_v.bias"]), {})
+    few = replace(call, inputs=(x[:9], *call.inputs[1:]))
+    bias: tuple[str, dict[str, object]] = ("bias-missing", {})
+    before = "weight-of-other-layer", {"layers": -1}
+    named = "weight-swapped", {"tensor": "blk.0.attn_v.weight"}
+    rows = "weight-row-offset", {"by": 1}
+    same = "give the same numbers here: look which of them your code does"
+    assert told_apart(small, few, fault(before), fault(named)) == f"they {same}"
+    assert told_apart(small, few, fault(before, bias), fault(named, bias)) == f"they {same}"
+    assert told_apart(small, few, fault(before), fault(rows)).startswith("9 tokens are too few")
+    assert told_apart(small, call, fault(before), fault(rows)).startswith("dump the weight itself")
+    told = told_apart(small, call, fault(before), fault(rows), fault(named))
+    assert told.startswith("dump the weight itself")
+    assert told.endswith(f"; weight-of-other-layer and weight-swapped {same}")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        (("rope-scale", {"factor": 0.5}), ("rope-offset", {"offset": -1}), "run a second decode step (--decode 2)"),
+        (("rope-position", {}), ("rope-none", {}), "run several tokens in one step"),
+        (("rope-scale", {"factor": 0.5}), ("rope-sign", {}), "run a prompt of thousands of tokens"),
+        (("rope-base", {"base": 1e5}), ("rope-denominator", {"denominator": 40}), "they give the same numbers here"),
+        (("cache-padding", {"keys": 3}), ("sink-added", {"sink": 1.0986}), "run a prompt of another length"),
+    ],
+)
+def test_what_tells_two_hypotheses_apart_is_said(
+    small: Model, one: tuple[str, dict[str, object]], other: tuple[str, dict[str, object]], says: str
+) -> None:
+    x = np.ones((40, small.hp.n_head, small.hp.head_dim), np.float32)
+    how = {"pairing": "interleaved", "base": 1e4, "scale": 1.0}
+    call = Call(0, 1, "Qcur_rope", rope, (x, range(40), None), how)
+    assert told_apart(small, call, fault(one), fault(other)).startswith(says)
 
 
 def test_an_offset_of_q_and_k_alike_is_said_to_be_harmless(small: Model) -> None:
