@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from statistics import median
 
 import numpy as np
@@ -18,14 +17,14 @@ from firstdiff.cases import Case
 from firstdiff.describing import findings
 from firstdiff.dumps import Site, Trace
 from firstdiff.explain import Attempt, Fault, attempt, attempts, explaining
-from firstdiff.extent import extent
+from firstdiff.extent import enumerated, extent
 from firstdiff.fingerprint import Fingerprint
-from firstdiff.hypotheses import TABLE, Hypothesis, Scene, blocks, loading
-from firstdiff.hypotheses.table import EQUIVALENT
+from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
 from firstdiff.replay import Replay
+from firstdiff.separating import separating
 from firstdiff.verdict import CounterCheck, Explanation, SiteVerdict, Status, Tried
 
 SEARCHES = 4
@@ -33,9 +32,6 @@ SEARCHES = 4
 
 PAIR_SEARCHES = 4
 """Sites of a run at which pairs are tried in vain: it is what takes most of the time where nothing explains."""
-
-TELLING = 32
-"""Tokens from which angles, masks and scales are told apart (faults of rope at 16 positions overlap)."""
 
 Segment = tuple[str, ...] | bool
 """The points of a segment, or only whether there is one."""
@@ -54,6 +50,7 @@ _Unexplained = tuple[Case, list[Attempt] | None, tuple[str, ...]]
 class _Group:
     """Sites that one fault explains, and the faults that explain all of them."""
 
+    first: Case
     faults: list[Attempt]
     tried: list[Attempt]
     cases: list[tuple[Site, float, float]] = field(default_factory=list)  # site, error, floor
@@ -104,7 +101,7 @@ class Explaining(Replay):
         tried = attempts(case, self.scene, self.table, pairs=pairs)
         good = explaining(case, tried)
         if good:
-            group = _Group(good, tried)
+            group = _Group(case, good, tried)
             self.groups.append(group)
             self._add(group, case)
         else:
@@ -217,7 +214,7 @@ def explain(
         progress=progress,
     )
     _run(model, trace, probe)
-    made = [_explained(group, model, trace) for group in probe.groups]
+    made = [_explained(group, probe.scene, trace) for group in probe.groups]
     made += list(_not_explained(probe.unexplained, model, trace))
     order = {s.site: number for number, s in enumerate(sites)}
     made.sort(key=lambda e: order[e.site])
@@ -281,16 +278,17 @@ def _counter_check(model: Model, trace: Trace, probe: Explaining, sites: Sequenc
     untrusted = {s.site for s in sites if s.status is Status.NOT_COMPARABLE}
     left = tuple(s.site for s in repaired.sites if s.status is Status.DIVERGES and s.site not in untrusted)
     applied = tuple(dict.fromkeys(group.faults[0].fault.id for group in probe.groups))
-    return CounterCheck(applied, left)
+    agreeing = sum(s.status in (Status.AGREES, Status.INHERITS) for s in repaired.sites)
+    return CounterCheck(applied, left, agreeing + len(left))
 
 
-def _explained(group: _Group, model: Model, trace: Trace) -> Explanation:
+def _explained(group: _Group, scene: Scene, trace: Trace) -> Explanation:
     first, *others = group.faults
     known = {a.fault.id for a in group.faults}
     sites = [site for site, _, _ in group.cases]
     error = max(error for _, error, _ in group.cases)
-    elsewhere = [
-        Tried(a.fault.id, f"{a.fault.says}, at {sites[0]} but not at all of these sites", a.residual)
+    alone = [
+        f"{a.fault.id} ({a.fault.says})"
         for a in group.tried
         if a.explains and a.fault.id not in known and len(a.fault.parts) == len(first.fault.parts)
     ]
@@ -298,7 +296,7 @@ def _explained(group: _Group, model: Model, trace: Trace) -> Explanation:
     return Explanation(
         site=str(sites[0]),
         sites=tuple(map(str, sites)),
-        extent=extent(sites, model.hp.n_layer, len(trace.steps)),
+        extent=extent(sites, scene.model.hp.n_layer, len(trace.steps)),
         hypothesis=first.fault.id,
         says=first.fault.says,
         fix=first.fault.fix,
@@ -307,43 +305,30 @@ def _explained(group: _Group, model: Model, trace: Trace) -> Explanation:
         residual=first.residual,
         floor=max(floor for _, _, floor in group.cases),
         next_best=_told(rest[0]) if rest else None,
-        equals=(*map(_told, others), *elsewhere),
-        separate=separating({first.fault.id, *(a.fault.id for a in others)}, trace) if others else None,
-        note=_note(first, error, sites, trace),
+        equals=tuple(map(_told, others)),
+        separate=separating([a.fault for a in group.faults], group.first, scene, trace) if others else None,
+        note=_note(first, error, sites, alone, trace),
         tried=tuple(_told(a) for a in sorted(group.tried, key=lambda a: a.residual)[:SHOWN]),
     )
 
 
-def separating(ids: set[str], trace: Trace) -> str:
-    """What would tell hypotheses apart that explain as well: a longer prompt, a dump, or nothing but the code."""
-    pairs = [frozenset(pair) for pair in combinations(sorted(ids), 2)]
-    longest = max(len(step.tokens) for step in trace.steps)
-    if all(pair in EQUIVALENT for pair in pairs):
-        return "they give the same numbers here: look which of them your code does"
-    if longest < TELLING:
-        return (
-            f"{longest} tokens are too few to tell them apart: run a prompt of {TELLING} or more "
-            "(firstdiff run MODEL has one where none is given)"
-        )
-    if ids <= {h.id for h in blocks.TABLE + loading.TABLE}:
-        return "dump the weight itself, as weights.safetensors in the trace's folder, and run again"
-    if any(id_.startswith("rope") for id_ in ids):
-        return "run a prompt of thousands of tokens (firstdiff run MODEL --long), where angles part"
-    return "run another prompt, with other and more tokens (firstdiff run MODEL --prompt TEXT)"
-
-
-def _note(first: Attempt, error: float, sites: Sequence[Site], trace: Trace) -> str | None:
-    """What a fault is not, or how sure it is.
+def _note(first: Attempt, error: float, sites: Sequence[Site], alone: Sequence[str], trace: Trace) -> str | None:
+    """How sure a fault is, what fits the first site `alone` as well, and what it is not.
 
     The same offset of every position leaves all scores as they are.
     """
+    notes = []
+    if first.residual > error / SURELY:
+        notes.append("the evidence is weak, because much of the difference is left; record more points between")
+    if alone:
+        notes.append(
+            f"at {sites[0]} alone {enumerated(alone)} would fit as well, but not the same at all of these sites"
+        )
     where = {point: {(s.layer, s.step) for s in sites if s.point == point} for point in ("Qcur_rope", "Kcur_rope")}
     both = where["Qcur_rope"] == where["Kcur_rope"]
     if first.fault.id == "rope-offset" and both and {s.step for s in sites} == set(range(len(trace.steps))):
-        return "scores depend on differences of positions alone: the same offset on Q and K changes none of them"
-    if first.residual > error / SURELY:
-        return "the evidence is weak, because much of the difference is left; record more points between"
-    return None
+        notes.append("scores depend on differences of positions alone: the same offset on Q and K changes none of them")
+    return "; ".join(notes) or None
 
 
 def _told(tried: Attempt) -> Tried:
@@ -363,7 +348,7 @@ def _not_explained(unexplained: Sequence[_Unexplained], model: Model, trace: Tra
         count = len({a.fault.id for a in tried})
         says = f"not explained, because none of {count} hypotheses that apply gives these numbers"
         if len(searched) < len(sites):
-            says += f" at {_all_of([str(site) for site, _ in searched])}, where all were tried"
+            says += f" at {enumerated([str(site) for site, _ in searched])}, where all were tried"
         yield Explanation(
             site=str(case.site),
             sites=tuple(map(str, sites)),
@@ -391,7 +376,3 @@ def _findings(searched: Sequence[tuple[Site, tuple[str, ...]]], sites: int) -> t
         finding if alike and all(finding in of for _, of in others) else f"at {first}, {finding}"
         for finding in findings
     )
-
-
-def _all_of(names: Sequence[str]) -> str:
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

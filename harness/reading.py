@@ -75,6 +75,7 @@ def _verdict(found: dict[str, Any]) -> Verdict:
     verdict: Verdict = _record(Verdict, made | {"logits": made.get("logits") or []}, "", spare=True)
     _check_sites(verdict.sites)
     _check_details(verdict)
+    _check_counter_check(verdict)
     try:
         again = json.loads(verdict.to_json())
     except (KeyError, ValueError, TypeError, OverflowError) as e:
@@ -194,6 +195,13 @@ def _check_details(verdict: Verdict) -> None:
         if len(detail.axes) != len(detail.shape) or any(len(e.index) != len(detail.shape) for e in detail.worst):
             raise _UnfitError(where, "has axes and indices that do not fit its shape")
         _check_charts(where, detail)
+
+
+def _check_counter_check(verdict: Verdict) -> None:
+    check, recorded = verdict.counter_check, verdict.coverage["recorded"]
+    if check is not None and check.judged and not len(check.left) <= check.judged <= recorded:
+        what = f"is {check.judged}, with {len(check.left)} sites left of {recorded} that were recorded"
+        raise _UnfitError("counter_check.judged", what)
 
 
 def _check_charts(where: str, detail: Detail) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from firstdiff.extent import enumerated
 from firstdiff.verdict import SiteVerdict, Status, Verdict
 
 
@@ -28,7 +29,7 @@ class Parting:
 
     def sentence(self) -> str:
         """Say it in one line."""
-        return f"They part at {self.site}: {_listed(self.wrong)} wrong, {_listed(self.right)} right."
+        return f"They part at {self.site}: {enumerated(self.wrong)} wrong, {enumerated(self.right)} right."
 
 
 def names_of(verdicts: Sequence[Verdict], given: Sequence[str]) -> list[str]:
@@ -77,11 +78,6 @@ def _other_tokens(verdicts: Sequence[Verdict]) -> int | None:
         if len({v.tokens[step] for v in verdicts if step < len(v.tokens)}) > 1:
             return step
     return None
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Write ``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _right(site: SiteVerdict) -> bool:

@@ -248,10 +248,13 @@ class CounterCheck:
         Ids of the hypotheses that were applied.
     left
         Sites that diverge all the same.
+    judged
+        Sites that agree then, and those of `left`; 0 where it is not known, as in a file of an earlier version.
     """
 
     applied: tuple[str, ...]
     left: tuple[str, ...]
+    judged: int = 0
 
     @property
     def agrees(self) -> bool:
@@ -376,9 +379,7 @@ class Verdict:
             "diverging": [_plain(s) for s in self.diverging],
             "dump_next": list(self.dump_next),
             "explanations": [asdict(e) for e in self.explanations],
-            "counter_check": None
-            if self.counter_check is None
-            else asdict(self.counter_check) | {"agrees": self.counter_check.agrees},
+            "counter_check": None if self.counter_check is None else _checked(self.counter_check),
             "candidate": self.candidate,
             "against": self.against,
             "witness": None if self.witness is None else asdict(self.witness),
@@ -396,6 +397,11 @@ class Verdict:
         }
         text = json.dumps(strict(record), indent=1, allow_nan=False)
         return text.removesuffix("\n}") + f',\n "details": {{{_details(self.details)}}}\n}}\n'
+
+
+def _checked(check: CounterCheck) -> dict[str, Any]:
+    """The counter-check's fields, without the number that is not known."""
+    return {k: v for k, v in asdict(check).items() if k != "judged" or v} | {"agrees": check.agrees}
 
 
 def _worst_logits(logits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

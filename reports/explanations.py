@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from firstdiff.reports.words import all_in, apart, listed, number
-from firstdiff.verdict import Explanation, Status, Verdict
+from firstdiff.verdict import CounterCheck, Explanation, Status, Verdict
 
 MOST = 6  # explanations in a report; the verdict has all
 RUNNERS_UP = 12
@@ -60,10 +60,19 @@ def counter_check(verdict: Verdict, where: str | None = None) -> str:
     changes = sum(e.hypothesis is not None for e in verdict.explanations)
     these = "this one change" if changes == 1 else f"these {changes} changes"
     if check.agrees:
-        return f"Checked: with {these} in the reference, your whole run agrees."
+        return f"Checked: with {these} in the reference, {_agreeing(verdict, check)}."
     left = f"{len(check.left):,} site{'s' if len(check.left) > 1 else ''}"
     still = f"still diverge{'s' * (len(check.left) == 1)}"
     return f"Checked: with {these} in the reference, {left} {still}: {listed(check.left, where)}."
+
+
+def _agreeing(verdict: Verdict, check: CounterCheck) -> str:
+    """How many sites agree: never more than were compared."""
+    if not check.judged:
+        return "no site that diverged does so any more"
+    kind = "recorded" if check.judged == verdict.coverage["recorded"] else "compared"
+    of = "" if check.judged == len(verdict.sites) else f" (of {len(verdict.sites):,})"
+    return f"all {check.judged:,} {kind} sites{of} agree" if check.judged > 1 else f"the only {kind} site{of} agrees"
 
 
 def in_full(e: Explanation) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,19 @@ from builders import Command, assert_refused
 from planted import FILE_TYPES, MemoryWriter, plant, quantised, synthetic
 from safetensors.numpy import save_file
 
-from firstdiff.dumps import Site, Trace
+from firstdiff.cases import Case
+from firstdiff.dumps import Site, Step, Trace
+from firstdiff.explain import Fault
 from firstdiff.extent import extent
-from firstdiff.hypotheses import TABLE, blocks
+from firstdiff.hypotheses import TABLE, Scene, blocks
 from firstdiff.judge import judge
 from firstdiff.model.arithmetic import F64
 from firstdiff.model.engine import Model, open_model
+from firstdiff.model.operations import linear, rope
+from firstdiff.model.probe import Call
 from firstdiff.record import Planted, record_reference
 from firstdiff.reports.terminal import render
+from firstdiff.separating import separating
 from firstdiff.verdict import Explanation, Verdict
 from firstdiff.weights_check import check_weights
 
@@ -55,6 +61,8 @@ def changed(trace: Trace, **values: np.ndarray) -> Trace:
         ([1, 3, 5], "at every second layer from 1"),
         ([1, 2], "at layers 1-2"),
         ([0, 2], "at layers 0, 2"),
+        ([0, 1, 3, 4, 5], "at all layers but 2"),
+        ([0, 2, 3, 5], "at all layers but 1, 4"),
     ],
 )
 def test_layers_are_said_as_people_say_them(layers: list[int], says: str) -> None:
@@ -66,6 +74,43 @@ def test_layers_of_a_pattern_with_a_gap_are_said_by_the_gap() -> None:
     """Gemma's local layers: all but every sixth."""
     layers = [n for n in range(18) if n % 6 != 5]
     assert extent([Site(0, n, "Qcur_rope") for n in layers], 18, 1) == "Qcur_rope at every layer but every sixth from 5"
+
+
+def test_a_pattern_that_ends_early_is_not_said_to_go_on() -> None:
+    layers = [n for n in range(30) if n not in (5, 11, 17)]
+    assert extent([Site(0, n, "kq") for n in layers], 30, 1) == "kq at all layers but 5, 11, 17"
+    assert extent([Site(0, n, "kq") for n in (5, 11, 17)], 30, 1) == "kq at layers 5, 11, 17"
+
+
+def test_points_at_other_layers_are_said_apart() -> None:
+    """A wrong epsilon is below the floor where the residual stream is large."""
+    sites = [
+        Site(0, n, point) for n in range(6) for point in ("attn_norm", "ffn_norm") if point == "attn_norm" or n == 1
+    ]
+    assert extent(sites, 6, 1) == "attn_norm at every layer; ffn_norm at layer 1"
+    everywhere = [
+        *(Site(0, n, point) for n in range(6) for point in ("attn_norm", "ffn_norm")),
+        Site(0, None, "result_norm"),
+    ]
+    assert extent(everywhere, 6, 1) == "attn_norm and ffn_norm at every layer; result_norm"
+
+
+@pytest.mark.parametrize(
+    ("places", "says"),
+    [
+        ({0: range(6), 1: range(6)}, "kq at every layer"),
+        ({1: range(6)}, "kq at every layer of step 1"),
+        ({0: range(6), 1: [1]}, "kq at every layer of step 0; kq at layer 1 of step 1"),
+        ({0: [1], 1: [1, 4], 2: [1], 3: [1, 4]}, "kq at layer 1 of steps 0, 2; kq at layers 1, 4 of steps 1, 3"),
+        ({0: [1, 3], 1: [1], 2: [1, 3], 3: [3]}, "kq at layer 1 of all steps but 3; kq at layer 3 of all steps but 1"),
+        ({0: [2], 1: [2], 3: [2]}, "kq at layer 2 of all steps but 2"),
+        ({0: [0], 1: [1], 2: [2], 3: [3, 4]},
+         "kq at layer 0 of step 0; kq at layer 1 of step 1; kq at layer 2 of step 2; and 2 more sites"),
+    ],
+)  # fmt: skip
+def test_no_step_of_a_layer_is_claimed_that_is_right(places: dict[int, Sequence[int]], says: str) -> None:
+    sites = [Site(step, layer, "kq") for step, layers in places.items() for layer in layers]
+    assert extent(sites, 6, 4 if len(places) > 2 else 2) == says
 
 
 def test_the_same_fault_at_every_layer_is_one_explanation(small: Model) -> None:
@@ -171,12 +216,94 @@ def test_an_explanation_that_leaves_others_says_how_many(small: Model) -> None:
     assert said in render(verdict, width=300)
 
 
+def test_a_counter_check_claims_no_more_sites_than_were_compared(small: Model) -> None:
+    trace, _ = plant(small, PROMPT, ("rope-base", 1), decode=0)
+    verdict = judge(small, trace)
+    assert f"in the reference, all {len(verdict.sites)} recorded sites agree." in render(verdict, width=300)
+    few = judge(small, trace.without(lambda site: site.point in {"kq", "ffn_up"}))
+    agreeing = len(verdict.sites) - 2 * LAYERS
+    said = f"in the reference, all {agreeing} recorded sites (of {len(verdict.sites)}) agree."
+    assert said in render(few, width=300)
+
+
 def test_a_single_token_leaves_rope_faults_alike_and_says_what_would_tell_them_apart(small: Model) -> None:
     verdict = judged(small, ("rope-position", 2), tokens=PROMPT[:4], decode=1)
     explanation = verdict.explanations[0]
     assert explanation.hypothesis == "rope-position"
     assert {"rope-none", "rope-offset"} <= {t.hypothesis for t in explanation.equals}
     assert explanation.separate is not None
+    assert "run a second decode step (--decode 2)" in explanation.separate
+    assert "run several tokens in one step" in explanation.separate
+    assert "too few" not in explanation.separate
+    more = judged(small, ("rope-position", 2), tokens=PROMPT[:4], decode=2).explanations[0]
+    assert "rope-offset" not in {t.hypothesis for t in more.equals}
+    assert more.separate is not None
+    assert "second decode step" not in more.separate
+
+
+@pytest.mark.parametrize("tokens", [PROMPT, PROMPT[:5]])
+def test_hypotheses_that_make_the_same_weight_are_said_to_be_the_same(tmp_path: Path, tokens: list[int]) -> None:
+    """V of the tensor before it, attn_k: by its name, or by its offset."""
+    model = open_model(synthetic(tmp_path, n_layer=2))
+    swapped = replace(TABLE["weight-swapped"], points=("Vcur",))
+    writer = MemoryWriter()
+    record_reference(model, tokens, writer, arithmetic=F64, planted=[Planted(swapped, 1, {"tensor": "attn_k.weight"})])
+    (explanation,) = judge(model, writer.trace(arithmetic="f32")).explanations
+    assert {explanation.hypothesis, *(t.hypothesis for t in explanation.equals)} == {
+        "weight-swapped",
+        "weight-alignment",
+    }
+    assert explanation.separate == "they give the same numbers here: look which of them your code does"
+
+
+def fault(*parts: tuple[str, dict[str, object]]) -> Fault:
+    return Fault(tuple((TABLE[id_], values) for id_, values in parts))
+
+
+def told_apart(model: Model, call: Call, *faults: Fault) -> str:
+    """What is said of faults that explain a call as well, in a run of as many tokens as the call has."""
+    tokens = tuple(range(len(call.inputs[0])))
+    case = Case(Site(0, call.layer, call.point), call, call.inputs[0], call.inputs[0], 1.0, 1e-6, 0.0, None, ())
+    trace = Trace.from_arrays([Step(tokens, tokens)], {}, engine={"name": "planted"}, model={})
+    return separating(faults, case, Scene(model, F64, lambda _: None), trace)
+
+
+def test_weights_are_the_same_by_what_they_hold(small: Model) -> None:
+    layer = small.weights.layer(1)
+    x = np.ones((40, small.hp.n_embd), np.float32)
+    call = Call(0, 1, "Vcur", linear, (x, layer["attn_v.weight"], layer["attn_v.bias"]), {})
+    few = replace(call, inputs=(x[:9], *call.inputs[1:]))
+    bias: tuple[str, dict[str, object]] = ("bias-missing", {})
+    before = "weight-of-other-layer", {"layers": -1}
+    named = "weight-swapped", {"tensor": "blk.0.attn_v.weight"}
+    rows = "weight-row-offset", {"by": 1}
+    same = "give the same numbers here: look which of them your code does"
+    assert told_apart(small, few, fault(before), fault(named)) == f"they {same}"
+    assert told_apart(small, few, fault(before, bias), fault(named, bias)) == f"they {same}"
+    assert told_apart(small, few, fault(before), fault(rows)).startswith("9 tokens are too few")
+    assert told_apart(small, call, fault(before), fault(rows)).startswith("dump the weight itself")
+    told = told_apart(small, call, fault(before), fault(rows), fault(named))
+    assert told.startswith("dump the weight itself")
+    assert told.endswith(f"; weight-of-other-layer and weight-swapped {same}")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        (("rope-scale", {"factor": 0.5}), ("rope-offset", {"offset": -1}), "run a second decode step (--decode 2)"),
+        (("rope-position", {}), ("rope-none", {}), "run several tokens in one step"),
+        (("rope-scale", {"factor": 0.5}), ("rope-sign", {}), "run a prompt of thousands of tokens"),
+        (("rope-base", {"base": 1e5}), ("rope-denominator", {"denominator": 40}), "they give the same numbers here"),
+        (("cache-padding", {"keys": 3}), ("sink-added", {"sink": 1.0986}), "run a prompt of another length"),
+    ],
+)
+def test_what_tells_two_hypotheses_apart_is_said(
+    small: Model, one: tuple[str, dict[str, object]], other: tuple[str, dict[str, object]], says: str
+) -> None:
+    x = np.ones((40, small.hp.n_head, small.hp.head_dim), np.float32)
+    how = {"pairing": "interleaved", "base": 1e4, "scale": 1.0}
+    call = Call(0, 1, "Qcur_rope", rope, (x, range(40), None), how)
+    assert told_apart(small, call, fault(one), fault(other)).startswith(says)
 
 
 def test_an_offset_of_q_and_k_alike_is_said_to_be_harmless(small: Model) -> None:

@@ -233,7 +233,7 @@ def test_a_verdict_shows_its_sentences_its_explanations_and_its_map(model: Path)
     page = verdict._repr_html_()
     assert "<strong>Qcur_rope-2 is the first to go wrong" in page
     assert "(rope-base)" in page
-    assert "Checked: with this one change in the reference, your whole run agrees." in page
+    assert f"Checked: with this one change in the reference, all {len(verdict.sites)} recorded sites agree." in page
     assert ">X</span>" in page
     assert "<script" not in page
     assert repr(verdict).startswith("<Verdict diverges: Qcur_rope-2 is the first to go wrong")

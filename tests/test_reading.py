@@ -72,6 +72,13 @@ def test_a_verdict_that_was_written_otherwise_is_the_same(tmp_path: Path) -> Non
     assert read_verdict(written(tmp_path, text)) == verdict(bug=1, details=True)
 
 
+def test_a_verdict_whose_counter_check_has_no_number_of_sites_claims_none(tmp_path: Path) -> None:
+    text = edited(remove("counter_check", "judged"))
+    again = read_verdict(written(tmp_path, text))
+    assert json.loads(again.to_json()) == json.loads(text)
+    assert "in the reference, no site that diverged does so any more." in render(again, width=200)
+
+
 @settings(max_examples=60, deadline=None, database=None)
 @given(st.integers(0, len(WRONG.encode()) - 3))
 def test_a_verdict_that_is_cut_short_is_refused(length: int) -> None:
@@ -127,6 +134,10 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, ...]]] = {
     "the logits": (set_at("logits", "top1", to=9), ("logits.top1 is 9",)),
     "logits without steps": (remove("logits", "steps"), ("logits must hold 'steps'",)),
     "the counter-check": (set_at("counter_check", "agrees", to=False), ("counter_check.agrees is False",)),
+    "sites that the counter-check judged": (
+        set_at("counter_check", "judged", to=83),
+        ("counter_check.judged is 83, with 0 sites left of 82 that were recorded",),
+    ),
     "tokens": (set_at("tokens", 0, 2, to="7"), ("tokens[0][2] must be a whole number, and is '7'",)),
     "tokens that are none": (set_at("tokens", to=None), ("tokens must be a list, and is None",)),
     "a key more": (set_at("sites", 3, "score", to=1), ("sites[3] has a key 'score'",)),

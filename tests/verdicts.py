@@ -120,7 +120,7 @@ def verdict(*, layers: int = 2, steps: int = 2, bug: int | None = None, details:
     }
     if bug is not None:
         record["explanations"] = (explanation(bug),)
-        record["counter_check"] = CounterCheck(("rope-pairing",), ())
+        record["counter_check"] = CounterCheck(("rope-pairing",), (), judged=len(told))
     if details:
         record["details"] = {s.site: detail(s, n) for n, s in enumerate(told) if s.local_error is not None}
     return Verdict(**(record | rest))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from firstdiff.hypotheses import attention, blocks, elsewhere, ends, feed_forward, loading, norms, residuals, rope
 from firstdiff.hypotheses.hypothesis import Hypothesis
 
@@ -11,21 +13,28 @@ TABLE: dict[str, Hypothesis] = {
     for h in family.TABLE
 }
 
-EQUIVALENT: tuple[frozenset[str], ...] = tuple(
-    map(
-        frozenset,
-        (
-            ("rope-base", "rope-denominator"),  # base ** (-2 i / n) is another base's ** (-2 i / head_dim)
-            ("weight-transposed", "weight-reinterpreted"),  # of a square weight
-            ("weight-transposed", "head-transposed"),
-            ("weight-swapped", "fused-split"),  # gate and up exchanged is [gate; up] split up first
-            ("cache-padding", "sink-added"),  # n scores of 0 are one of log(n)
-            ("rope-position", "rope-none"),  # of a single token that is turned as if at 0
-            ("rope-position", "rope-offset"),
-            ("rope-offset", "rope-none"),
-            ("rope-scale", "rope-offset"),  # of a single token
-            ("rope-scale", "rope-position"),
-        ),
-    )
+_OTHER_POSITION = "run a second decode step (--decode 2), or a prompt of another length (--prompt TEXT)"
+_SEVERAL_TOKENS = (
+    "run several tokens in one step: a prompt (--prompt TEXT) or, where its rotation is right, a prompt in two parts"
 )
-"""Hypotheses that can give the same numbers, for the reason beside them: no recording tells them apart."""
+_OTHER_LENGTH = "run a prompt of another length (--prompt TEXT): padding changes with it, and a sink does not"
+
+EQUIVALENT: Mapping[frozenset[str], str | None] = {
+    frozenset(pair): separate
+    for pair, separate in (
+        (("rope-base", "rope-denominator"), None),  # base ** (-2 i / n) is another base's ** (-2 i / head_dim)
+        (("weight-transposed", "weight-reinterpreted"), None),  # of a square weight
+        (("weight-transposed", "head-transposed"), None),
+        (("weight-swapped", "fused-split"), None),  # gate and up exchanged is [gate; up] split up first
+        (("cache-padding", "sink-added"), _OTHER_LENGTH),  # n scores of 0 are one of log(n)
+        (("rope-position", "rope-offset"), _OTHER_POSITION),  # of one decode step, these and the next
+        (("rope-offset", "rope-none"), _OTHER_POSITION),
+        (("rope-scale", "rope-offset"), _OTHER_POSITION),
+        (("rope-position", "rope-none"), _SEVERAL_TOKENS),  # of a single token, turned as if at 0
+        (("rope-scale", "rope-position"), _SEVERAL_TOKENS),
+    )
+}
+"""Hypotheses that can give the same numbers, each pair with what to run so that they do not.
+
+None where nothing does: no recording tells these apart.
+"""
