@@ -46,6 +46,9 @@ def explained(model: Model, bug: str, dtype: type[np.floating], **values: float)
         ("branch-scale", "factor", 0.22),
         ("scale-wrong", "scale", 1 / 32),  # listed, and no number of few digits
         ("rope-scale", "factor", 0.7),
+        ("glu-clipped", "limit", 1.5),
+        ("glu-clipped", "limit", 3.25),  # which a few numbers are beyond
+        ("residual-clipped", "bound", 1.234),
     ],
 )
 def test_a_fitted_number_is_stated_as_it_was_planted(
@@ -64,3 +67,11 @@ def test_no_more_digits_are_stated_than_are_known(small: Model) -> None:
     assert found.attributes["scale"] == pytest.approx(48**-0.5, rel=1e-4)
     exact = explained(small, "scale-wrong", np.float32, scale=48**-0.5)
     assert exact.attributes["scale"] == pytest.approx(48**-0.5, rel=1e-7)
+
+
+@pytest.mark.parametrize(("bug", "name"), [("glu-clipped", "limit"), ("residual-clipped", "bound")])
+def test_any_clip_is_found_to_float32(small: Model, bug: str, name: str) -> None:
+    found = explained(small, bug, np.float32, **{name: 1.2345678})
+    assert found.attributes[name] == pytest.approx(1.2345678, rel=1e-7)
+    assert found.residual is not None
+    assert found.residual < 2e-7

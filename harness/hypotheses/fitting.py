@@ -156,12 +156,16 @@ class _Fit:
     def _error(self, value: float) -> float:
         """How far off a fitted value may be: some standard errors.
 
-        Rounding is each element's own, or shared within a token (a norm's mean): what counts is the larger of both.
+        Rounding is each element's own, or shared within a token (a norm's mean) or by values of one size (clipped
+        ones): the largest of these counts.
         """
         if (sloped := self._slope(value)) is None:
             return 0.0
         left, slope, power = sloped
         pulls = slope * left
-        own, shared = (pulls**2).sum(), (pulls.sum(self.rest) ** 2).sum()
+        with np.errstate(over="ignore"):
+            equal = np.abs(self.observed).astype(np.float16).view(np.uint16).ravel()
+        groups = pulls, pulls.sum(self.rest), np.bincount(equal, pulls.ravel())
+        variance = max(float((pull**2).sum()) for pull in groups) / power**2
         likely = min(NEAR * abs(value), np.linalg.norm(left) / np.sqrt(power))
-        return float(max(ERRORS * np.sqrt(max(own, shared)) / power, likely))
+        return float(max(ERRORS * np.sqrt(variance), likely))
