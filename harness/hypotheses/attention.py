@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +11,11 @@ import numpy.typing as npt
 from firstdiff.hypotheses.fitting import numbers
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_attributes, with_input, with_op
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import Operation, append, attend, visible
+from firstdiff.model.operations import Operation, append, attend, soft_max, visible
 from firstdiff.model.probe import Call
+
+BLIND = ("uniform over all keys", "zeros", "uniform over the right keys")
+"""What engines have in a row of the softmax that sees no key, where it is not NaN."""
 
 PADDED = 256  # llama.cpp pads the keys of plain attention to a multiple of it
 
@@ -76,7 +80,7 @@ def _scale(call: Call, _scene: Scene, values: Values) -> Call:
 
 def _scales(_call: Call, scene: Scene) -> Iterator[float]:
     hp = scene.model.hp
-    yield from (1 / hp.head_dim, hp.n_embd**-0.5, (hp.n_embd // hp.n_head) ** -0.5)
+    yield from (1 / hp.head_dim, hp.n_embd**-0.5, max(1, hp.n_embd // hp.n_head) ** -0.5)
     yield from ((2 * hp.head_dim) ** -0.5, (hp.head_dim / 2) ** -0.5, hp.head_dim**0.5, 0.125)
 
 
@@ -166,12 +170,33 @@ def _mask_offset(call: Call, _scene: Scene, values: Values) -> Call | None:
     offset = values["offset"]
     if offset > 0 and kq.shape[-2] <= offset:
         return None  # a mask missing altogether, or nothing hidden from a single query
+    if "blind" in values:
+        return with_op(call, _blind, offset=offset, blind=values["blind"])
     return with_attributes(call, offset=offset)
 
 
-def _mask_offsets(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, int]]:
-    queries = call.inputs[0].shape[-2]
-    yield from ({"offset": o} for o in (1, -1, 2) if o < queries - 1 or o == 1)
+def _blind(kq: Array, *, scale: float, offset: int, blind: str, arithmetic: Arithmetic) -> Array:
+    """A causal softmax that has something else than NaN in the rows that see no key."""
+    p = soft_max(kq, scale=scale, offset=offset, arithmetic=arithmetic)
+    queries, keys = kq.shape[-2:]
+    right = visible(queries, keys)
+    rows = {
+        "uniform over all keys": np.full(right.shape, 1 / keys),
+        "zeros": np.zeros(right.shape),
+        "uniform over the right keys": right / right.sum(-1, keepdims=True),
+    }[blind]
+    hidden = ~visible(queries, keys, offset).any(-1)
+    p[:, hidden] = rows[hidden]
+    return p
+
+
+def _mask_offsets(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, Any]]:
+    queries, keys = call.inputs[0].shape[-2:]
+    for offset in (1, -1, 2):
+        if offset < queries - 1 or offset == 1:
+            yield {"offset": offset}
+        if keys - queries + offset < 0:  # masks of a large negative number make such rows uniform, others zeros
+            yield from ({"offset": offset, "blind": blind} for blind in BLIND)
 
 
 # Merging heads

@@ -7,12 +7,18 @@ from math import erf, pi, sqrt
 
 import numpy as np
 
+from firstdiff.hypotheses.fitting import numbers
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, replaced, with_op
-from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.arithmetic import F64, Arithmetic, Array
 from firstdiff.model.operations import Operation
 from firstdiff.model.probe import Call
 
 GLU = ("ffn_swiglu",)
+
+CLIPPED = 1000
+"""Numbers that a limit is first sought in."""
+
+HALVINGS = 50
 
 
 def _sigmoid(x: Array) -> Array:
@@ -75,11 +81,29 @@ def _limited(call: Call, _scene: Scene, values: Values) -> Call:
     return with_op(call, _glu, limit=values["limit"])
 
 
-def _limits(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, float]]:
-    gate, up = call.inputs
-    largest = max(float(np.abs(x).max()) for x in (gate, up))
-    yield from ({"limit": limit} for limit in (7.0, 10.0) if limit < largest)
-    yield {"limit": float(f"{largest / 2:.3g}")}
+def _largest(call: Call) -> float:
+    """The largest number that a limit may bite at."""
+    return max(float(np.abs(x).max()) for x in call.inputs)
+
+
+def _limits(call: Call, _scene: Scene) -> Iterator[float]:
+    largest = _largest(call)
+    yield from (limit for limit in (7.0, 10.0) if limit < largest)
+    yield float(f"{largest / 2:.3g}")
+
+
+def _limit_starts(call: Call, scene: Scene, observed: Array) -> Iterator[float]:
+    """The size of every product grows with the limit, and so does their sum: of those that are off most, bisected."""
+    off = np.abs(observed - np.asarray(call.compute(scene.arithmetic), np.float64)).reshape(-1)
+    most = np.argsort(off, kind="stable")[-CLIPPED:]
+    gate, up = (np.asarray(x, np.float64).reshape(-1)[most] for x in call.inputs)
+    size, weight = np.abs(observed.reshape(-1)[most]), off[most]
+    low, high = 0.0, _largest(call)
+    for _ in range(HALVINGS):
+        limit = (low + high) / 2
+        too_small = weight @ (np.abs(_glu(gate, up, arithmetic=F64, limit=limit)) - size) < 0
+        low, high = (limit, high) if too_small else (low, limit)
+    yield high
 
 
 TABLE = (
@@ -124,7 +148,7 @@ TABLE = (
         "gate and up clipped before the activation",
         "clip nothing: the file asks for no limit",
         _limited,
-        _limits,
+        numbers(_limited, "limit", _limits, starts=_limit_starts),
         "gate and up clipped at {limit:.6g} before the activation",
         stage=4,
     ),

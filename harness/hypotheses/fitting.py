@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,15 @@ NUDGE = 1e-3
 OUTPUTS = 256
 """Of a product with more outputs, logits, so many are enough to fit to."""
 
-DIGITS = (1, 2, 3, 4)
-"""Significant digits to which a fitted number is rounded, to see whether the rounder one does as well."""
+DIGITS = range(1, 8)
+"""Significant digits that a fitted number is stated in: the fewest that say what is known of it."""
+
+ERRORS = 3.0
+"""Standard errors within which a rounder number is as good as the fitted one."""
+
+NEAR = 1e-5
+"""Relative distance at which a fitted number is the rounder one in all likelihood, where what is left is systematic, as
+of frequencies that an engine holds in float32, and says little of how far the fit may be off."""
 
 
 def numbers(
@@ -44,7 +52,8 @@ def numbers(
     name
         The parameter.
     listed
-        Values to try as they are, the likeliest first; the first is planted.
+        Values to try as they are, the likeliest first; the first is planted. Given what was observed, they come after
+        the fitted value, and are what it is stated as where one of them is as good.
     starts
         Values to fit from, given what was observed; by default the listed value that leaves least.
     without
@@ -54,25 +63,15 @@ def numbers(
     def ways(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, float]]:
         excluded = list(without(call, scene))
         tried = [v for v in dict.fromkeys(listed(call, scene)) if not _among(v, excluded)]
+        fitted = None
+        if observed is not None and np.isfinite(observed).all():
+            fit = _Fit.of(call, scene, change, name, observed)
+            fitted = fit.best(tried if starts is None else starts(call, scene, observed))
+        if fitted is not None and not _among(fitted[0], excluded):
+            first = _stated(*fitted, tried, excluded)
+            yield {name: first}
+            tried = [v for v in tried if v != first]
         yield from ({name: v} for v in tried)
-        if observed is None or not np.isfinite(observed).all():
-            return
-        if call.op is linear and observed.shape[-1] > OUTPUTS:
-            chosen = spread(observed.shape[-1], OUTPUTS)
-            call, observed = cut(call, chosen), np.ascontiguousarray(observed[..., chosen])
-        residual = _residual(call, scene, change, name, observed)
-        begin = list(starts(call, scene, observed)) if starts is not None else tried
-        begin = [v for v in begin if np.isfinite(residual(v))]
-        if not begin:
-            return
-        value = _gauss_newton(call, scene, change, name, observed, min(begin, key=residual))
-        if value is None:
-            return
-        for rounder in (float(f"{value:.{digits}g}") for digits in DIGITS):
-            if not _among(rounder, excluded):
-                yield {name: rounder}
-        if not _among(value, excluded):
-            yield {name: value}
 
     return ways
 
@@ -81,48 +80,92 @@ def _among(value: float, excluded: Iterable[float]) -> bool:
     return any(abs(value - other) <= 1e-3 * max(abs(other), 1e-12) for other in excluded)
 
 
-def _computed(call: Call, scene: Scene, change: Change, name: str, value: float) -> npt.NDArray[np.float64] | None:
-    changed = change(call, scene, {name: value})
-    if changed is None:
-        return None
-    with np.errstate(all="ignore"):
-        return np.asarray(changed.compute(scene.arithmetic), np.float64)
+def _stated(value: float, error: float, listed: Iterable[float], excluded: Iterable[float]) -> float:
+    """The likeliest number that lies within `error` of a fitted one: a listed one, or that of the fewest digits."""
+    rounder = (float(f"{value:.{digits}g}") for digits in DIGITS)
+    good = (v for v in (*listed, *rounder) if abs(v - value) <= error and not _among(v, excluded))
+    return next(good, value)
 
 
-def _weights(call: Call, observed: Array) -> npt.NDArray[np.float64]:
-    """One over the size of each token, so that all count alike, as they do in a local error."""
-    axes = axes_of(call.point)
-    rest = tuple(i for i, axis in enumerate(axes) if axis != "tokens")
-    size = np.sqrt((np.asarray(observed, np.float64) ** 2).sum(rest, keepdims=True))
-    return np.asarray(1 / np.maximum(size, 1e-30))
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fit:
+    """Least squares for one parameter, over all elements of what was observed.
 
+    `weights` are one over the size of each token, so that all count alike, as they do in a local error; `rest` are the
+    axes within a token.
+    """
 
-def _residual(call: Call, scene: Scene, change: Change, name: str, observed: Array) -> Callable[[float], float]:
-    weights = _weights(call, observed)
+    call: Call
+    scene: Scene
+    change: Change
+    name: str
+    observed: Array
+    weights: npt.NDArray[np.float64]
+    rest: tuple[int, ...]
 
-    def residual(value: float) -> float:
-        computed = _computed(call, scene, change, name, value)
-        return np.inf if computed is None else float(np.linalg.norm((computed - observed) * weights))
+    @classmethod
+    def of(cls, call: Call, scene: Scene, change: Change, name: str, observed: Array) -> _Fit:
+        """The fit to what was observed, or to some outputs of a large product."""
+        if call.op is linear and observed.shape[-1] > OUTPUTS:
+            chosen = spread(observed.shape[-1], OUTPUTS)
+            call, observed = cut(call, chosen), np.ascontiguousarray(observed[..., chosen])
+        rest = tuple(i for i, axis in enumerate(axes_of(call.point)) if axis != "tokens")
+        size = np.sqrt((np.asarray(observed, np.float64) ** 2).sum(rest, keepdims=True))
+        return cls(call, scene, change, name, observed, 1 / np.maximum(size, 1e-30), rest)
 
-    return residual
+    def best(self, starts: Iterable[float]) -> tuple[float, float] | None:
+        """The fitted value from the best start, and how far off it may be; None where nothing can be fitted."""
+        left = {v: np.inf if (r := self._left(v)) is None else float(np.linalg.norm(r)) for v in starts}
+        begin = [v for v in left if np.isfinite(left[v])]
+        value = self._gauss_newton(min(begin, key=left.__getitem__)) if begin else None
+        return None if value is None else (value, self._error(value))
 
+    def _left(self, value: float) -> npt.NDArray[np.float64] | None:
+        """What a value of the parameter leaves of the error at each element, weighted."""
+        changed = self.change(self.call, self.scene, {self.name: value})
+        if changed is None:
+            return None
+        with np.errstate(all="ignore"):
+            computed = np.asarray(changed.compute(self.scene.arithmetic), np.float64)
+        return (self.observed - computed) * self.weights
 
-def _gauss_newton(call: Call, scene: Scene, change: Change, name: str, observed: Array, start: float) -> float | None:
-    """Least squares over all elements; None where the parameter changes nothing or runs away."""
-    weights, value = _weights(call, observed), start
-    for _ in range(STEPS):
+    def _slope(self, value: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float] | None:
+        """What a value leaves, how it changes what is computed, and the square of that; None where it does not."""
         step = NUDGE * (abs(value) or 1.0)
-        here, there = (_computed(call, scene, change, name, v) for v in (value, value + step))
-        if here is None or there is None:
+        left, there = self._left(value), self._left(value + step)
+        if left is None or there is None:
             return None
-        slope = (there - here) * weights / step
+        slope = (left - there) / step
         power = float((slope**2).sum())
-        if not (np.isfinite(power) and power > 0):
-            return None
-        move = float((slope * (observed - here) * weights).sum()) / power
-        if value > 0:  # a positive number stays one, and at most halves or doubles
-            move = min(max(move, -value / 2), value)
-        value += move
-        if abs(move) <= 1e-9 * abs(value):
-            break
-    return value if np.isfinite(value) else None
+        return (left, slope, power) if np.isfinite(power) and power > 0 else None
+
+    def _gauss_newton(self, value: float) -> float | None:
+        """Least squares over all elements; None where the parameter changes nothing or runs away."""
+        for _ in range(STEPS):
+            if (sloped := self._slope(value)) is None:
+                return None
+            left, slope, power = sloped
+            move = float((slope * left).sum()) / power
+            if value > 0:  # a positive number stays one, and at most halves or doubles
+                move = min(max(move, -value / 2), value)
+            value += move
+            if abs(move) <= 1e-9 * abs(value):
+                break
+        return value if np.isfinite(value) else None
+
+    def _error(self, value: float) -> float:
+        """How far off a fitted value may be: some standard errors.
+
+        Rounding is each element's own, or shared within a token (a norm's mean) or by values of one size (clipped
+        ones): the largest of these counts.
+        """
+        if (sloped := self._slope(value)) is None:
+            return 0.0
+        left, slope, power = sloped
+        pulls = slope * left
+        with np.errstate(over="ignore"):
+            equal = np.abs(self.observed).astype(np.float16).view(np.uint16).ravel()
+        groups = pulls, pulls.sum(self.rest), np.bincount(equal, pulls.ravel())
+        variance = max(float((pull**2).sum()) for pull in groups) / power**2
+        likely = min(NEAR * abs(value), np.linalg.norm(left) / np.sqrt(power))
+        return float(max(ERRORS * np.sqrt(variance), likely))

@@ -11,6 +11,7 @@ from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, identity,
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import add
 from firstdiff.model.probe import Call
+from firstdiff.model.rounding import round_to
 
 SUMS = ("ffn_inp", "l_out")
 SEEN_BOUND = 10.0  # of the residual in the case this project was made for
@@ -38,13 +39,17 @@ def _clipped_add(a: Array, b: Array, *, bound: float, arithmetic: Arithmetic) ->
 
 
 def _bounds(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, float]]:
-    """The bound is the largest number that is left; without any, what was seen, or one that bites."""
+    """The bound is the largest number that is left, in the fewest digits that are stored as that number.
+
+    Without any, what was seen, or one that bites.
+    """
     largest = float(np.abs(call.compute(scene.arithmetic)).max())
     if observed is None:
         yield {"bound": min(SEEN_BOUND, largest / 2)}
     elif np.isfinite(observed).all() and 0 < (bound := float(np.abs(observed).max())) < largest:
-        yield {"bound": float(f"{bound:.4g}")}
-        yield {"bound": bound}
+        kind = next((k for k in ("bf16", "f16", "f32") if np.array_equal(round_to(observed, k), observed)), None)
+        rounder = (float(f"{bound:.{digits}g}") for digits in range(1, 10))
+        yield {"bound": next((r for r in rounder if round_to(np.array([r]), kind)[0] == bound), bound)}
 
 
 TABLE = (

@@ -113,13 +113,17 @@ def _precisions(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator
         yield from ({"dtype": dtype, "of": of} for dtype in ("bf16", "f16"))
 
 
-def _partial(call: Call, scene: Scene, values: Values) -> Call | None:
+def _partial(call: Call, scene: Scene, values: Values) -> Call:
     dims, over = values["dims"], values["over"]
     _, positions, factors = call.inputs
-    if factors is not None:
-        return None
-    base = call.attributes["base"] ** (dims / over)
-    theta = angles(positions, dims, base=base, scale=call.attributes["scale"], like_ggml=scene.arithmetic.ggml_products)
+    theta = angles(
+        positions,
+        dims,
+        base=call.attributes["base"] ** (dims / over),
+        scale=call.attributes["scale"],
+        factors=None if factors is None else factors.values()[: dims // 2],
+        like_ggml=scene.arithmetic.ggml_products,
+    )
     return _turn(call, theta)
 
 
@@ -132,10 +136,13 @@ def _parts(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[
 
 
 def _head_dim(call: Call, scene: Scene, values: Values) -> Call | None:
-    """Heads cut at n_embd / n_head dimensions where the file says another key_length."""
-    x = call.inputs[0]
+    """Heads cut at n_embd / n_head dimensions where the file says another key_length.
+
+    Not where it has frequency factors, which are as many as its own heads have pairs.
+    """
+    x, _, factors = call.inputs
     width = values["head_dim"]
-    if x.shape[1] * x.shape[2] % width or width % 2:
+    if x.shape[1] * x.shape[2] % width or width % 2 or factors is not None:
         return None
     theta = _theta(replaced(call, call.op, x[..., :1].repeat(width, -1), *call.inputs[1:], **call.attributes), scene)
     return replaced(call, _turned_as, x, theta, width=width, pairing=call.attributes["pairing"])
@@ -148,7 +155,7 @@ def _turned_as(x: Array, theta: Array, *, width: int, pairing: str, arithmetic: 
 
 def _head_dims(_call: Call, scene: Scene, _observed: Array | None) -> Iterator[dict[str, int]]:
     hp = scene.model.hp
-    if (width := hp.n_embd // hp.n_head) != hp.head_dim:
+    if (width := hp.n_embd // hp.n_head) not in (0, hp.head_dim):
         yield {"head_dim": width}
 
 
@@ -158,6 +165,7 @@ def _on_v(call: Call, scene: Scene, _values: Values) -> Call | None:
         return None
     start = 0 if past is None else len(past)
     turn = {"pairing": "interleaved", "base": scene.model.hp.rope_base, "scale": scene.model.hp.rope_scale}
+    turn["factors"] = scene.model.weights.get("rope_freqs.weight")
     return with_op(call, _append_turned, positions=range(start, start + len(new)), turn=turn)
 
 
