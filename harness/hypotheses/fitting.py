@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,7 @@ def numbers(
         excluded = list(without(call, scene))
         tried = [v for v in dict.fromkeys(listed(call, scene)) if not _among(v, excluded)]
         yield from ({name: v} for v in tried)
+        call, observed = (call, None) if observed is None else _recorded(call, observed)
         if observed is None or not np.isfinite(observed).all():
             return
         if call.op is linear and observed.shape[-1] > OUTPUTS:
@@ -75,6 +77,17 @@ def numbers(
             yield {name: value}
 
     return ways
+
+
+def _recorded(call: Call, observed: Array) -> tuple[Call, Array]:
+    """A call and its result, of the recorded rows alone, where the others (NaN) have no part in these."""
+    missing = np.asarray(np.isnan(observed).all(tuple(range(1, observed.ndim))))
+    rows = np.flatnonzero(~missing)
+    given = [x for x in call.inputs if isinstance(x, np.ndarray | list)]
+    if not missing.any() or not len(rows) or any(np.ndim(x) != 2 or len(x) != len(missing) for x in given):  # noqa: PLR2004
+        return call, observed
+    inputs = tuple(x[rows] if isinstance(x, np.ndarray) else x for x in call.inputs)
+    return replace(call, inputs=inputs), observed[rows]
 
 
 def _among(value: float, excluded: Iterable[float]) -> bool:

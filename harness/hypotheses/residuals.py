@@ -42,7 +42,9 @@ def _bounds(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[s
     largest = float(np.abs(call.compute(scene.arithmetic)).max())
     if observed is None:
         yield {"bound": min(SEEN_BOUND, largest / 2)}
-    elif np.isfinite(observed).all() and 0 < (bound := float(np.abs(observed).max())) < largest:
+        return
+    recorded = observed[~np.isnan(observed).all(-1)]  # rows
+    if np.isfinite(recorded).all() and 0 < (bound := float(np.abs(recorded).max(initial=0.0))) < largest:
         yield {"bound": float(f"{bound:.4g}")}
         yield {"bound": bound}
 
