@@ -17,7 +17,7 @@ import numpy as np
 
 from firstdiff.dumps import Site, Trace, TraceError
 from firstdiff.dumps.named_array import AXES, HEADS
-from firstdiff.measure import relative
+from firstdiff.measure import Mask, relative
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import visible
@@ -61,25 +61,30 @@ class Alignment:
     def read(self, trace: Trace, site: Site, like: Array) -> tuple[Array | None, str | None]:
         """A site's tensor laid out as `like`; or None, with the reason if it is recorded and does not fit.
 
-        Where only the last token's row is recorded, the others are taken from `like`.
+        Where only the last token's row is recorded, the others are taken from `like`: :meth:`read_rows` tells.
         """
+        recorded, _, reason = self.read_rows(trace, site, like)
+        return recorded, reason
+
+    def read_rows(self, trace: Trace, site: Site, like: Array) -> tuple[Array | None, Mask | None, str | None]:
+        """As :meth:`read`, with the rows that are recorded [token, 1] between the two; None for all."""
         layout = self.layouts.get(site.point, PLAIN)
         held = Site(site.step, site.layer, layout.source or site.point)
         if held not in trace:
-            return None, None
+            return None, None, None
         recorded = trace[held]
         fitted = layout.read(recorded, like.shape)
         if fitted is not None:
-            return fitted, None
-        if like.ndim == 2 and recorded.size == like.shape[-1]:  # noqa: PLR2004 - [token, feature]
-            return np.concatenate([like[:-1], recorded.reshape(1, -1)]), None
-        return None, f"recorded shape {list(recorded.shape)}, expected {list(like.shape)}"
+            return fitted, None, None
+        row = _last_row(layout, recorded, like.shape)
+        if row is None:
+            return None, None, f"recorded shape {list(recorded.shape)}, expected {list(like.shape)}"
+        return np.concatenate([like[:-1], row]), np.arange(len(like))[:, None] == len(like) - 1, None
 
     def shaped(self, trace: Trace, site: Site, shape: Shape) -> Array | None:
-        """A site's tensor in the reference's layout; None where it is not recorded or does not fit."""
-        layout = self.layouts.get(site.point, PLAIN)
-        held = Site(site.step, site.layer, layout.source or site.point)
-        return layout.read(trace[held], shape) if held in trace else None
+        """A site's tensor in the reference's layout, NaN in rows that are not recorded; None where it does not fit."""
+        like = np.broadcast_to(np.float32(np.nan), shape)
+        return self.read_rows(trace, site, like)[0]
 
     def dtype(self, trace: Trace, site: Site) -> str:
         """The dtype that a site's tensor was recorded in."""
@@ -98,6 +103,14 @@ def plain(x: Array, shape: Shape) -> Array | None:
     while recorded not in (shape, merged) and recorded[:1] == (1,):
         recorded = recorded[1:]
     return x.reshape(shape) if recorded in (shape, merged) else None
+
+
+def _last_row(layout: Layout, x: Array, shape: Shape) -> Array | None:
+    """The last token's row [1, feature], where it alone is recorded; None where it is not."""
+    if len(shape) != 2:  # noqa: PLR2004 - [token, feature]
+        return None
+    one = (1, shape[1])
+    return x.reshape(one) if x.size == shape[1] else layout.read(x, one)
 
 
 def _moved(*axes: int) -> Read:
@@ -258,10 +271,10 @@ class _Trial(Probe):
         site = Site(call.step, call.layer, call.point)
         best: tuple[float, Array] | None = None
         for index, layout in enumerate(layouts):
-            read, _ = Alignment({call.point: layout}).read(self.trace, site, computed)
+            read, rows, _ = Alignment({call.point: layout}).read_rows(self.trace, site, computed)
             if read is None:
                 continue
-            error = relative(read, computed, seen)
+            error = relative(read, computed, seen if rows is None else rows)
             self.errors[call.point][index].append(error)
             if best is None or error < BETTER * best[0]:
                 best = error, read

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from firstdiff.dumps import Site
 from firstdiff.floors import passed_on
-from firstdiff.measure import axes_of, measure, within_f16
+from firstdiff.measure import axes_of, measure, shown, within_f16
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
@@ -39,13 +39,13 @@ class Case:
     call
         The reference's call, on the candidate's inputs.
     recorded, computed
-        What the candidate has, and what the call gives.
+        What the candidate has, NaN in rows that it did not record, and what the call gives.
     error, floor
         The local error, and what it would be in a correct engine.
     noise
         The error that the candidate shows where it is right.
     seen
-        Entries that count; None for all.
+        Entries that count, or rows that are recorded [token, 1]; None for all.
     segment
         Calls since the last recorded values, which may be what is wrong.
     half
@@ -199,15 +199,17 @@ class Part:
         if not (getattr(call.op, "rowwise", call.op is linear) and call.inputs[1].shape == case.call.inputs[1].shape):
             return residual(case, computed(call, arithmetic), call)
         part = cut(call, self.rows, self.tokens)
-        return residual(replace(case, recorded=self.recorded), computed(part, arithmetic), part)
+        return residual(replace(case, recorded=self.recorded, seen=None), computed(part, arithmetic), part)
 
 
 def part_of(case: Case, rows: int, tokens: int) -> Part | None:
-    """Evenly spread outputs and tokens; None where the case is no lone product, or is that small already."""
+    """Evenly spread outputs and recorded tokens; None where the case is no lone product, or is that small already."""
     if case.segment or case.call.op is not linear:
         return None
     flat = case.recorded.reshape(len(case.recorded), -1)
     if flat.shape[1] <= rows and len(flat) <= tokens:
         return None
-    kept, chosen = spread(len(flat), tokens), spread(flat.shape[1], rows)
+    known = shown(case.seen)
+    held = np.arange(len(flat)) if known is None else known
+    kept, chosen = held[spread(len(held), tokens)], spread(flat.shape[1], rows)
     return Part(chosen, kept, np.ascontiguousarray(flat[kept][:, chosen]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from firstdiff.verdict import Element
 
 Real = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.int64]
 
 AXES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
@@ -82,10 +83,14 @@ def measure(
     floor
         The error up to which `terms` need not be asked for.
     seen
-        Entries that count, broadcastable to the shape: attention hides the others.
+        Entries that count, broadcastable to the shape: attention hides the others, or they are not recorded.
     terms
         Gives the size of the terms that each reference value is a sum of, same shape: see :mod:`firstdiff.model.terms`.
     """
+    rows = shown(seen)
+    if rows is not None:
+        found = measure(candidate[rows], reference[rows], axes=axes, floor=floor, terms=lambda: _of_rows(terms(), rows))
+        return found if found.worst is None else replace(found, worst=_moved_to(rows, found.worst))
     rest = _all_but(axes, "tokens")
     quick = _quick(candidate, reference, rest, seen)
     if quick is not None and quick <= floor:
@@ -111,6 +116,21 @@ def measure(
     return Difference(float(error.max()), Element(index, float(c[index]), float(r[index])), 0)
 
 
+def shown(seen: Mask | None) -> Indices | None:
+    """The tokens that count, where a mask [tokens, 1] hides whole ones; None for any other."""
+    if seen is None or seen.ndim != 2 or seen.shape[1] != 1 or seen.all():  # noqa: PLR2004 - [tokens, 1]
+        return None
+    return np.flatnonzero(seen)
+
+
+def _of_rows(x: Real | None, rows: Indices) -> Real | None:
+    return None if x is None else x[rows]
+
+
+def _moved_to(rows: Indices, worst: Element) -> Element:
+    return replace(worst, index=(int(rows[worst.index[0]]), *worst.index[1:]))
+
+
 def relative(candidate: Real, reference: Real, seen: Mask | None = None) -> float:
     """The norm of the difference over the norm of the reference, all tokens together; infinite if not finite."""
     c, r = np.asarray(candidate, np.float64), np.asarray(reference, np.float64)
@@ -126,7 +146,10 @@ def relative(candidate: Real, reference: Real, seen: Mask | None = None) -> floa
 def locate(
     candidate: Real, reference: Real, *, axes: tuple[str, ...], floor: float, seen: Mask | None = None
 ) -> dict[str, str]:
-    """Say along each axis where the candidate is wrong: ``{"tokens": "all but 0", "heads": "3-5", "dims": "all"}``."""
+    """Say along each axis where the candidate is wrong: ``{"tokens": "all but 0", "heads": "3-5", "dims": "all"}``.
+
+    Of a tensor of which one token alone is recorded, that is said.
+    """
     c, r = np.asarray(candidate, np.float64), np.asarray(reference, np.float64)
     judged = np.isfinite(r) if seen is None else np.isfinite(r) & seen
     delta = np.where(judged, c - r, 0.0)
@@ -137,7 +160,9 @@ def locate(
     wrong = np.abs(delta) > LOCATED * floor * rms.reshape(_along(axes, len(rms)))
     if not wrong.any():
         wrong = np.abs(delta) >= np.abs(delta).max()
-    return {name: spans(np.flatnonzero(wrong.any(_all_but(axes, name))), r.shape[i]) for i, name in enumerate(axes)}
+    where = {name: spans(np.flatnonzero(wrong.any(_all_but(axes, name))), r.shape[i]) for i, name in enumerate(axes)}
+    rows = shown(seen)
+    return where if rows is None or len(rows) > 1 else where | {"tokens": f"{rows[0]} (the only one recorded)"}
 
 
 def spans(indices: Sequence[int] | npt.NDArray[np.integer], size: int) -> str:

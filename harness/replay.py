@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from firstdiff import floors
 from firstdiff.align import Alignment
@@ -16,7 +15,7 @@ from firstdiff.cases import DOUBTFUL, Case, Done
 from firstdiff.detail import Details
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.fingerprint import Levels
-from firstdiff.measure import axes_of, locate, measure, relative, within_f16
+from firstdiff.measure import Mask, axes_of, locate, measure, relative, within_f16
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.operations import visible
 from firstdiff.model.probe import Call, Probe
@@ -71,22 +70,24 @@ class Replay(Probe):
         pending = tuple(dict.fromkeys(done for o in upstream for done in o.pending))
         unread = (*pending, Done(call, computed))
         site = Site(call.step, call.layer, call.point)
-        recorded, reason = self.alignment.read(self.trace, site, computed)
+        recorded, rows, reason = self.alignment.read_rows(self.trace, site, computed)
         if recorded is None:
             status = Status.NOT_COMPARABLE if reason else Status.NOT_RECORDED
             self.sites.append(_named(site, call, status, inputs_right=not wrong, reason=reason))
             return self._keep(call, computed, wrong=wrong, pending=unread, lost=inputs, overflowed=overflowed)
         dtype = self.alignment.dtype(self.trace, site)
-        own = floors.stored(self.arithmetic, call, dtype, recorded)
+        held = recorded if rows is None else recorded[rows[:, 0]]
+        own = floors.stored(self.arithmetic, call, dtype, held)
         calls = (*(done.call for done in pending), call)
         tight = self.floor(calls, own=own, inputs=inputs)
         level = self.levels.floor(calls)
         floor = max(tight, level)
         half = dtype == "f16" and own > 0
-        overflows = half and bool(np.isinf(recorded).any())
+        overflows = half and bool(np.isinf(held).any())
         if half:
             recorded = within_f16(recorded, computed, floor)
-        verdict = self._judge(site, call, recorded, computed, wrong=wrong, pending=pending, floor=floor)
+        seen = counted(call.point, computed) if rows is None else rows
+        verdict = self._judge(site, call, recorded, computed, wrong=wrong, pending=pending, floor=floor, seen=seen)
         if level > tight:
             verdict = replace(verdict, tight=tight)
         if verdict.status is Status.DIVERGES and self._is_normed(site, recorded):
@@ -98,13 +99,13 @@ class Replay(Probe):
             self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))
             return self._keep(call, recorded, wrong=wrong, pending=(), lost=own, overflowed=overflows)
         self.sites.append(verdict)
-        seen = counted(call.point, computed)
         if self.details is not None:
             self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes_of(call.point), seen=seen)
         if verdict.status is Status.DIVERGES:
             error = verdict.local_error or 0.0
+            known = recorded if rows is None else np.where(rows, recorded, np.float32(np.nan))
             case = Case(
-                site, call, recorded, computed, error, floor, 0.0, seen, pending, half=half, stored=own, inputs=inputs
+                site, call, known, computed, error, floor, 0.0, seen, pending, half=half, stored=own, inputs=inputs
             )
             self.diverged(case)
         wrong |= verdict.status is Status.DIVERGES
@@ -124,8 +125,9 @@ class Replay(Probe):
         wrong: bool,
         pending: tuple[Done, ...],
         floor: float,
+        seen: Mask | None,
     ) -> SiteVerdict:
-        axes, seen = axes_of(call.point), counted(call.point, computed)
+        axes = axes_of(call.point)
         against = partial(measure, recorded, axes=axes, floor=floor, seen=seen, terms=lambda: terms(call))
         difference = against(computed)
         if not pending and floor < difference.error <= DOUBTFUL * floor:
@@ -198,9 +200,10 @@ class Drift(Probe):
         for index, step in enumerate(self.trace.steps):
             start, stop = stop, stop + len(step.tokens)
             site, own = Site(index, call.layer, call.point), _of_step(call.point, computed, start, stop)
-            recorded, _ = self.alignment.read(self.trace, site, own)
+            recorded, rows, _ = self.alignment.read_rows(self.trace, site, own)
             if recorded is not None:
-                self.drifts[str(site)] = relative(recorded, own, counted(call.point, own))
+                seen = counted(call.point, own) if rows is None else rows
+                self.drifts[str(site)] = relative(recorded, own, seen)
         return computed
 
 
@@ -216,13 +219,14 @@ def between(candidate: Trace, other: Trace, alignment: Alignment) -> dict[str, f
     drifts = {}
     for site in other.sites():
         reference = other[site]
-        recorded, _ = alignment.read(candidate, site, reference)
+        recorded, rows, _ = alignment.read_rows(candidate, site, reference)
         if recorded is not None:
-            drifts[str(site)] = relative(recorded, reference, counted(site.point, reference))
+            seen = counted(site.point, reference) if rows is None else rows
+            drifts[str(site)] = relative(recorded, reference, seen)
     return drifts
 
 
-def counted(point: str, computed: Array) -> npt.NDArray[np.bool_] | None:
+def counted(point: str, computed: Array) -> Mask | None:
     """Which entries of a point count: causally hidden scores do not."""
     return visible(*computed.shape[-2:]) if point == "kq" else None
 

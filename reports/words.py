@@ -180,7 +180,7 @@ def place(site: SiteVerdict) -> str:
 
 def _along(axis: str, span: str) -> str:
     """Write ``tokens 0, 3-5`` and ``token 0``."""
-    return f"{axis.removesuffix('s') if span.isdigit() else axis} {span}"
+    return f"{axis.removesuffix('s') if span.partition(' (')[0].isdigit() else axis} {span}"
 
 
 def inputs(site: SiteVerdict) -> str:

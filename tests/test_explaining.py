@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,6 +121,91 @@ def test_the_same_fault_at_every_layer_is_one_explanation(small: Model) -> None:
     assert len(explanation.sites) == 4 * LAYERS
     assert verdict.counter_check is not None
     assert verdict.counter_check.agrees
+
+
+CUT = ("attn_out", "ffn_inp", "ffn_norm", "ffn_gate", "ffn_up", "ffn_swiglu", "ffn_out", "l_out")
+"""What llama.cpp computes of the last layer for the rows alone whose logits are asked for."""
+
+
+def last_rows(trace: Trace, points: Sequence[str] = ("result_output",)) -> Trace:
+    """The trace with the last token's row alone of some points of the last layer and outside the layers."""
+    tensors = {s: np.array(trace[s]) for s in trace.sites()}
+    for site, x in tensors.items():
+        if site.point in points and site.layer in (None, LAYERS - 1):
+            tensors[site] = x[-1:]
+    return Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={})
+
+
+@pytest.mark.parametrize(
+    ("bug", "layer", "points"),
+    [
+        ("logit-softcap-added", None, ("result_output",)),
+        ("logit-scale", None, ("result_output",)),
+        ("logits-of-wrong-row", None, ("result_output",)),
+        ("logits-of-wrong-row", None, ()),
+        ("final-norm-missing", None, (*CUT, "result_norm", "result_output")),
+        ("bias-missing", LAYERS - 1, (*CUT, "result_norm", "result_output")),
+        ("nibble-order", LAYERS - 1, (*CUT, "result_norm", "result_output")),
+        ("residual-clipped", LAYERS - 1, (*CUT, "result_norm", "result_output")),
+        ("gate-up-swapped", LAYERS - 1, (*CUT, "result_norm", "result_output")),
+    ],
+)
+def test_a_fault_is_named_where_the_last_row_alone_was_recorded(
+    small: Model, bug: str, layer: int | None, points: tuple[str, ...]
+) -> None:
+    trace, _ = plant(small, PROMPT, (bug, layer), decode=0)
+    verdict = judge(small, last_rows(trace, points))
+    assert {e.hypothesis for e in verdict.explanations} == {bug}
+    assert verdict.counter_check is not None
+    assert verdict.counter_check.agrees
+    last = verdict.diverging[-1]
+    assert last.where is not None
+    if last.point in points:
+        only = f"{len(PROMPT) - 1} (the only one recorded)"
+        assert last.where["tokens"] == only
+        assert last.worst is not None
+        assert last.worst.index[0] == len(PROMPT) - 1
+        assert f"token {only}" in render(verdict, width=200)
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(-1, None)])
+@pytest.mark.parametrize(
+    ("change", "attributes"),
+    [
+        (lambda x: np.float32(0.37) * x, {"factor": 0.37}),
+        (lambda x: 2.3 * np.tanh(x / 2.3), {"cap": 2.3}),
+    ],
+)
+def test_a_parameter_is_fitted_to_the_rows_that_were_recorded(
+    small: Model, rows: slice, change: Callable[[np.ndarray], np.ndarray], attributes: dict[str, float]
+) -> None:
+    trace, _ = plant(small, PROMPT, decode=0)
+    logits = Site(0, None, "result_output")
+    tensors = {s: np.array(trace[s]) for s in trace.sites()}
+    tensors[logits] = change(tensors[logits])[rows].astype(np.float32)
+    verdict = judge(small, Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={}))
+    (explanation,) = verdict.explanations
+    assert explanation.attributes == attributes
+
+
+def test_of_a_row_that_was_recorded_alone_nothing_is_said_of_the_others(small: Model) -> None:
+    trace, _ = plant(small, PROMPT, decode=0)
+    tensors = {s: np.array(trace[s]) for s in trace.sites()}
+    logits = Site(0, None, "result_output")
+    tensors[logits] = tensors[logits][-1:]
+    tensors[logits][0, 40:60] = np.sort(tensors[logits][0, 40:60])[::-1]
+    verdict = judge(small, Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={}))
+    (explanation,) = verdict.explanations
+    assert explanation.hypothesis is None
+    last = len(PROMPT) - 1
+    assert explanation.findings[-1] == f"only token {last} was recorded"
+    assert not any(f"token {last}" in finding for finding in explanation.findings[:-1])
+
+
+def test_drift_is_of_the_recorded_row_alone(small: Model) -> None:
+    trace, _ = plant(small, PROMPT, ("logit-scale", None), decode=0)
+    logits = judge(small, last_rows(trace)).sites[-1]
+    assert logits.drift == pytest.approx(0.5, rel=1e-3)
 
 
 def test_faults_at_several_sites_are_each_explained(small: Model) -> None:

@@ -11,7 +11,7 @@ from firstdiff.describing.describe import Finding, describe
 from firstdiff.dumps import Site
 from firstdiff.dumps.points import INSIDE, is_inside
 from firstdiff.hypotheses import Scene
-from firstdiff.measure import axes_of
+from firstdiff.measure import axes_of, shown
 from firstdiff.model.arithmetic import Array
 
 __all__ = ["Finding", "describe", "findings"]
@@ -39,7 +39,9 @@ def findings(case: Case, scene: Scene) -> tuple[str, ...]:
         inputs=[x for x in case.call.inputs if isinstance(x, np.ndarray)],
         others=_others(case, scene),
     )
-    return tuple(finding.says for finding in found)
+    rows = shown(case.seen)
+    only = () if rows is None or len(rows) > 1 else (f"only token {rows[0]} was recorded",)
+    return (*(finding.says for finding in found), *only)
 
 
 def _others(case: Case, scene: Scene) -> Iterator[tuple[str, Array]]:

@@ -38,12 +38,14 @@ def not_finite(
         return None
     nan, token = broken & np.isnan(candidate), axes.index("tokens")
     kinds = [f"{int(m.sum()):,} {word}" for m, word in ((nan, "NaN"), (broken & ~nan, "infinite")) if m.any()]
-    tokens = np.flatnonzero(broken.any(tuple(i for i in range(broken.ndim) if i != token)))
+    rest = tuple(i for i in range(broken.ndim) if i != token)
+    tokens = np.flatnonzero(broken.any(rest))
     first = np.argwhere(np.moveaxis(broken, token, 0))[0]
     index = tuple(int(i) for i in np.insert(first[1:], token, first[0]))
     at = ", ".join(f"{name.removesuffix('s')} {i}" for name, i in zip(axes, index, strict=True))
-    says = f"{' and '.join(kinds)} of {broken.size:,} values, the first at {at}"
-    if len(tokens) < broken.shape[token]:
+    seen = np.broadcast_to(True if seen is None else seen, broken.shape)
+    says = f"{' and '.join(kinds)} of {np.count_nonzero(seen):,} values, the first at {at}"
+    if len(tokens) < np.count_nonzero(seen.any(rest)):
         says += f"; only in tokens {spans(tokens, broken.shape[token])}"
     told = [_input(name, _of_tokens(array, tokens, broken.shape, token)) for name, array in inputs if array.size]
     values = {"nan": int(nan.sum()), "infinite": int((broken & ~nan).sum()), "first": list(index)}

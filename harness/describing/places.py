@@ -68,7 +68,10 @@ def subset(x: Compared, blocks: int | None) -> Iterator[Finding]:
 def _regular(x: Compared, delta: Floats, axis: int, wrong: Mask) -> bool:
     """Whether the wrong indices along an axis can be told, and are not all but those that chance left right."""
     indices, n = np.flatnonzero(wrong), len(wrong)
-    if not len(indices) or _by_chance(delta.take(indices, axis), n - len(indices), n, LOCATED * x.floor):
+    counts = x.counts.take(indices, axis)
+    shown = int(x.counts.any(tuple(i for i in range(delta.ndim) if i != axis)).sum())
+    errors = delta.take(indices, axis)[counts]
+    if not len(indices) or _by_chance(errors, shown - len(indices), shown, LOCATED * x.floor):
         return False
     return "…" not in named(x.axes[axis], indices, n) or 2 * len(indices) <= n
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +63,7 @@ def numbers(
     def ways(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, float]]:
         excluded = list(without(call, scene))
         tried = [v for v in dict.fromkeys(listed(call, scene)) if not _among(v, excluded)]
+        call, observed = (call, None) if observed is None else _recorded(call, observed)
         fitted = None
         if observed is not None and np.isfinite(observed).all():
             fit = _Fit.of(call, scene, change, name, observed)
@@ -74,6 +75,17 @@ def numbers(
         yield from ({name: v} for v in tried)
 
     return ways
+
+
+def _recorded(call: Call, observed: Array) -> tuple[Call, Array]:
+    """A call and its result, of the recorded rows alone, where the others (NaN) have no part in these."""
+    missing = np.asarray(np.isnan(observed).all(tuple(range(1, observed.ndim))))
+    rows = np.flatnonzero(~missing)
+    given = [x for x in call.inputs if isinstance(x, np.ndarray | list)]
+    if not missing.any() or not len(rows) or any(np.ndim(x) != 2 or len(x) != len(missing) for x in given):  # noqa: PLR2004
+        return call, observed
+    inputs = tuple(x[rows] if isinstance(x, np.ndarray) else x for x in call.inputs)
+    return replace(call, inputs=inputs), observed[rows]
 
 
 def _among(value: float, excluded: Iterable[float]) -> bool:

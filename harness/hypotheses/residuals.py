@@ -46,8 +46,10 @@ def _bounds(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[s
     largest = float(np.abs(call.compute(scene.arithmetic)).max())
     if observed is None:
         yield {"bound": min(SEEN_BOUND, largest / 2)}
-    elif np.isfinite(observed).all() and 0 < (bound := float(np.abs(observed).max())) < largest:
-        kind = next((k for k in ("bf16", "f16", "f32") if np.array_equal(round_to(observed, k), observed)), None)
+        return
+    recorded = observed[~np.isnan(observed).all(-1)]  # rows
+    if np.isfinite(recorded).all() and 0 < (bound := float(np.abs(recorded).max(initial=0.0))) < largest:
+        kind = next((k for k in ("bf16", "f16", "f32") if np.array_equal(round_to(recorded, k), recorded)), None)
         rounder = (float(f"{bound:.{digits}g}") for digits in range(1, 10))
         yield {"bound": next((r for r in rounder if round_to(np.array([r]), kind)[0] == bound), bound)}
 
