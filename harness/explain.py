@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Any
 
 from firstdiff.cases import Case, Part, left, part_of, rerun
-from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values
+from firstdiff.hypotheses.hypothesis import Hypothesis, Later, Scene, Values
+from firstdiff.model.arithmetic import Array
 from firstdiff.model.probe import Call
 
 LOOSE = 20.0
@@ -178,9 +179,22 @@ def _faults(case: Case, scene: Scene, hypothesis: Hypothesis) -> Iterator[Fault]
     if len(numbers) > 1:
         yield from (Fault(((hypothesis, values),)) for values in hypothesis.ways(calls[numbers[0]], scene, None))
     for number in numbers:
-        observed = case.recorded if number == len(calls) - 1 else None
-        for values in hypothesis.ways(calls[number], scene, observed):
+        last = number == len(calls) - 1
+        beside = scene if last else replace(scene, later=_later(case, scene, number))
+        observed = case.recorded if last or getattr(hypothesis.ways, "fits", False) else None
+        for values in hypothesis.ways(calls[number], beside, observed):
             yield Fault(((hypothesis, values),), on=number if len(calls) > 1 else None)
+
+
+def _later(case: Case, scene: Scene, number: int) -> Later:
+    """What is judged at the end of a segment, given one of its calls."""
+
+    def run(changed: Call) -> Array:
+        done = rerun(case, scene.arithmetic, lambda n, _: changed if n == number else None)
+        assert done is not None
+        return done[0]
+
+    return Later(case.site.point, run)
 
 
 def _pairs(case: Case, scene: Scene, table: Mapping[str, Hypothesis], singles: Iterable[Attempt]) -> Iterator[Attempt]:

@@ -138,6 +138,27 @@ def test_each_call_of_a_segment_has_its_own_ways(small: Model) -> None:
     assert "weight-swapped" in {explanation.hypothesis, *(t.hypothesis for t in explanation.equals)}
 
 
+@pytest.mark.parametrize(
+    ("id_", "values", "missing"),
+    [
+        ("scale-wrong", {"scale": 0.3}, {"kq", "kq_soft_max"}),
+        ("softcap-added", {"cap": 0.3}, {"kq", "kq_soft_max"}),
+        ("window-added", {"window": 4}, {"kq", "kq_soft_max"}),
+        ("rope-base", {"base": 20000.0}, {"Qcur_rope", "Kcur_rope"}),
+        ("norm-eps", {"eps": 0.0037}, {"attn_norm"}),
+    ],
+)
+def test_parameters_of_what_was_not_recorded_are_fitted(
+    small: Model, id_: str, values: dict[str, float], missing: set[str]
+) -> None:
+    trace = planted(small, id_, 2, **values)
+    verdict = judge(small, trace.without(lambda site: site.point in missing))
+    assert verdict.explanations
+    for explanation in verdict.explanations:
+        assert explanation.hypothesis == id_
+        assert explanation.attributes == pytest.approx(values, rel=1e-3)
+
+
 def test_the_counter_check_sees_what_a_change_breaks(small: Model) -> None:
     """Q alone was made of a norm with another epsilon, which was not recorded: K and V were not."""
     right, _ = plant(small, PROMPT, decode=0)

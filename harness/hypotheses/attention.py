@@ -126,8 +126,15 @@ def _window(call: Call, _scene: Scene, values: Values) -> Call | None:
     return with_op(call, _softmax, window=values["window"]) if values["window"] < call.inputs[0].shape[-1] else None
 
 
-def _windows(call: Call, _scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
+SOUGHT = 64
+"""Keys up to which every window is tried; of more, the powers of two."""
+
+
+def _windows(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
     keys = call.inputs[0].shape[-1]
+    if scene.later is not None:  # where it is not seen, it is sought
+        yield from ({"window": n} for n in range(1, keys) if keys <= SOUGHT or n & (n - 1) == 0)
+        return
     if observed is None:
         yield {"window": max(1, keys // 2)}
         return

@@ -63,17 +63,22 @@ def numbers(
     def ways(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, float]]:
         excluded = list(without(call, scene))
         tried = [v for v in dict.fromkeys(listed(call, scene)) if not _among(v, excluded)]
-        call, observed = (call, None) if observed is None else _recorded(call, observed)
+        begin = tried
+        if observed is not None and scene.later is None:
+            call, observed = _recorded(call, observed)
         fitted = None
         if observed is not None and np.isfinite(observed).all():
             fit = _Fit.of(call, scene, change, name, observed)
-            fitted = fit.best(tried if starts is None else starts(call, scene, observed))
+            if starts is not None and scene.later is None:
+                begin = list(starts(call, scene, observed))
+            fitted = fit.best(begin)
         if fitted is not None and not _among(fitted[0], excluded):
             first = _stated(*fitted, tried, excluded)
             yield {name: first}
             tried = [v for v in tried if v != first]
         yield from ({name: v} for v in tried)
 
+    ways.fits = True  # type: ignore[attr-defined]
     return ways
 
 
@@ -118,10 +123,11 @@ class _Fit:
     @classmethod
     def of(cls, call: Call, scene: Scene, change: Change, name: str, observed: Array) -> _Fit:
         """The fit to what was observed, or to some outputs of a large product."""
-        if call.op is linear and observed.shape[-1] > OUTPUTS:
+        if call.op is linear and scene.later is None and observed.shape[-1] > OUTPUTS:
             chosen = spread(observed.shape[-1], OUTPUTS)
             call, observed = cut(call, chosen), np.ascontiguousarray(observed[..., chosen])
-        rest = tuple(i for i, axis in enumerate(axes_of(call.point)) if axis != "tokens")
+        point = call.point if scene.later is None else scene.later.point
+        rest = tuple(i for i, axis in enumerate(axes_of(point)) if axis != "tokens")
         size = np.sqrt((np.asarray(observed, np.float64) ** 2).sum(rest, keepdims=True))
         return cls(call, scene, change, name, observed, 1 / np.maximum(size, 1e-30), rest)
 
@@ -138,7 +144,7 @@ class _Fit:
         if changed is None:
             return None
         with np.errstate(all="ignore"):
-            computed = np.asarray(changed.compute(self.scene.arithmetic), np.float64)
+            computed = np.asarray(self.scene.observable(changed), np.float64)
         return (self.observed - computed) * self.weights
 
     def _slope(self, value: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float] | None:

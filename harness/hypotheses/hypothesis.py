@@ -18,6 +18,14 @@ Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Later:
+    """The judged point further on, where the call is one of a segment, and what is there if the call is another."""
+
+    point: str
+    run: Callable[[Call], Array]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Scene:
     """What surrounds a call.
 
@@ -29,11 +37,18 @@ class Scene:
         What calls are computed in.
     lookup
         The value of another site of the run, laid out as the reference has it; None where there is none.
+    later
+        Where what was observed is no result of the call, but of a later one.
     """
 
     model: Model
     arithmetic: Arithmetic
     lookup: Callable[[Site], Array | None]
+    later: Later | None = None
+
+    def observable(self, call: Call) -> Array:
+        """What would be observed if this were the call."""
+        return call.compute(self.arithmetic) if self.later is None else self.later.run(call)
 
     def beside(self, call: Call, point: str, *, layers: int = 0) -> Array | None:
         """The value of another point of the call's step and layer, or of a layer `layers` further on.
