@@ -84,8 +84,10 @@ class Replay(Probe):
         floor = max(tight, level)
         half = dtype == "f16" and own > 0
         overflows = half and bool(np.isinf(held).any())
+        raw = recorded
         if half:
             recorded = within_f16(recorded, computed, floor)
+            raw = np.where(np.isinf(raw), recorded, raw)
         seen = counted(call.point, computed) if rows is None else rows
         verdict = self._judge(site, call, recorded, computed, wrong=wrong, pending=pending, floor=floor, seen=seen)
         if level > tight:
@@ -103,7 +105,7 @@ class Replay(Probe):
             self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes_of(call.point), seen=seen)
         if verdict.status is Status.DIVERGES:
             error = verdict.local_error or 0.0
-            known = recorded if rows is None else np.where(rows, recorded, np.float32(np.nan))
+            known = raw if rows is None else np.where(rows, raw, np.float32(np.nan))
             case = Case(
                 site, call, known, computed, error, floor, 0.0, seen, pending, half=half, stored=own, inputs=inputs
             )
