@@ -45,11 +45,14 @@ class Layout:
         Gives the recorded tensor as the reference has it, or None where its shape does not fit the expected one.
     source
         The candidate's point that holds it, where that is another one (a fused product).
+    unscaled
+        Of a layout of values times 1 / sqrt(head_dim): the same without this factor.
     """
 
     says: str
     read: Read
     source: str | None = None
+    unscaled: Layout | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +167,16 @@ def _padded(x: Array, shape: Shape) -> Array | None:
     return x[..., : shape[-1]] if fits else None
 
 
-def _times(inner: Read, factor: float) -> Read:
-    def read(x: Array, shape: Shape) -> Array | None:
-        y = inner(x, shape)
-        with np.errstate(all="ignore"):
-            return None if y is None else y * y.dtype.type(factor)
+def _scaled(layout: Layout, head_dim: int) -> Layout:
+    """The same layout, of values that were multiplied by the softmax's scale as an engine rounds it."""
 
-    return read
+    def read(x: Array, shape: Shape) -> Array | None:
+        y = layout.read(x, shape)
+        with np.errstate(all="ignore"):
+            return None if y is None else y / y.dtype.type(head_dim**-0.5)
+
+    says = f"{layout.says}, {SCALED}" if layout.says else SCALED
+    return Layout(says, read, layout.source, unscaled=layout)
 
 
 def _slice(start: int, stop: int) -> Read:
@@ -196,6 +202,10 @@ def _per_group(part: slice, width: int) -> Read:
 PLAIN = Layout("", plain)
 HALF = "head dimensions in half-split order (Hugging Face's, before GGUF's conversion)"
 ROTATED = ("Qcur", "Kcur", "Qcur_rope", "Kcur_rope", "k_cache")
+SCALED = "values times 1 / sqrt(head_dim)"
+SCORES = ("kq",)
+QUERIES = ("Qcur", "Qcur_rope")
+"""Points that may hold the softmax's scale already. An engine that multiplies Q by it has it in all that follow."""
 
 
 def candidates(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401 - an architecture's hyperparameters
@@ -207,9 +217,6 @@ def candidates(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401 - an ar
         yield Layout("[query, head, key]", _moved(1, 0, 2))
         yield Layout("[key, query, head]", _moved(2, 1, 0))
         yield Layout("padded to more keys than there are", _padded)
-        if point == "kq":
-            yield Layout("already scaled by 1 / sqrt(head_dim)", _times(plain, hp.head_dim**0.5))
-            yield Layout("padded, and already scaled", _times(_padded, hp.head_dim**0.5))
     else:
         yield Layout("[feature, token]", _merged_last)
     if point in ("ffn_gate", "ffn_up"):
@@ -259,14 +266,52 @@ class _Trial(Probe):
 
     trace: Trace
     hp: Any
+    given: Alignment
+    scaled: tuple[str, ...]  # points that may be
     errors: dict[str, dict[int, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     _known: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
+
+    def layouts(self, point: str) -> tuple[Layout, ...]:
+        """The layouts that are tried for a point: of a given one that is scaled, the unscaled one too."""
+        if point not in self._known:
+            given = self.given.layouts.get(point)
+            layouts = tuple(candidates(point, self.hp)) if given is None else (given,)
+            if point in self.scaled:
+                layouts += tuple(_scaled(layout, self.hp.head_dim) for layout in layouts)
+            elif given is not None and given.unscaled is not None:
+                layouts += (given.unscaled,)
+            self._known[point] = layouts
+        return self._known[point]
+
+    def chosen(self) -> dict[str, Layout]:
+        """The layout of each point that is not laid out plainly."""
+        chosen = {}
+        for point, errors in self.errors.items():
+            layouts = self.layouts(point)
+            best = _choice({index: median(values) for index, values in errors.items()})
+            if best:
+                chosen[point] = layouts[best]
+        for before, after in (("Qcur", "Qcur_rope"), ("Kcur", "Kcur_rope")):
+            # An order of dimensions holds on both sides of the rotation: on one alone, the weight's rows are permuted.
+            if _is_half(chosen.get(before)) and after in self.errors and not _is_half(chosen.get(after)):
+                del chosen[before]
+        return chosen
+
+    def agree(self, chosen: dict[str, Layout]) -> bool:
+        """Whether what follows a scaled Q is scaled as well, and K is right: a factor on both is no scale."""
+        points = [p for p in (*QUERIES, *SCORES) if p in self.errors]
+        scaled = [_is_scaled(chosen.get(p)) for p in points]
+        if not any(s for p, s in zip(points, scaled, strict=True) if p in QUERIES):
+            return True
+        keys = [self.errors[p] for p in ("Kcur_rope", "k_cache") if p in self.errors]
+        right = all(min(median(e) for e in errors.values()) <= PLAUSIBLE for errors in keys)
+        return right and scaled == sorted(scaled)
 
     def value(self, call: Call) -> Array:
         """Measure each layout that fits, and go on with the one that fits best here."""
         with np.errstate(all="ignore"):
             computed = call.compute(self.arithmetic)
-        layouts = self._known.setdefault(call.point, tuple(candidates(call.point, self.hp)))
+        layouts = self.layouts(call.point)
         seen = visible(*computed.shape[-2:]) if call.point == "kq" else None
         site = Site(call.step, call.layer, call.point)
         best: tuple[float, Array] | None = None
@@ -302,23 +347,36 @@ def stated(trace: Trace) -> Alignment:
 def align(model: Model, trace: Trace, given: Alignment) -> Alignment:
     """Find the layout of every point of a trace, from the prompt's step over all layers; a `given` one stays.
 
-    A point that is recorded under no layout that fits stays with the plain one, and is then not comparable.
+    A point that is recorded under no layout that fits stays with the plain one, and is then not comparable. Values are
+    taken for scaled where they are so at every step.
     """
-    trial = _Trial(F32, trace, model.hp)
+    for scaled in ((*QUERIES, *SCORES), SCORES, ()):
+        chosen = _tried(model, trace, given, scaled)
+        if chosen is not None:
+            return Alignment(given.layouts | chosen)
+    raise AssertionError("nothing speaks against layouts of which none is scaled")
+
+
+def _tried(model: Model, trace: Trace, given: Alignment, scaled: tuple[str, ...]) -> dict[str, Layout] | None:
+    """Layouts of which those of some points may be `scaled`; None where one then is that cannot be."""
+    trial = _Trial(F32, trace, model.hp, given, scaled)
     for _ in model.forward(trace.steps[:1], trial):
         pass
-    chosen = {}
-    for point, errors in trial.errors.items():
-        layouts = tuple(candidates(point, model.hp))
-        middle = {index: median(values) for index, values in errors.items()}
-        best = _choice(middle)
-        if best:
-            chosen[point] = layouts[best]
-    for before, after in (("Qcur", "Qcur_rope"), ("Kcur", "Kcur_rope")):
-        # An order of dimensions holds on both sides of the rotation: on one alone, the weight's rows are permuted.
-        if _is_half(chosen.get(before)) and after in trial.errors and not _is_half(chosen.get(after)):
-            del chosen[before]
-    return Alignment(chosen | given.layouts)
+    chosen = trial.chosen()
+    found = [point for point, layout in chosen.items() if _is_scaled(layout)]
+    if not found:
+        return chosen
+    if not trial.agree(chosen):
+        return None
+    whole = _Trial(F32, trace, model.hp, Alignment(given.layouts | chosen), ())
+    for _ in model.forward(trace.steps, whole):
+        pass
+    unscaled = [error for point in found for error in whole.errors[point][1]]
+    return None if min(unscaled) <= PLAUSIBLE else chosen
+
+
+def _is_scaled(layout: Layout | None) -> bool:
+    return layout is not None and layout.unscaled is not None
 
 
 def _is_half(layout: Layout | None) -> bool:
