@@ -89,6 +89,21 @@ class Alignment:
         like = np.broadcast_to(np.float32(np.nan), shape)
         return self.read_rows(trace, site, like)[0]
 
+    def scaled_query(self, trace: Trace, site: Site, value: Array) -> Array | None:
+        """What the candidate feeds its scores in place of the rotated `value` [token, head, head_dim] of a site.
+
+        As it is recorded, to the bit, where it is: an engine with narrow operands rounds that. None where it is `value`
+        itself.
+        """
+        layout = self.layouts.get(site.point, PLAIN)
+        if site.point != "Qcur_rope" or not any(_is_scaled(self.layouts.get(point)) for point in QUERIES):
+            return None
+        if layout.unscaled is not None:
+            recorded, _ = Alignment({site.point: layout.unscaled}).read(trace, site, value)
+            if recorded is not None and np.isfinite(recorded).all():
+                return recorded
+        return np.asarray(value * value.dtype.type(value.shape[-1] ** -0.5))
+
     def dtype(self, trace: Trace, site: Site) -> str:
         """The dtype that a site's tensor was recorded in."""
         layout = self.layouts.get(site.point, PLAIN)

@@ -128,6 +128,7 @@ class Trials(Probe):
     found: dict[str, list[Trial]] = field(default_factory=dict, init=False)
     _own: dict[int, tuple[Array, float]] = field(default_factory=dict, init=False)
     _pending: dict[str, Call] = field(default_factory=dict, init=False)
+    _query: tuple[Array, Array] | None = field(default=None, init=False)  # and as the candidate scales it
 
     def value(self, call: Call) -> Array:
         """Try what can be tried of this call, and return the candidate's value, or a computed one."""
@@ -145,10 +146,22 @@ class Trials(Probe):
         if group_of(call) is not None and (call.step == 0 or call.op is append):
             calls = (call,) if own else self._flash(call)
             if calls:
-                self._try(site, calls, whole, lost)
+                self._try(site, *self._as_scaled(calls, whole), lost)
         dtype = self.alignment.dtype(self.trace, site)
         self._own[id(whole)] = whole, floors.stored(F32, call, dtype, whole)
+        query = self.alignment.scaled_query(self.trace, site, whole)
+        if query is not None:
+            self._query = whole, query
         return whole
+
+    def _as_scaled(self, calls: tuple[Call, ...], whole: Array) -> tuple[tuple[Call, ...], Array]:
+        """Scores, and the call, as the candidate computes them: of a scaled Q, which is what it rounds."""
+        call = calls[-1]
+        if self._query is None or call.op is not scores or call.inputs[0] is not self._query[0]:
+            return calls, whole
+        query = self._query[1]
+        scaled = np.asarray(whole * whole.dtype.type(query.shape[-1] ** -0.5))
+        return (replace(call, inputs=(query, *call.inputs[1:])),), scaled
 
     def _recorded(self, site: Site, shape: tuple[int, ...] | None) -> Array | None:
         """The candidate's value, where all of it was recorded."""

@@ -16,7 +16,7 @@ from firstdiff.detail import Details
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.fingerprint import Levels
 from firstdiff.measure import Mask, axes_of, locate, measure, relative, within_f16
-from firstdiff.model.arithmetic import Array
+from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import visible
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.terms import terms
@@ -54,11 +54,12 @@ class Replay(Probe):
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
     _origins: dict[int, _Origin] = field(default_factory=dict, init=False)
     _current: int = field(default=0, init=False)
+    _query: tuple[Array, Array] | None = field(default=None, init=False)  # and as the candidate scales it
 
     def value(self, call: Call) -> Array:
         """Compare the computed value with the candidate's at this site, and return the candidate's."""
         with np.errstate(all="ignore"):  # a candidate's NaN and infinities are judged, not warned of
-            computed = call.compute(self.arithmetic)
+            computed = self._computed(call, self.arithmetic)
         if call.step != self._current:
             self._current = call.step
             # Of an earlier step, only its cache is read again.
@@ -109,7 +110,7 @@ class Replay(Probe):
             case = Case(
                 site, call, known, computed, error, floor, 0.0, seen, pending, half=half, stored=own, inputs=inputs
             )
-            self.diverged(case)
+            self.diverged(self._as_scaled(case))
         wrong |= verdict.status is Status.DIVERGES
         return self._keep(call, recorded, wrong=wrong, pending=(), lost=own, overflowed=overflows)
 
@@ -134,7 +135,7 @@ class Replay(Probe):
         difference = against(computed)
         if not pending and floor < difference.error <= DOUBTFUL * floor:
             # Perhaps it is ours: float32 sums of large terms err as well.
-            difference = against(call.compute(self.arithmetic.exact))
+            difference = against(self._computed(call, self.arithmetic.exact))
         segment = tuple(str(Site(d.call.step, d.call.layer, d.call.point)) for d in pending)
         if difference.error <= floor:
             status = Status.INHERITS if wrong else Status.AGREES
@@ -160,6 +161,27 @@ class Replay(Probe):
             segment=segment,
         )
 
+    def _computed(self, call: Call, arithmetic: Arithmetic) -> Array:
+        """What a call gives; scores of a scaled Q are computed of that, and divided by the scale."""
+        query = self._scaled_query(call)
+        if query is None:
+            return call.compute(arithmetic)
+        computed = replace(call, inputs=(query, *call.inputs[1:])).compute(arithmetic)
+        return np.asarray(computed / computed.dtype.type(query.shape[-1] ** -0.5))
+
+    def _scaled_query(self, call: Call) -> Array | None:
+        known = self._query if call.point == "kq" else None
+        return known[1] if known is not None and call.inputs[0] is known[0] else None
+
+    def _as_scaled(self, case: Case) -> Case:
+        """A case of scores as the candidate computes them: of a scaled Q."""
+        query = self._scaled_query(case.call)
+        if query is None:
+            return case
+        call = replace(case.call, inputs=(query, *case.call.inputs[1:]))
+        recorded, computed = (x * x.dtype.type(query.shape[-1] ** -0.5) for x in (case.recorded, case.computed))
+        return replace(case, call=call, recorded=recorded, computed=computed)
+
     def _is_normed(self, site: Site, recorded: Array) -> bool:
         """Whether a layer's output is the candidate's own final norm under another name."""
         if site.point != "l_out":
@@ -175,6 +197,9 @@ class Replay(Probe):
     ) -> Array:
         cached = call.point in ("k_cache", "v_cache")
         self._origins[id(value)] = _Origin(value, wrong, pending, cached, lost, overflowed)
+        query = self.alignment.scaled_query(self.trace, Site(call.step, call.layer, call.point), value)
+        if query is not None:
+            self._query = value, query
         return value
 
 
