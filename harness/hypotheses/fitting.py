@@ -62,7 +62,7 @@ def numbers(
 
     def ways(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, float]]:
         excluded = list(without(call, scene))
-        tried = [v for v in dict.fromkeys(listed(call, scene)) if not _among(v, excluded)]
+        tried = [v for v in dict.fromkeys(listed(call, scene)) if not _among(v, 0.0, excluded)]
         begin = tried
         if observed is not None and scene.later is None:
             call, observed = _recorded(call, observed)
@@ -72,7 +72,9 @@ def numbers(
             if starts is not None and scene.later is None:
                 begin = list(starts(call, scene, observed))
             fitted = fit.best(begin)
-        if fitted is not None and not _among(fitted[0], excluded):
+        if fitted is not None and _among(*fitted, excluded):
+            return  # it is something else, and no other number does better
+        if fitted is not None:
             first = _stated(*fitted, tried, excluded)
             yield {name: first}
             tried = [v for v in tried if v != first]
@@ -93,14 +95,15 @@ def _recorded(call: Call, observed: Array) -> tuple[Call, Array]:
     return replace(call, inputs=inputs), observed[rows]
 
 
-def _among(value: float, excluded: Iterable[float]) -> bool:
-    return any(abs(value - other) <= 1e-3 * max(abs(other), 1e-12) for other in excluded)
+def _among(value: float, error: float, excluded: Iterable[float]) -> bool:
+    """Whether a number is one of those that stand for something else, as far as it is known."""
+    return any(abs(value - other) <= max(error, 1e-3 * abs(other), 1e-15) for other in excluded)
 
 
 def _stated(value: float, error: float, listed: Iterable[float], excluded: Iterable[float]) -> float:
     """The likeliest number that lies within `error` of a fitted one: a listed one, or that of the fewest digits."""
     rounder = (float(f"{value:.{digits}g}") for digits in DIGITS)
-    good = (v for v in (*listed, *rounder) if abs(v - value) <= error and not _among(v, excluded))
+    good = (v for v in (*listed, *rounder) if abs(v - value) <= error and not _among(v, 0.0, excluded))
     return next(good, value)
 
 
@@ -159,17 +162,20 @@ class _Fit:
 
     def _gauss_newton(self, value: float) -> float | None:
         """Least squares over all elements; None where the parameter changes nothing or runs away."""
+        held = False
         for _ in range(STEPS):
             if (sloped := self._slope(value)) is None:
                 return None
             left, slope, power = sloped
             move = float((slope * left).sum()) / power
+            wanted = move
             if value > 0:  # a positive number stays one, and at most halves or doubles
                 move = min(max(move, -value / 2), value)
+            held = move != wanted
             value += move
             if abs(move) <= 1e-9 * abs(value):
                 break
-        return value if np.isfinite(value) else None
+        return value if np.isfinite(value) and not held else None
 
     def _error(self, value: float) -> float:
         """How far off a fitted value may be: some standard errors.

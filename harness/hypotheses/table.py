@@ -17,6 +17,7 @@ _OTHER_POSITION = "run a second decode step (--decode 2), or a prompt of another
 _SEVERAL_TOKENS = (
     "run several tokens in one step: a prompt (--prompt TEXT) or, where its rotation is right, a prompt in two parts"
 )
+_LONG = "run a prompt of thousands of tokens (firstdiff run MODEL --long), in which the slow pairs turn too"
 _OTHER_LENGTH = "run a prompt of another length (--prompt TEXT): padding changes with it, and a sink does not"
 
 EQUIVALENT: Mapping[frozenset[str], str | None] = {
@@ -27,6 +28,10 @@ EQUIVALENT: Mapping[frozenset[str], str | None] = {
         (("weight-transposed", "head-transposed"), None),
         (("weight-swapped", "fused-split"), None),  # gate and up exchanged is [gate; up] split up first
         (("cache-padding", "sink-added"), _OTHER_LENGTH),  # n scores of 0 are one of log(n)
+        (
+            ("rope-partial", "rope-denominator"),
+            _LONG,
+        ),  # of half the dimensions, where 16 bits hold no slow pair's angle
         (("rope-position", "rope-offset"), _OTHER_POSITION),  # of one decode step, these and the next
         (("rope-offset", "rope-none"), _OTHER_POSITION),
         (("rope-scale", "rope-offset"), _OTHER_POSITION),
