@@ -369,23 +369,27 @@
 
   // Going about
 
+  /** The browser tells of a new address later: who presses n twice would go one site on. */
   function open(i) {
     if (i === undefined) return;
-    const hash = `#${encodeURIComponent(nameOf(sites[i]))}`;
-    if (location.hash === hash) visit();
-    else location.hash = hash;
+    location.hash = `#${encodeURIComponent(nameOf(sites[i]))}`;
+    visit();
+  }
+
+  /** The site that the address names. */
+  function addressed() {
+    try {
+      return index.get(decodeURIComponent(location.hash.slice(1)));
+    } catch {
+      return undefined;
+    }
   }
 
   /** Show the site that the address names, and bring it into view. */
   function visit() {
-    let name = location.hash.slice(1);
-    try {
-      name = decodeURIComponent(name);
-    } catch {
-      return;
-    }
-    if (!index.has(name)) return;
-    look(index.get(name));
+    const i = addressed();
+    if (i === undefined) return;
+    look(i);
     byId("site").focus({ preventScroll: true });
     byId("site").scrollTop = 0;
     byId("site").scrollIntoView({ block: "nearest" });
@@ -420,7 +424,7 @@
       if (current) current.focus();
     }
   });
-  addEventListener("hashchange", visit);
+  addEventListener("hashchange", () => addressed() !== shown && visit());
   addEventListener("resize", () => step >= 0 && drawDepth());
 
   if (!sites.length) {
