@@ -51,7 +51,7 @@ class Case:
     half
         Whether `recorded` was stored in f16, and computed in more: beyond its range it is infinite then.
     stored, inputs
-        The floor of what storing takes from the value, and took from its inputs: twice what a rounding makes at most.
+        The floor of what storing takes from the value, and took from its inputs: 2.5 times a rounding at its largest.
     """
 
     site: Site

@@ -1,4 +1,4 @@
-"""Attention and the KV cache gone wrong."""
+"""Attention gone wrong."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.hypotheses.fitting import numbers
-from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_attributes, with_input, with_op
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_attributes, with_op
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import Operation, append, attend, soft_max, visible
+from firstdiff.model.operations import Operation, attend, soft_max, visible
 from firstdiff.model.probe import Call
+
+SOFTMAX = ("kq_soft_max",)
 
 BLIND = ("uniform over all keys", "zeros", "uniform over the right keys")
 """What engines have in a row of the softmax that sees no key, where it is not NaN."""
+
+SOUGHT = 64
+"""Keys up to which every window is tried; of more, the powers of two."""
 
 PADDED = 256  # llama.cpp pads the keys of plain attention to a multiple of it
 
@@ -126,10 +131,6 @@ def _window(call: Call, _scene: Scene, values: Values) -> Call | None:
     return with_op(call, _softmax, window=values["window"]) if values["window"] < call.inputs[0].shape[-1] else None
 
 
-SOUGHT = 64
-"""Keys up to which every window is tried; of more, the powers of two."""
-
-
 def _windows(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
     keys = call.inputs[0].shape[-1]
     if scene.later is not None:  # where it is not seen, it is sought
@@ -223,57 +224,6 @@ def _orders(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict
         yield {"order": "[head, token, head_dim]"}
     yield {"order": "[token, head_dim, head]"}
 
-
-# The cache
-
-
-def _stale(call: Call, _scene: Scene, values: Values) -> Call | None:
-    past, new = call.inputs
-    if past is None:
-        return None
-    row = np.zeros_like(new) if values["row"] == "zeros" else np.repeat(past[-1:], len(new), 0)
-    return with_input(call, 1, row)
-
-
-def _stale_rows(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
-    yield from ({"row": row} for row in ("the one before", "zeros"))
-
-
-def _slotted(past: Array, new: Array, *, slot: int, values: bool = False, arithmetic: Arithmetic) -> Array:
-    """New rows written at another place of the cache, which was made of zeros."""
-    whole = append(past, new, values=values, arithmetic=arithmetic)
-    written = np.concatenate([whole[: len(past)], np.zeros_like(whole[len(past) :])])
-    start = slot if slot >= 0 else len(past) + slot
-    written[start : start + len(new)] = whole[len(past) :]
-    return written
-
-
-def _slot(call: Call, _scene: Scene, values: Values) -> Call | None:
-    past = call.inputs[0]
-    if past is None or len(past) <= abs(values["slot"]):
-        return None
-    return with_op(call, _slotted, slot=values["slot"])
-
-
-def _strided(past: Array | None, new: Array, *, order: str, values: bool = False, arithmetic: Arithmetic) -> Array:
-    tokens, heads, dim = new.shape
-    if order == "[head, token, head_dim]":
-        moved = new.reshape(heads, tokens, dim).transpose(1, 0, 2)
-    else:
-        moved = new.transpose(1, 0, 2).reshape(tokens, heads, dim)
-    return append(past, np.ascontiguousarray(moved), values=values, arithmetic=arithmetic)
-
-
-def _stride(call: Call, _scene: Scene, values: Values) -> Call | None:
-    tokens, heads, _ = call.inputs[1].shape
-    return with_op(call, _strided, order=values["order"]) if tokens > 1 and heads > 1 else None
-
-
-def _strides(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
-    yield from ({"order": order} for order in ("[head, token, head_dim]", "[token, head, head_dim]"))
-
-
-CACHES, SOFTMAX = ("k_cache", "v_cache"), ("kq_soft_max",)
 
 TABLE = (
     Hypothesis(
@@ -419,35 +369,5 @@ TABLE = (
         _orders,
         "heads merged as {order}",
         stage=6,
-    ),
-    Hypothesis(
-        "cache-stale",
-        CACHES,
-        "the new token's row not written to the cache",
-        "write the row before attention reads it",
-        _stale,
-        _stale_rows,
-        "the new token's row not written to the cache: it holds {row}",
-        source="ggml-org/ggml#1497",
-    ),
-    Hypothesis(
-        "cache-slot",
-        CACHES,
-        "the new token's row written at another place of the cache",
-        "write it where the cache ends",
-        _slot,
-        lambda _call, _scene, _observed: ({"slot": slot} for slot in (-1, 0)),
-        "the new token's row written at place {slot} of the cache",
-        source="huggingface/transformers#47708",
-    ),
-    Hypothesis(
-        "cache-stride",
-        CACHES,
-        "heads and tokens exchanged when copied to the cache",
-        "copy by strides: [token, head, head_dim] is not contiguous after a permutation",
-        _stride,
-        _strides,
-        "the cache copied as {order}",
-        source="ggml-org/ggml#1497",
     ),
 )

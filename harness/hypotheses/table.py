@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from firstdiff.hypotheses import attention, blocks, elsewhere, ends, feed_forward, loading, norms, residuals, rope
+from firstdiff.hypotheses import (
+    attention,
+    blocks,
+    elsewhere,
+    ends,
+    feed_forward,
+    kv_cache,
+    loading,
+    norms,
+    residuals,
+    rope,
+)
 from firstdiff.hypotheses.hypothesis import Hypothesis
 
 TABLE: dict[str, Hypothesis] = {
     h.id: h
-    for family in (ends, norms, loading, blocks, rope, attention, residuals, feed_forward, elsewhere)
+    for family in (ends, norms, loading, blocks, rope, attention, kv_cache, residuals, feed_forward, elsewhere)
     for h in family.TABLE
 }
 
@@ -28,10 +39,7 @@ EQUIVALENT: Mapping[frozenset[str], str | None] = {
         (("weight-transposed", "head-transposed"), None),
         (("weight-swapped", "fused-split"), None),  # gate and up exchanged is [gate; up] split up first
         (("cache-padding", "sink-added"), _OTHER_LENGTH),  # n scores of 0 are one of log(n)
-        (
-            ("rope-partial", "rope-denominator"),
-            _LONG,
-        ),  # of half the dimensions, where 16 bits hold no slow pair's angle
+        (("rope-partial", "rope-denominator"), _LONG),  # of half the dimensions: 16 bits hold no slow pair's angle
         (("rope-position", "rope-offset"), _OTHER_POSITION),  # of one decode step, these and the next
         (("rope-offset", "rope-none"), _OTHER_POSITION),
         (("rope-scale", "rope-offset"), _OTHER_POSITION),

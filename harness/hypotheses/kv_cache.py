@@ -1,0 +1,95 @@
+"""The KV cache gone wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_input, with_op
+from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.operations import append
+from firstdiff.model.probe import Call
+
+
+def _stale(call: Call, _scene: Scene, values: Values) -> Call | None:
+    past, new = call.inputs
+    if past is None:
+        return None
+    row = np.zeros_like(new) if values["row"] == "zeros" else np.repeat(past[-1:], len(new), 0)
+    return with_input(call, 1, row)
+
+
+def _stale_rows(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
+    yield from ({"row": row} for row in ("the one before", "zeros"))
+
+
+def _slotted(past: Array, new: Array, *, slot: int, values: bool = False, arithmetic: Arithmetic) -> Array:
+    """New rows written at another place of the cache, which was made of zeros."""
+    whole = append(past, new, values=values, arithmetic=arithmetic)
+    written = np.concatenate([whole[: len(past)], np.zeros_like(whole[len(past) :])])
+    start = slot if slot >= 0 else len(past) + slot
+    written[start : start + len(new)] = whole[len(past) :]
+    return written
+
+
+def _slot(call: Call, _scene: Scene, values: Values) -> Call | None:
+    past = call.inputs[0]
+    if past is None or len(past) <= abs(values["slot"]):
+        return None
+    return with_op(call, _slotted, slot=values["slot"])
+
+
+def _strided(past: Array | None, new: Array, *, order: str, values: bool = False, arithmetic: Arithmetic) -> Array:
+    tokens, heads, dim = new.shape
+    if order == "[head, token, head_dim]":
+        moved = new.reshape(heads, tokens, dim).transpose(1, 0, 2)
+    else:
+        moved = new.transpose(1, 0, 2).reshape(tokens, heads, dim)
+    return append(past, np.ascontiguousarray(moved), values=values, arithmetic=arithmetic)
+
+
+def _stride(call: Call, _scene: Scene, values: Values) -> Call | None:
+    tokens, heads, _ = call.inputs[1].shape
+    return with_op(call, _strided, order=values["order"]) if tokens > 1 and heads > 1 else None
+
+
+def _strides(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
+    yield from ({"order": order} for order in ("[head, token, head_dim]", "[token, head, head_dim]"))
+
+
+CACHES = ("k_cache", "v_cache")
+
+
+TABLE = (
+    Hypothesis(
+        "cache-stale",
+        CACHES,
+        "the new token's row not written to the cache",
+        "write the row before attention reads it",
+        _stale,
+        _stale_rows,
+        "the new token's row not written to the cache: it holds {row}",
+        source="ggml-org/ggml#1497",
+    ),
+    Hypothesis(
+        "cache-slot",
+        CACHES,
+        "the new token's row written at another place of the cache",
+        "write it where the cache ends",
+        _slot,
+        lambda _call, _scene, _observed: ({"slot": slot} for slot in (-1, 0)),
+        "the new token's row written at place {slot} of the cache",
+        source="huggingface/transformers#47708",
+    ),
+    Hypothesis(
+        "cache-stride",
+        CACHES,
+        "heads and tokens exchanged when copied to the cache",
+        "copy by strides: [token, head, head_dim] is not contiguous after a permutation",
+        _stride,
+        _strides,
+        "the cache copied as {order}",
+        source="ggml-org/ggml#1497",
+    ),
+)
