@@ -14,6 +14,7 @@ from typing import Any
 from firstdiff.dumps import Trace
 from firstdiff.dumps.errors import TraceError, shown
 from firstdiff.llamacpp import LlamaCpp
+from firstdiff.model.architecture_names import architecture_named
 from firstdiff.model.engine import Model, StepLike
 from firstdiff.positions import check_positions
 from firstdiff.tokens import check_tokens, checked
@@ -111,7 +112,8 @@ def check_model(model: Model, trace: Trace, *, sha256: str | None = None) -> Mod
         name = model.gguf.path.name
         compare("file", theirs, name, same=isinstance(theirs, str) and theirs.rpartition("/")[2] == name)
     if (theirs := said.get("architecture")) is not None:
-        compare("architecture", theirs, model.architecture, same=theirs == model.architecture)
+        same = isinstance(theirs, str) and architecture_named(theirs) == architecture_named(model.architecture)
+        compare("architecture", theirs, model.architecture, same=same)
     for field, names in NAMES.items():
         ours: float | None = getattr(model.hp, field, None)  # an architecture may not have it
         for name in names:

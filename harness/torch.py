@@ -20,6 +20,7 @@ import numpy.typing as npt
 from firstdiff.dumps import Site, Step, Trace, TraceWriter, open_trace
 from firstdiff.dumps.site import whole_numbers
 from firstdiff.errors import UsageError
+from firstdiff.model.architecture_names import architecture_named
 
 try:
     import torch
@@ -169,7 +170,9 @@ def record(
             "leave decode at 0"
         )
     engine = _engine(model, known=names is None)
-    described = {"class": type(model).__name__, "architecture": _family(model)}
+    family = _family(model)
+    architecture = None if family is None else architecture_named(family)
+    described = {"class": type(model).__name__, "architecture": architecture}
     if out is not None:
         with TraceWriter(out, engine=engine, model=described) as writer:
             _run(model, taps, prompt, decode, writer.step)

@@ -14,6 +14,7 @@ MODULES = {
     "firstdiff.api": 4,
     "firstdiff.dumps.named_array": 1,
     "firstdiff.dumps.site": 1,
+    "firstdiff.model.architecture_names": 1,
     "firstdiff.plot": 2,
 }
 """Modules with examples, and how many docstrings have them at least."""

@@ -77,6 +77,11 @@ def test_what_a_trace_says_of_its_model_agrees_under_every_convention(model: Mod
         assert set(table) < set(check.compared)
 
 
+@pytest.mark.parametrize("name", ["mistral", "mixtral"])
+def test_an_architecture_by_hugging_face_s_name_for_it_agrees(model: Model, name: str) -> None:
+    assert check_model(model, trace_of({"architecture": name})).sentence == "agrees"
+
+
 @pytest.mark.parametrize(
     ("said", "sentence"),
     [
@@ -87,6 +92,8 @@ def test_what_a_trace_says_of_its_model_agrees_under_every_convention(model: Mod
         ({"hyperparameters": {"n_layer": "many"}}, "n_layer is many in the trace and 1 in the file"),
         ({"hyperparameters": {"n_layer": True}}, "n_layer is True in the trace and 1 in the file"),
         ({"architecture": "qwen3"}, "architecture is qwen3 in the trace and llama in the file"),
+        ({"architecture": "gemma3_text"}, "architecture is gemma3_text in the trace and llama in the file"),
+        ({"architecture": ["llama"]}, "architecture is ['llama'] in the trace and llama in the file"),
         ({"file": "another.gguf"}, "file is another.gguf in the trace and model.gguf in the file"),
         ({"sha256": "00ff"}, "sha256 is 00ff in the trace and abcd in the file"),
     ],

@@ -16,10 +16,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import torch
 import transformers
+from gguf.constants import MODEL_ARCH_NAMES
 
 from firstdiff.dumps import Site, Trace, TraceError, open_trace
 from firstdiff.errors import UsageError
 from firstdiff.judge import judge
+from firstdiff.model.architecture_names import OTHER_NAMES
 from firstdiff.model.engine import open_model
 from firstdiff.torch import record
 
@@ -243,6 +245,20 @@ def test_each_family_records_the_points_that_it_has(family: str) -> None:
             assert shapes["kqv_out"] == (t, 64)
             np.testing.assert_allclose(trace[Site(step, layer, "kq_soft_max")].sum(-1), 1, atol=1e-6)
     assert_logits_are_unchanged(model, trace)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_architecture_is_stated_as_gguf_files_name_it(family: str) -> None:
+    stated = record(small(family), [5]).model["architecture"]
+    assert stated == ("llama" if family == "mistral" else family)
+    assert stated in MODEL_ARCH_NAMES.values()
+
+
+def test_every_other_name_of_an_architecture_is_one_that_transformers_or_ollama_uses_and_llama_cpp_does_not() -> None:
+    types, ollama = set(transformers.CONFIG_MAPPING), {"glm4moelite", "gptoss", "qwen25vl"}
+    assert set(OTHER_NAMES) <= types | ollama
+    assert set(OTHER_NAMES.values()) <= set(MODEL_ARCH_NAMES.values())
+    assert not set(OTHER_NAMES) & set(MODEL_ARCH_NAMES.values())
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
