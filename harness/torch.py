@@ -128,7 +128,7 @@ def record(
 
     A model of transformers runs with its eager attention, which computes what its faster ones do, in the open; its
     attention, its mode and its hooks are as before when the run ends, however it ends. Q and K keep the order of
-    dimensions that transformers rotates by halves: the trace says ``"rope_order": "half"``. bfloat16 is widened to
+    dimensions that transformers rotates by halves, which judging finds from the numbers. bfloat16 is widened to
     float32, which is exact; every other dtype is kept.
 
     Parameters
@@ -169,7 +169,7 @@ def record(
             f"{type(model).__name__}.forward takes no 'past_key_values', and decoding goes through the KV cache: "
             "leave decode at 0"
         )
-    engine = _engine(model, known=names is None)
+    engine = _engine(model)
     family = _family(model)
     architecture = None if family is None else architecture_named(family)
     described = {"class": type(model).__name__, "architecture": architecture}
@@ -398,7 +398,7 @@ def _first_parameter(model: Module) -> Tensor:
     return next(model.parameters(), torch.empty(0))
 
 
-def _engine(model: Module, *, known: bool) -> dict[str, Any]:
+def _engine(model: Module) -> dict[str, Any]:
     """What the trace says of the engine."""
     weight = _first_parameter(model)
     dtype = str(weight.dtype).removeprefix("torch.")
@@ -411,6 +411,4 @@ def _engine(model: Module, *, known: bool) -> dict[str, Any]:
     }
     if dtype in ARITHMETIC:
         engine["arithmetic"] = ARITHMETIC[dtype]
-    if known:
-        engine["rope_order"] = "half"
     return engine

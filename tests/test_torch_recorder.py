@@ -123,7 +123,7 @@ def test_shapes_are_those_of_the_design(recorded: Trace) -> None:
 def test_the_trace_says_what_ran(recorded: Trace) -> None:
     version = transformers.__version__
     assert recorded.engine == {
-        "name": "transformers", "version": version, "backend": "cpu/float32", "arithmetic": "f32", "rope_order": "half",
+        "name": "transformers", "version": version, "backend": "cpu/float32", "arithmetic": "f32",
     }  # fmt: skip
     assert recorded.model == {"class": "LlamaForCausalLM", "architecture": "llama"}
     first, *later = recorded.steps
@@ -353,7 +353,6 @@ def test_a_module_of_ones_own_is_recorded_by_a_table_of_names() -> None:
 def test_names_take_the_place_of_a_familys_points() -> None:
     trace = record(small("llama"), [5, 90], decode=1, names={"model.layers.{layer}.mlp": "ffn_out"})
     assert [str(site) for site in trace] == ["ffn_out-0", "ffn_out-1", "ffn_out-0@1", "ffn_out-1@1"]
-    assert "rope_order" not in trace.engine
 
 
 # What is left behind, and what is refused
