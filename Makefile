@@ -28,7 +28,7 @@ help:
 	@echo 'make test    all tests; make test ARGS="-k rope" some of them'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   benchmarks'
-	@echo 'make bench-diagnosis   every hypothesis planted everywhere, clean engines, smallest changes seen: an hour'
+	@echo 'make bench-diagnosis   every hypothesis planted everywhere (half an hour on two cores), clean engines, smallest changes seen'
 	@echo 'make clean   remove what make made, .venv too'
 
 demo: $(VENV)/demo.stamp $(VENV)/package.stamp

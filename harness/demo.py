@@ -9,6 +9,7 @@ from pathlib import Path
 from firstdiff.errors import UsageError
 from firstdiff.folders import make_folder
 from firstdiff.hypotheses import TABLE
+from firstdiff.hypotheses.listing import no_such
 from firstdiff.model.engine import open_model
 from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.progress import QUIET, Progress
@@ -54,7 +55,7 @@ def planted(bug: str, layer: int | None) -> Planted:
         For an id that is not in the table.
     """
     if bug not in TABLE:
-        raise UsageError(f"--bug {bug}: no such bug (there are {', '.join(TABLE)})")
+        raise UsageError(f"--bug {bug:.80}: {no_such(bug)}")
     return Planted(TABLE[bug], layer)
 
 

@@ -193,9 +193,11 @@ class _Reader:
             raise self._wrong(f"limits.allowed is {allowed!r:.60}: give a list of hypotheses (firstdiff demo --list)")
         if allowed:
             from firstdiff.hypotheses import TABLE
+            from firstdiff.hypotheses.listing import no_such
 
             for id_ in allowed:
-                self._one_of("limits.allowed", id_, TABLE)
+                if id_ not in TABLE:
+                    raise self._wrong(f"limits.allowed is {id_!r:.80}: {no_such(id_)}")
         return Limits(
             self._number(given, "floors", 1.0, least=1.0, name="limits.floors") or 1.0,
             self._number(given, "coverage", 0.0, least=0.0, most=1.0, name="limits.coverage") or 0.0,

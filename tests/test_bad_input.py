@@ -333,7 +333,8 @@ def test_what_cannot_be_run_is_refused(
         (["--engine", "llama.cpp:cuda"], 2, ["--engine llama.cpp:cuda", "llama.cpp:cpu"]),
         (["--engine", "reference:q3"], 2, ["--engine reference:q3", "reference:ggml-cpu"]),
         (["--bug", "rope-base"], 2, ["--bug", "not in llama.cpp", "--engine reference"]),
-        (["--engine", "reference", "--bug", "nonsense"], 2, ["--bug nonsense", "rope-base", "norm-eps"]),
+        (["--engine", "reference", "--bug", "rope-bsae"], 2, ["--bug rope-bsae", "did you mean rope-base?"]),
+        (["--engine", "reference", "--bug", "zzz" * 99], 2, ["--bug zzz", "no such bug (firstdiff demo --list"]),
         (["--engine", "reference", "--bug", "rope-base@x"], 2, ["--bug", "'x'"]),
         (["--engine", "reference", "--bug", "rope-base@"], 2, ["--bug", "''"]),
         (["--engine", "reference", "--bug", "rope-base@2"], 2, ["no layer 2", "layers 0 to 1"]),
@@ -350,7 +351,7 @@ def test_what_cannot_be_recorded_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--bug", "nonsense"], ["--bug nonsense", "rope-base", "norm-eps"]),
+        (["--bug", "norm-esp"], ["--bug norm-esp", "did you mean norm-eps? (firstdiff demo --list names all)"]),
         (["--layer", "99"], ["no layer 99", "layers 0 to 1"]),
         (["--layer", "-1"], ["--layer", "'-1'"]),
         (["--bug", "rope-position", "--decode", "0"], ["rope-position", "changes no value"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from firstdiff.cases import Case
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.explain import Fault
 from firstdiff.hypotheses import TABLE, Scene, blocks
+from firstdiff.hypotheses.listing import TOKENS
 from firstdiff.judge import judge
 from firstdiff.model.arithmetic import F64
 from firstdiff.model.engine import Model, open_model
@@ -28,6 +30,7 @@ from firstdiff.separating import separating
 from firstdiff.verdict import Explanation, Verdict
 from firstdiff.weights_check import check_weights
 
+ROOT = Path(__file__).parent.parent
 LAYERS = 6
 PROMPT = [1, *range(70, 110)]
 
@@ -425,9 +428,17 @@ def test_hypotheses_lists_the_table_and_shows_one_in_full(firstdiff: Command) ->
     assert listed.code == 0
     assert all(id_ in listed.out for id_ in TABLE)
     assert "token-double-bos" in listed.out
+    assert f"{len(TABLE)} hypotheses of tensors, and {len(TOKENS)} of tokens." in listed.out
     one = firstdiff("hypotheses", "rope-pairing")
     assert "half-split" in one.out
     assert "kekzl/imp#503" in one.out
+
+
+def test_as_many_hypotheses_are_told_of_as_there_are() -> None:
+    readme, changelog = ((ROOT / name).read_text() for name in ("README.md", "CHANGELOG.md"))
+    for text in (readme, changelog):
+        assert re.findall(r"each of ([\d,]+)\s+hypotheses", text) == [str(len(TABLE))]
+    assert re.findall(r"lists them, and ([\d,]+) of tokens", readme) == [str(len(TOKENS))]
 
 
 def test_a_hypothesis_that_is_none_is_refused(firstdiff: Command) -> None:

@@ -118,7 +118,10 @@ TRACE = MODEL + '[traces]\nt = "t"\n'
         (TRACE + '[limits]\nkl = "x"\n', ("limits.kl is 'x'",)),
         (TRACE + "[limits]\nkl = true\n", ("limits.kl is True",)),
         (TRACE + '[limits]\nallowed = "norm-eps"\n', ("limits.allowed is 'norm-eps'", "a list")),
-        (TRACE + '[limits]\nallowed = ["norm-epz"]\n', ("limits.allowed is 'norm-epz'", "did you mean 'norm-eps'?")),
+        (
+            TRACE + '[limits]\nallowed = ["norm-epz"]\n',
+            ("limits.allowed is 'norm-epz'", "did you mean norm-eps?", "demo --list"),
+        ),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, text: str, words: tuple[str, ...]) -> None:

@@ -25,6 +25,13 @@ TOKENS = {
 TOKENS_FIX = "firstdiff tokens MODEL --prompt TEXT --ids YOURS says which, and what to do"
 
 
+def no_such(id_: str) -> str:
+    """Say that no bug of an id can be planted, which one is probably meant, and what lists them all."""
+    near = difflib.get_close_matches(id_[:80], TABLE, n=1, cutoff=0.5)
+    perhaps = f": did you mean {near[0]}?" if near else ""
+    return f"no such bug{perhaps} (firstdiff demo --list names all)"
+
+
 def listed(id_: str | None = None) -> list[dict[str, Any]]:
     """The hypotheses as plain records, or the one with an id.
 
@@ -67,7 +74,13 @@ def table(rows: list[dict[str, Any]], width: int) -> str:
         wrapped = textwrap.wrap(row["says"], max(20, width - names - 1)) or [""]
         lines.append(f"{row['id']:{names}}{wrapped[0]}")
         lines += [" " * names + line for line in wrapped[1:]]
-    return "\n".join([*lines, "", f"{len(rows)} hypotheses. firstdiff hypotheses ID shows one in full."])
+    return "\n".join([*lines, "", f"{counted(rows)}. firstdiff hypotheses ID shows one in full."])
+
+
+def counted(rows: list[dict[str, Any]]) -> str:
+    """How many of the rows are of tensors, which can be planted, and how many of tokens."""
+    tensors = sum(row["id"] in TABLE for row in rows)
+    return f"{tensors} hypotheses of tensors, and {len(rows) - tensors} of tokens"
 
 
 def one(row: dict[str, Any]) -> str:
