@@ -139,7 +139,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         action="store_true",
         help="write the baselines anew, whatever they were: commit them afterwards",
     )
-    _common(gate)
+    _common(gate, "gate.json")
 
     record = add("record", "Record every intermediate of one engine's run.")
     record.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
@@ -176,25 +176,25 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     explain.add_argument("site", nargs="?", metavar="SITE", help="such as Kcur_rope-3 (default: every explanation)")
     explain.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file of a trace")
     _names(explain)
-    _json(explain)
+    _json(explain, "the explanations")
 
     hypotheses = add("hypotheses", "List the hypotheses: the ways of being wrong that are tried.")
     hypotheses.add_argument("id", nargs="?", metavar="ID", help="one of them, in full")
-    _json(hypotheses)
+    _json(hypotheses, "the hypotheses")
     _add_report(add("report", "Print the report of a verdict.json again, or make its HTML page."))
 
     names = add("names", "Show how the tensors of a trace were understood.")
     names.add_argument("trace", type=Path, metavar="TRACE", help="a dump of any engine")
     names.add_argument("--tokens", type=_ids, metavar="IDS", help="token ids, where the dump has none")
     _names(names)
-    _json(names)
+    _json(names, "every name and how it was understood")
 
     tokens = add("tokens", "Print a text's token ids with their pieces, or compare ids with llama.cpp's.")
     tokens.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
     tokens.add_argument("--prompt", required=True, metavar="TEXT", help="a text, tokenised by llama.cpp")
     tokens.add_argument("--ids", type=_ids, metavar="IDS", help="your engine's token ids, to compare")
     _text(tokens)
-    _json(tokens)
+    _json(tokens, "the ids with their pieces, or the comparison,")
 
     rope = add("rope", "Print the rope table, or the angles that a trace was turned by.")
     rope.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
@@ -202,7 +202,7 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     rope.add_argument("--pairs", type=_ids, metavar="PAIRS", help="which pairs (default: all)")
     rope.add_argument("--trace", type=Path, metavar="TRACE", help="your dump: its angles beside the expected ones")
     rope.add_argument("--layer", type=_count, default=0, metavar="N", help="layer of the trace (default: %(default)s)")
-    _json(rope)
+    _json(rope, "the table, or the fitted angles,")
 
     weights = add("weights", "Print statistics of the file's weights, or compare your engine's with them.")
     weights.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
@@ -210,7 +210,7 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     weights.add_argument(
         "--against", type=Path, metavar="FILE", help="your weights (safetensors), or a trace with weights.safetensors"
     )
-    _json(weights)
+    _json(weights, "the statistics, or the comparison,")
 
     log = add("log", "Hold what an engine printed against the reference.")
     log.add_argument("log", type=Path, metavar="FILE", help="what your engine printed")
@@ -223,7 +223,7 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "--decoded", type=_ids, default=(), metavar="IDS", help="the tokens it decoded, in place of --decode"
     )
     log.add_argument("--patterns", type=Path, metavar="FILE", help="a TOML file with more spellings")
-    _json(log)
+    _json(log, "every observation and what was found of it")
 
     add("doctor", "Check that this installation is sound.")
 
@@ -252,7 +252,7 @@ def _text(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _common(parser: argparse.ArgumentParser) -> None:
+def _common(parser: argparse.ArgumentParser, kept: str = "verdict.json") -> None:
     parser.add_argument(
         "--out",
         type=Path,
@@ -260,7 +260,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
         help="folder for traces and verdict (default: a new one in firstdiff-runs/)",
     )
     _threads(parser)
-    _format(parser)
+    _format(parser, kept)
 
 
 def _html(parser: argparse.ArgumentParser) -> None:
@@ -299,17 +299,17 @@ def _attention(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _format(parser: argparse.ArgumentParser) -> None:
+def _format(parser: argparse.ArgumentParser, kept: str = "verdict.json") -> None:
     parser.add_argument(
         "--format", choices=FORMATS, default="text", help="what is printed, to stdout (default: %(default)s)"
     )
     parser.add_argument(
-        "--json", dest="format", action="store_const", const="json", help="the same as --format json: verdict.json"
+        "--json", dest="format", action="store_const", const="json", help=f"the same as --format json: print {kept}"
     )
 
 
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print verdict.json in place of the report")
+def _json(parser: argparse.ArgumentParser, printed: str) -> None:
+    parser.add_argument("--json", action="store_true", help=f"print {printed} as JSON")
 
 
 def _is_whole(text: str, *, digits: int) -> bool:

@@ -9,6 +9,7 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,45 @@ def test_every_command_has_help(firstdiff: Command, command: str) -> None:
     ran = firstdiff(command, "--help")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith(f"usage: firstdiff {command}")
+
+
+@pytest.fixture
+def gated(model: Path, wrong: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "firstdiff.toml"
+    path.write_text(f'[models]\nm = "{model}"\n[traces]\nt = "{wrong}"\n')
+    return path
+
+
+PRINTED: dict[str, tuple[Sequence[str], str, Callable[[Any], bool]]] = {
+    "run": (["MODEL", "--candidate", "TRACE"], "print verdict.json", lambda x: x["format"] == "firstdiff-verdict"),
+    "demo": (["--model", "MODEL"], "print verdict.json", lambda x: x["format"] == "firstdiff-verdict"),
+    "diff": (["TRACE", "TRACE", "--model", "MODEL"], "print verdict.json", lambda x: x["format"] == "firstdiff-verdict"),
+    "report": (["VERDICT"], "print verdict.json", lambda x: x["format"] == "firstdiff-verdict"),
+    "gate": (["TOML"], "print gate.json", lambda x: x["format"] == "firstdiff-gate"),
+    "explain": (["TRACE", "--model", "MODEL"], "the explanations", lambda x: x[0]["hypothesis"] == "rope-base"),
+    "hypotheses": ([], "the hypotheses", lambda x: "norm-eps" in [h["id"] for h in x]),
+    "names": (["TRACE"], "every name", lambda x: {"name", "point", "layer"} < set(x[0])),
+    "tokens": (["MODEL", "--prompt", "a"], "the ids with their pieces", lambda x: {"ids", "pieces"} < set(x)),
+    "rope": (["MODEL"], "the table", lambda x: {"angles", "cos", "sin"} < set(x)),
+    "weights": (["MODEL"], "the statistics", lambda x: "rms" in x["tensors"][0]),
+    "log": (["LOG", "--model", "MODEL", "--tokens", "1,70"], "every observation", lambda x: "observed" in x),
+}
+"""Arguments of each command, and what it prints with ``--json``: as the help calls it, and as it is."""
+
+
+@pytest.mark.parametrize("command", PRINTED)
+def test_json_is_what_the_help_calls_it(
+    firstdiff: Command, model: Path, wrong: Path, gated: Path, tmp_path: Path, command: str
+) -> None:
+    arguments, called, is_so = PRINTED[command]
+    described = " ".join(firstdiff(command, "--help").out.rpartition(" --json ")[2].split())
+    assert called in described
+    files = {"MODEL": model, "TRACE": wrong, "TOML": gated, "LOG": tmp_path / "log", "VERDICT": tmp_path / "v.json"}
+    files["LOG"].write_text("attn_norm-0: rms 1.0\n")
+    if command == "report":
+        files["VERDICT"].write_text(firstdiff("diff", wrong, wrong, "--model", model, "--json").out)
+    ran = firstdiff(command, *(files.get(a, a) for a in arguments), "--json")
+    assert is_so(strict(ran.out))
 
 
 def test_version_is_that_of_the_package(firstdiff: Command) -> None:
