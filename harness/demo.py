@@ -10,12 +10,13 @@ from firstdiff.errors import UsageError
 from firstdiff.folders import make_folder
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.listing import no_such
+from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.model.engine import open_model
 from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.progress import QUIET, Progress
 from firstdiff.record import Planted
 from firstdiff.run import Input, judge_candidates, record
-from firstdiff.verdict import Verdict
+from firstdiff.verdict import Explanation, Verdict
 
 BUG, LAYER = "rope-base", 17  # the next token stays the same: no look at the text would find it
 QUESTION = "What is the capital of France?"
@@ -32,11 +33,32 @@ class Demo:
 
     @property
     def found(self) -> bool:
-        """Whether the first divergence is one that the plant can make, at its layer."""
+        """Whether the first divergence is where the plant is, and its explanation names what was planted."""
+        return self.missed is None
+
+    @property
+    def missed(self) -> str | None:
+        """Say what is wrong with what was found, and what to do; None where nothing is."""
         first, hypothesis = self.verdict.first, self.planted.hypothesis
-        if first is None or first.point not in hypothesis.points:
-            return False
-        return hypothesis.outside_layers or first.layer == self.planted.layer
+        if first is None:
+            return "it changes less than rounding does: plant it at another layer (--layer 0), or another one (--list)"
+        if first.point not in hypothesis.points or not (hypothesis.outside_layers or first.layer == self.planted.layer):
+            return f"{first.site} is named in its place, which is a fault of firstdiff's: please report it"
+        told = [e for e in self.verdict.explanations if first.site in e.sites]
+        if any(_names(e, hypothesis.id) for e in told):
+            return None
+        others = ", ".join(e.hypothesis for e in told if e.hypothesis is not None)
+        called = f"called {others}" if others else "not explained"
+        return f"{first.site} is located, but {called}, which is a fault of firstdiff's: please report it"
+
+
+def _names(explanation: Explanation, id_: str) -> bool:
+    """Whether an explanation is a hypothesis, one that gives the same numbers, or leaves open which of them it is."""
+    if explanation.hypothesis is None:
+        return False
+    same = {other for pair in EQUIVALENT if id_ in pair for other in pair} | {id_}
+    told = explanation.hypothesis.split(" + ")
+    return same.issuperset(told) or id_ in {tried.hypothesis for tried in explanation.equals}
 
 
 def smollm2() -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -10,6 +9,7 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,15 @@ import builders
 import numpy as np
 import pytest
 from builders import TOKENS, Command, write_model
+from verdicts import explanation, verdict
 
 from firstdiff import demo, run
 from firstdiff.dumps import open_trace
+from firstdiff.hypotheses import TABLE
+from firstdiff.judge import judge
 from firstdiff.llamacpp import LlamaCpp
+from firstdiff.model.engine import open_model
+from firstdiff.verdict import Tried, Verdict
 
 COMMANDS = ("demo", "run", "record", "report", "diff", "doctor")
 
@@ -98,7 +103,7 @@ PRINTED: dict[str, tuple[Sequence[str], str, Callable[[Any], bool]]] = {
     "names": (["TRACE"], "every name", lambda x: {"name", "point", "layer"} < set(x[0])),
     "tokens": (["MODEL", "--prompt", "a"], "the ids with their pieces", lambda x: {"ids", "pieces"} < set(x)),
     "rope": (["MODEL"], "the table", lambda x: {"angles", "cos", "sin"} < set(x)),
-    "weights": (["MODEL"], "the statistics", lambda x: "rms" in x["tensors"][0]),
+    "weights": (["MODEL"], "the statistics", lambda x: "statistics" in x["tensors"][0]),
     "log": (["LOG", "--model", "MODEL", "--tokens", "1,70"], "every observation", lambda x: "observed" in x),
 }
 """Arguments of each command, and what it prints with ``--json``: as the help calls it, and as it is."""
@@ -323,12 +328,42 @@ def test_demo_takes_another_model_and_another_bug(firstdiff: Command, model: Pat
 
 def test_a_demo_that_does_not_find_its_bug_fails(firstdiff: Command, tmp_path: Path) -> None:
     loud = builders.tensor_of("token_embd.weight")
-    loud = dataclasses.replace(loud, raw=(5 * np.frombuffer(loud.raw, np.float32)).tobytes())
+    loud = replace(loud, raw=(5 * np.frombuffer(loud.raw, np.float32)).tobytes())
     model = builders.write_model(tmp_path / "loud.gguf", tensors={"token_embd.weight": loud})
     ran = firstdiff("demo", "--model", model, "--bug", "norm-eps", "--layer", "0")
     assert ran.code == 1
     assert "the planted bug was not found: it changes less than rounding does" in ran.err
     assert ran.err.count("\n") == 1
+
+
+def test_a_demo_whose_bug_is_called_something_else_fails(
+    firstdiff: Command, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without(bug: str) -> Callable[..., list[Verdict]]:
+        table = {id_: h for id_, h in TABLE.items() if id_ != bug}
+        return lambda path, traces, *_, **__: [judge(open_model(path), open_trace(traces[0]), table=table)]
+
+    monkeypatch.setattr(demo, "judge_candidates", without("rope-base"))
+    ran = firstdiff("demo", "--model", model, "--layer", "1")
+    assert ran.code == 1
+    assert ran.err.startswith("firstdiff: the planted bug was not found: Qcur_rope-1 is located, but not explained")
+    assert ran.err.count("\n") == 1
+    monkeypatch.setattr(demo, "judge_candidates", without("weight-transposed"))
+    square = firstdiff("demo", "--model", model, "--bug", "weight-transposed", "--layer", "1")
+    assert (square.code, square.err) == (0, "")  # weight-reinterpreted gives a square weight's numbers
+
+
+def test_an_explanation_names_a_plant_in_three_ways() -> None:
+    def told(hypothesis: str | None, *equals: str) -> demo.Demo:
+        why = replace(explanation(1), hypothesis=hypothesis, equals=tuple(Tried(e, "says", 0.0) for e in equals))
+        return demo.Demo(demo.planted("rope-pairing", 1), Path("m"), True, verdict(bug=1, explanations=(why,)))
+
+    assert told("rope-pairing").found
+    assert told("rope-order", "rope-pairing").found
+    for other in ("rope-base", "rope-pairing + rope-base"):
+        assert f"called {other}, which" in (told(other).missed or "")
+    assert not told(None).found
+    assert demo.Demo(demo.planted("rope-pairing", 0), Path("m"), True, verdict(bug=1)).missed
 
 
 def test_demo_lists_its_bugs(firstdiff: Command) -> None:
