@@ -165,9 +165,11 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """The commands that look at what is there."""
-    diff = add("diff", "Judge one recorded trace, with a second one of the same tokens as a witness.")
+    diff = add("diff", "Judge two recorded traces of the same tokens, the second as witness of the first.")
     diff.add_argument("candidate", type=Path, metavar="TRACE_A", help="the trace to judge")
-    diff.add_argument("witness", type=Path, metavar="TRACE_B", help="the trace beside it")
+    diff.add_argument(
+        "witness", type=Path, metavar="TRACE_B", help="the trace beside it: exit code 1 if either diverges"
+    )
     diff.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file (default: the one that TRACE_A names)")
     _format(diff)
 

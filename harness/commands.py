@@ -188,7 +188,7 @@ def diff(options: argparse.Namespace) -> int:
     """Judge one recorded trace beside another."""
     with watched() as progress:
         verdict = differing.diff(options.candidate, options.witness, options.model, progress=progress)
-    return _report(verdict, options, None) or (1 if verdict.witness and verdict.witness.diverges else 0)
+    return _report(verdict, options, None)
 
 
 def tokens(options: argparse.Namespace) -> int:

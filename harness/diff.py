@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from firstdiff.dumps import Trace, TraceError, open_trace
@@ -14,7 +15,7 @@ from firstdiff.verdict import Verdict
 
 
 def diff(a: Path, b: Path, model: Path | None, *, progress: Progress = QUIET) -> Verdict:
-    """Judge trace `a`, with trace `b` as the witness.
+    """Judge trace `a`, with trace `b` as the witness; the verdict diverges where either does.
 
     Raises
     ------
@@ -29,7 +30,8 @@ def diff(a: Path, b: Path, model: Path | None, *, progress: Progress = QUIET) ->
     for trace in (candidate, witness):
         check_trace(trace, opened, said)
     check_same_tokens(candidate, witness)
-    return judge(opened, candidate, witness=witness, sha256=said["sha256"], progress=progress)
+    verdict = judge(opened, candidate, witness=witness, sha256=said["sha256"], progress=progress)
+    return replace(verdict, witness=replace(verdict.witness, judged_too=True)) if verdict.witness else verdict
 
 
 def named_model(trace: Trace) -> Path:

@@ -172,11 +172,23 @@ class Logits:
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """llama.cpp judged on the same tokens, beside a candidate: whether the reference can be trusted there."""
+    """Another engine judged on the same tokens: whether the reference can be trusted where the candidate diverges.
+
+    Parameters
+    ----------
+    engine
+        Its name; llama.cpp's as a rule.
+    agrees, diverges
+        How many of its sites agree, and those that diverge.
+    judged_too
+        Whether the verdict is about this engine as well as the candidate, as in ``firstdiff diff``: it diverges if
+        either does.
+    """
 
     engine: str
     agrees: int
     diverges: tuple[str, ...]
+    judged_too: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +320,12 @@ class Verdict:
         """``agrees``, ``diverges``, or ``incomparable`` where nothing could be compared: an error, never a pass."""
         if not self.judged:
             return "incomparable"
-        return "diverges" if self.first or self.broken else "agrees"
+        return "diverges" if self.first or self.broken or self.beside else "agrees"
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Sites at which the second of two traces diverges, where both are judged."""
+        return self.witness.diverges if self.witness is not None and self.witness.judged_too else ()
 
     @property
     def exit_code(self) -> int:
@@ -382,7 +399,7 @@ class Verdict:
             "counter_check": None if self.counter_check is None else _checked(self.counter_check),
             "candidate": self.candidate,
             "against": self.against,
-            "witness": None if self.witness is None else asdict(self.witness),
+            "witness": None if self.witness is None else _plain_witness(self.witness),
             "model": self.model,
             "tokens": self.tokens,
             "pieces": self.pieces,
@@ -397,6 +414,11 @@ class Verdict:
         }
         text = json.dumps(strict(record), indent=1, allow_nan=False)
         return text.removesuffix("\n}") + f',\n "details": {{{_details(self.details)}}}\n}}\n'
+
+
+def _plain_witness(witness: Witness) -> dict[str, Any]:
+    """The witness's fields; whether it is judged too is said only where it is."""
+    return {k: v for k, v in asdict(witness).items() if k != "judged_too" or v}
 
 
 def _checked(check: CounterCheck) -> dict[str, Any]:

@@ -32,6 +32,8 @@ def sentences(verdict: Verdict, where: str | None = None) -> list[str]:
     ]
     if verdict.first is not None:
         told = _divergence(verdict, verdict.first, where)
+    elif verdict.judged and verdict.beside:
+        told = [_beside(verdict, where), _agreement(verdict)]
     elif verdict.judged:
         told = [_agreement(verdict)]
     else:
@@ -52,6 +54,7 @@ def _divergence(verdict: Verdict, first: SiteVerdict, where: str | None) -> list
         _earlier(verdict, first),
         _more(verdict.diverging, where),
         _doubt(verdict.witness, first),
+        _beside(verdict, where),
     ]
 
 
@@ -64,7 +67,17 @@ def _agreement(verdict: Verdict) -> str:
         error, floor = apart(worst.local_error, worst.floor)
         largest = f": largest local error {error} ({worst.site}), floor {floor}"
     sites = "The only {} site" if verdict.judged == 1 else f"Every one of the {verdict.judged:,} {{}} sites"
-    return f"{sites.format(kind)}{of} agrees{largest}."
+    trace = " of the first trace" if verdict.beside else ""
+    return f"{sites.format(kind)}{trace}{of} agrees{largest}."
+
+
+def _beside(verdict: Verdict, where: str | None) -> str:
+    """Say where the second of two traces diverges: the verdict is of both."""
+    if not verdict.beside or verdict.witness is None:
+        return ""
+    return (
+        f"The second trace ({verdict.witness.engine}) diverges from the reference at {listed(verdict.beside, where)}."
+    )
 
 
 def _claim(verdict: Verdict) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from firstdiff.hypotheses import TABLE
 from firstdiff.judge import judge
 from firstdiff.llamacpp import LlamaCpp
 from firstdiff.model.engine import open_model
+from firstdiff.reading import read_verdict
 from firstdiff.verdict import Tried, Verdict
 
 COMMANDS = ("demo", "run", "record", "report", "diff", "doctor")
@@ -95,7 +96,11 @@ def gated(model: Path, wrong: Path, tmp_path: Path) -> Path:
 PRINTED: dict[str, tuple[Sequence[str], str, Callable[[Any], bool]]] = {
     "run": (["MODEL", "--candidate", "TRACE"], "print verdict.json", lambda x: x["format"] == "firstdiff-verdict"),
     "demo": (["--model", "MODEL"], "print verdict.json", lambda x: x["format"] == "firstdiff-verdict"),
-    "diff": (["TRACE", "TRACE", "--model", "MODEL"], "print verdict.json", lambda x: x["format"] == "firstdiff-verdict"),
+    "diff": (
+        ["TRACE", "TRACE", "--model", "MODEL"],
+        "print verdict.json",
+        lambda x: x["format"] == "firstdiff-verdict",
+    ),
     "report": (["VERDICT"], "print verdict.json", lambda x: x["format"] == "firstdiff-verdict"),
     "gate": (["TOML"], "print gate.json", lambda x: x["format"] == "firstdiff-gate"),
     "explain": (["TRACE", "--model", "MODEL"], "the explanations", lambda x: x[0]["hypothesis"] == "rope-base"),
@@ -285,7 +290,37 @@ def test_diff_judges_the_first_trace_beside_the_second(firstdiff: Command, model
     assert there.code == 1
     assert strict(there.out)["first"]["site"] == "Qcur_rope-1"
     assert strict(there.out)["against"] == "llama.cpp:cpu"
-    assert firstdiff("diff", "right", wrong, "--model", model).code == 1  # one of them is wrong
+    beside = firstdiff("diff", "right", wrong, "--model", model)
+    assert beside.code == 1  # one of them is wrong
+    said = " ".join(beside.out.split())
+    assert said.startswith("The second trace (reference:f32) diverges from the reference at Qcur_rope-1, Kcur_rope-1, ")
+    assert "sites of the first trace agrees" in said
+
+
+@pytest.mark.parametrize("bugs", [(), ("rope-base@1",), ("gqa-map@0", "rope-base@1")])
+@pytest.mark.parametrize("command", ["run", "diff", "diff beside", "diff itself", "explain", "report"])
+def test_the_exit_code_is_the_one_of_the_verdict(
+    firstdiff: Command, model: Path, tmp_path: Path, command: str, bugs: tuple[str, ...]
+) -> None:
+    record = ("record", model, "--engine", "reference:f32", "--tokens", TOKENS, "--decode", "1", "--out")
+    assert firstdiff(*record, "right").code == 0
+    assert firstdiff(*record, "t", *(x for bug in bugs for x in ("--bug", bug))).code == 0
+    arguments = {
+        "run": ("run", model, "--candidate", "t"),
+        "diff": ("diff", "t", "right", "--model", model),
+        "diff beside": ("diff", "right", "t", "--model", model),
+        "diff itself": ("diff", "t", "t", "--model", model),
+        "explain": ("explain", "v.json"),
+        "report": ("report", "v.json"),
+    }
+    judging = arguments["diff" if command in ("explain", "report") else command]
+    judged = firstdiff(*judging, "--json")
+    kept = tmp_path / "v.json"
+    kept.write_text(judged.out)
+    told = read_verdict(kept)
+    assert judged.code == told.exit_code == (1 if bugs else 0)
+    assert strict(judged.out)["verdict"] == told.verdict
+    assert firstdiff(*arguments[command]).code == told.exit_code
 
 
 def test_diff_finds_the_model_that_the_trace_names(firstdiff: Command, tmp_path: Path) -> None:

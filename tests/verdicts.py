@@ -189,6 +189,7 @@ EVERY_KIND = {
     "wrong": verdict(bug=1),
     "later": verdict(steps=3, sites=tuple(wrong(s) if s.site == "k_cache-1@2" else s for s in sites(2, 3, None))),
     "unexplained": unexplained(),
+    "beside": verdict(witness=Witness("mine", 80, ("Qcur_rope-1", "Kcur_rope-1"), judged_too=True)),
     "incomparable": verdict(
         sites=tuple(replace(s, status=Status.NOT_RECORDED, local_error=None, floor=None) for s in sites(2, 1, None))
     ),
