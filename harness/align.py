@@ -359,6 +359,12 @@ def stated(trace: Trace) -> Alignment:
     return Alignment(layouts)
 
 
+@np.errstate(all="ignore")  # a candidate's NaN and infinities are compared, not warned of
+def aligned(model: Model, trace: Trace) -> Alignment:
+    """Give the layouts that a trace's manifest states, and find those of its other points."""
+    return align(model, trace, stated(trace))
+
+
 def align(model: Model, trace: Trace, given: Alignment) -> Alignment:
     """Find the layout of every point of a trace, from the prompt's step over all layers; a `given` one stays.
 

@@ -204,6 +204,7 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     rope.add_argument("--pairs", type=_ids, metavar="PAIRS", help="which pairs (default: all)")
     rope.add_argument("--trace", type=Path, metavar="TRACE", help="your dump: its angles beside the expected ones")
     rope.add_argument("--layer", type=_count, default=0, metavar="N", help="layer of the trace (default: %(default)s)")
+    _names(rope)
     _json(rope, "the table, or the fitted angles,")
 
     weights = add("weights", "Print statistics of the file's weights, or compare your engine's with them.")

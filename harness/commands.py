@@ -210,6 +210,7 @@ def rope(options: argparse.Namespace) -> int:
             positions=options.positions,
             pairs=options.pairs,
             trace=options.trace,
+            names=options.names,
             layer=options.layer,
         ),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.align import Alignment
+from firstdiff.align import Alignment, aligned
 from firstdiff.dumps import Site, Trace
 from firstdiff.model.engine import Model
 from firstdiff.model.rope import angles
@@ -96,19 +96,20 @@ def fitted_angles(
     Parameters
     ----------
     model, trace
-        The model, and a candidate's trace with points by our names.
+        The model, and a candidate's trace.
     layer, point
         ``Qcur`` or ``Kcur`` at a layer.
     alignment
-        How the trace's tensors are laid out; plainly, if not given.
+        How the trace's tensors are laid out; found as judging finds it, if not given.
 
     Returns
     -------
     None where the trace lacks the point before or after the rotation, or their shapes do not fit.
     """
+    layouts = aligned(model, trace) if alignment is None else alignment
     before, after, positions, steps = [], [], [], []
     for index, step in enumerate(trace.steps):
-        pair = _recorded(model, trace, index, layer, point, alignment or Alignment())
+        pair = _recorded(model, trace, index, layer, point, layouts)
         if pair is not None:
             before.append(pair[0])
             after.append(pair[1])

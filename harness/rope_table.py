@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.align import Alignment
+from firstdiff.align import aligned
 from firstdiff.dumps import Trace, open_trace
 from firstdiff.errors import UsageError
 from firstdiff.model.engine import Model, open_model
@@ -106,9 +106,12 @@ def rope_command(
     positions: Sequence[int] | None = None,
     pairs: Sequence[int] | None = None,
     trace: Path | None = None,
+    names: str | None = None,
     layer: int = 0,
 ) -> tuple[str, dict[str, Any], int]:
     """``firstdiff rope``: the expected table, or the angles of a candidate's trace beside the expected ones.
+
+    Names and layouts of the trace are understood as :func:`firstdiff.run.judge_candidates` understands them.
 
     Returns
     -------
@@ -130,12 +133,12 @@ def rope_command(
     if trace is None:
         table = rope_table(opened, (0, 1, 2) if positions is None else positions)
         return describe(table, pairs), table.plain(pairs), 0
-    fits = fits_of(opened, open_trace(trace), layer)
+    fits = fits_of(opened, open_trace(trace, names=names), layer)
     text = "\n\n".join(describe_fit(fit, positions, pairs) for fit in fits)
     return text, {fit.point: fit.plain() for fit in fits}, 0 if all(fit.agrees for fit in fits) else 1
 
 
-def fits_of(model: Model, trace: Trace, layer: int, alignment: Alignment | None = None) -> tuple[FittedAngles, ...]:
+def fits_of(model: Model, trace: Trace, layer: int) -> tuple[FittedAngles, ...]:
     """The fits of Q and K at one layer.
 
     Raises
@@ -145,6 +148,7 @@ def fits_of(model: Model, trace: Trace, layer: int, alignment: Alignment | None 
     """
     if not 0 <= layer < model.hp.n_layer:
         raise UsageError(f"--layer {layer}: {model.gguf.path.name} has layers 0 to {model.hp.n_layer - 1}")
+    alignment = aligned(model, trace)
     fits = [fitted_angles(model, trace, layer, point, alignment=alignment) for point in ("Qcur", "Kcur")]
     found = tuple(fit for fit in fits if fit is not None)
     if not found:

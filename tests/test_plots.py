@@ -176,6 +176,13 @@ def test_the_angles_of_a_trace_are_fitted(model: Path, trace: Trace) -> None:
     assert "are those that the model's file asks for" in fine.get_suptitle()
 
 
+def test_the_angles_of_a_trace_of_another_layout_are_the_same(model: Path, trace: Trace) -> None:
+    turned = {s: x.transpose(1, 0, 2) if s.point in ("Qcur", "Qcur_rope") else x for s in trace for x in (trace[s],)}
+    other = Trace.from_arrays(trace.steps, turned, engine=trace.engine, model={})
+    wrong, same = (fd.plot.rope_angles(model, trace=t, layer=2).get_suptitle() for t in (trace, other))
+    assert wrong == same
+
+
 def test_similarity_is_one_on_the_diagonal_and_depends_on_the_distance(model: Path) -> None:
     image = fd.plot.rope_similarity(model, positions=range(100, 140)).axes[0].images[0].get_array()
     assert np.allclose(np.diag(image), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from planted import MemoryWriter, synthetic
+from safetensors.numpy import save_file
 
+from firstdiff.cli import main
 from firstdiff.dumps import Trace, TraceWriter
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
@@ -61,12 +64,14 @@ def frequencies(of: Callable[[np.ndarray[Any, Any], int, float], np.ndarray[Any,
     return change
 
 
-def traced(model: Model, change: Change | None, arithmetic: Arithmetic = GGML_CPU, decode: int = 2) -> Trace:
+def traced(
+    model: Model, change: Change | None, arithmetic: Arithmetic = GGML_CPU, decode: int = 2, layer: int | None = None
+) -> Trace:
     writer = MemoryWriter()
     wrong = Hypothesis(
         "wrong", ("Qcur_rope", "Kcur_rope"), "wrong", "right it", lambda call, *_: change and change(call)
     )
-    planted = [Planted(wrong)] if change else []
+    planted = [Planted(wrong, layer)] if change else []
     record_reference(model, TOKENS, writer, arithmetic=arithmetic, decode=decode, planted=planted)
     return writer.trace()
 
@@ -198,6 +203,70 @@ def test_the_command_judges_a_trace(model: Model, tmp_path: Path) -> None:
     assert code == 0
     assert set(plain) == {"Qcur", "Kcur"}
     assert "the model's file asks for" in text
+
+
+def relaid(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return x.transpose(1, 0, 2)  # [head, token, head_dim]
+
+
+def halved(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.concatenate([x[..., 0::2], x[..., 1::2]], -1)  # as before GGUF's conversion
+
+
+DUMPS: dict[str, tuple[Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]], bool, str]] = {
+    "stated": (relaid, True, "{}-{layer}"),
+    "found": (relaid, False, "{}-{layer}"),
+    "in Hugging Face's order": (halved, False, "{}-{layer}"),
+    "by other names": (lambda x: x, False, "mine.{layer}.{}"),
+    "all of it": (lambda x: relaid(halved(x)), False, "mine.{layer}.{}"),
+}
+
+
+def dumped(
+    folder: Path,
+    trace: Trace,
+    relay: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]],
+    name: str,
+    *,
+    stated: bool,
+) -> Path:
+    """A dump of queries and keys around the rotation, laid out and named in another way."""
+    points = ("Qcur", "Kcur", "Qcur_rope", "Kcur_rope")
+    manifest: dict[str, Any] = {"steps": [{"tokens": step.tokens, "positions": step.positions} for step in trace.steps]}
+    if stated:
+        manifest["layouts"] = dict.fromkeys(points, ("head", "token", "head_dim"))
+    folder.mkdir()
+    (folder / "trace.json").write_text(json.dumps(manifest))
+    for index in range(len(trace.steps)):
+        held = {s: np.ascontiguousarray(relay(trace[s])) for s in trace if s.step == index and s.point in points}
+        tensors = {name.format(s.point, layer=s.layer): x for s, x in held.items()}
+        save_file(tensors, folder / f"step-{index:03}.safetensors")
+    (folder.parent / "names.json").write_text(json.dumps({name.format(p, layer="{layer}"): p for p in points}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", DUMPS)
+def test_the_command_understands_a_trace_as_judging_does(tmp_path: Path, kind: str) -> None:
+    model = open_model(synthetic(tmp_path, **SHAPE | {"n_layer": 3}))  # layouts are found where most layers are right
+    relay, stated, name = DUMPS[kind]
+    names = str(tmp_path / "names.json") if name.startswith("mine") else None
+    for folder, change, code, says in (
+        ("right", None, 0, "agrees"),
+        ("wrong", attribute("base", lambda _: 500000.0), 1, "rope-base"),
+    ):
+        trace = dumped(tmp_path / folder, traced(model, change, F32, layer=1), relay, name, stated=stated)
+        _, plain, exit_code = rope_command(model=model.gguf.path, trace=trace, names=names, layer=1)
+        assert {point: fit["id"] for point, fit in plain.items()} == {"Qcur": says, "Kcur": says}
+        assert exit_code == code
+
+
+def test_the_command_takes_names_as_the_others_do(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = dumped(tmp_path / "dump", traced(model, None, F32), relaid, "mine.{layer}.{}", stated=False)
+    command = ["rope", str(model.gguf.path), "--trace", str(trace)]
+    assert main([*command, "--names", str(tmp_path / "names.json")]) == 0
+    assert "Qcur-0 -> Qcur_rope-0: the angles are those" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
