@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from firstdiff.reports.plots import BLUE, ORANGE, Floats, figure
 
 TURN = 2 * np.pi
+LINE = 110  # characters of 10 points: 130 of them fill 9 inches
 LEAST = 0.01  # radians that the colours span at least: below is rounding
 
 
@@ -40,7 +42,7 @@ def fitted(
     _positions(right, positions)
     right.set_xlabel("pair")
     right.set_title("Angles less those asked for")
-    drawn.suptitle(f"{says[:1].upper()}{says[1:]}.", fontsize=10)
+    drawn.suptitle(textwrap.fill(f"{says[:1].upper()}{says[1:]}.", LINE), fontsize=10)
     return drawn
 
 

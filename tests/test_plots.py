@@ -18,6 +18,7 @@ from firstdiff.dumps import Site, Step, Trace
 from firstdiff.errors import UsageError
 from firstdiff.local import free, local
 from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.rope_words import Angles, explained
 from firstdiff.verdict import Status, Verdict
 
 BUG = "rope-base@2"
@@ -79,6 +80,43 @@ def test_a_figure_says_what_it_shows(draw: Draw, model: Path, trace: Trace, righ
     assert all(bar.get_ylabel() for bar in bars)
     legends = [*figure.legends, *(axes.get_legend() for axes in plain if axes.get_legend())]
     assert legends or bars
+
+
+def assert_titles_are_whole(figure: Any) -> None:
+    """No title, legend or label of an axis is cut off by the figure's edge."""
+    figure.draw_without_rendering()
+    texts = [figure._suptitle, figure._supxlabel, *figure.legends]
+    for axes in figure.axes:
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, axes.get_legend()]
+    for text in filter(None, texts):
+        box = text.get_window_extent(figure.canvas.get_renderer())
+        inside = 0 <= box.x0 <= box.x1 <= figure.bbox.x1 and 0 <= box.y0 <= box.y1 <= figure.bbox.y1
+        assert inside or not box.width, (getattr(text, "get_text", lambda: "legend")(), box, figure.bbox)
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_titles_and_labels_lie_within_the_figure(
+    draw: Draw, model: Path, trace: Trace, right: Trace, verdict: Verdict
+) -> None:
+    assert_titles_are_whole(draw(model, trace, right, verdict))
+
+
+def test_the_longest_finding_of_rope_lies_within_the_figure() -> None:
+    from firstdiff.reports import rope_plots
+
+    said = explained(
+        Angles(
+            ratio=1.2 * np.exp(1j * np.outer(np.arange(8), 10000.0 ** (-np.arange(32) / 16))),
+            positions=np.arange(8), steps=np.zeros(8, int), frequencies=10000.0 ** (-np.arange(32) / 32),
+            unfactored=10000.0 ** (-np.arange(32) / 32), base=10000.0, n_embd=2048, magnitude=1.20794, residual=0.0,
+            pairing="half",
+        )
+    )  # fmt: skip
+    assert len(said.says) > 200
+    zero = np.zeros((8, 32))
+    figure = rope_plots.fitted(zero[0] + 1, zero[0] + 1, zero, zero, range(8), layer=17, says=said.says)
+    assert_titles_are_whole(figure)
+    assert " ".join(figure.get_suptitle().split()).lower() == f"{said.says}.".lower()
 
 
 def test_no_figure_touches_pyplot(model: Path) -> None:
