@@ -22,6 +22,7 @@ from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import visible
 from firstdiff.model.probe import Call, Probe
+from firstdiff.model.value import Value
 
 Shape = tuple[int, ...]
 Read = Callable[[Array, Shape], Array | None]
@@ -322,7 +323,7 @@ class _Trial(Probe):
         right = all(min(median(e) for e in errors.values()) <= PLAUSIBLE for errors in keys)
         return right and scaled == sorted(scaled)
 
-    def value(self, call: Call) -> Array:
+    def value(self, call: Call) -> Value:
         """Measure each layout that fits, and go on with the one that fits best here."""
         with np.errstate(all="ignore"):
             computed = call.compute(self.arithmetic)
@@ -338,7 +339,7 @@ class _Trial(Probe):
             self.errors[call.point][index].append(error)
             if best is None or error < BETTER * best[0]:
                 best = error, read
-        return computed if best is None else best[1]
+        return Value(computed if best is None else best[1])
 
 
 def stated(trace: Trace) -> Alignment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,43 +12,15 @@ import numpy.typing as npt
 
 from firstdiff import ggml
 from firstdiff.dumps import Step, TraceWriter
+from firstdiff.dumps.named_array import HEADS
 from firstdiff.llamacpp import PLAIN, Attention, LlamaCpp
+from firstdiff.model.architecture import Nodes
 from firstdiff.model.rounding import turn, turned
 
 Array = npt.NDArray[Any]
 
-# llama.cpp's node, by name and operation -> point. Names alone are no keys: `Qcur-0` is a product, a reshape,
-# a sum with the bias and a rotation in turn. Where two nodes give one point (a product, then its bias) the last holds.
-NODES: dict[tuple[str, str], str] = {
-    ("embd", "GET_ROWS"): "embd",
-    ("attn_norm", "MUL"): "attn_norm",
-    **{(f"{x}cur", op): f"{x}cur" for x in "QKV" for op in ("MUL_MAT", "ADD")},
-    ("Qcur", "ROPE"): "Qcur_rope",
-    ("Kcur", "ROPE"): "Kcur_rope",
-    ("kq", "MUL_MAT"): "kq",
-    ("kq_soft_max", "SOFT_MAX"): "kq_soft_max",
-    ("kqv", "MUL_MAT"): "v_cache",  # its first operand
-    ("kqv_out", "CONT"): "kqv_out",
-    ("kqv_out", "RESHAPE"): "kqv_out",  # of flash attention, which has no node for kq and kq_soft_max
-    ("attn_out", "MUL_MAT"): "attn_out",
-    ("attn_out", "ADD"): "attn_out",
-    ("ffn_inp", "ADD"): "ffn_inp",
-    ("ffn_norm", "MUL"): "ffn_norm",
-    ("ffn_gate", "MUL_MAT"): "ffn_gate",
-    ("ffn_gate_b", "ADD"): "ffn_gate",
-    ("ffn_up", "MUL_MAT"): "ffn_up",
-    ("ffn_up_b", "ADD"): "ffn_up",
-    ("ffn_swiglu", "SWIGLU"): "ffn_swiglu",
-    ("ffn_out", "MUL_MAT"): "ffn_out",
-    ("ffn_out", "ADD"): "ffn_out",
-    ("l_out", "ADD"): "l_out",
-    ("result_norm", "MUL"): "result_norm",
-    ("result_output", "MUL_MAT"): "result_output",
-}
-
-HEADS_OF = {"Qcur": "Qcur_rope", "Kcur": "Kcur_rope", "Vcur": "v_cache"}
-"""Points that llama.cpp has as [token, feature], and those whose heads they share."""
-
+_UNNAMED = re.compile(r"node_[0-9]+")
+_OF_LAYER = re.compile(r"blk\.([0-9]+)\.(.+)")
 
 MOST_SCORES = 1 << 23
 """Scores of one layer and step, 32 MB of float32, beyond which they are not kept: a prompt of 2,048 tokens has 150 MB
@@ -58,19 +31,21 @@ a layer twice. What is made of them, ``kqv_out``, is judged all the same."""
 class Hook:
     """The eval callback: decides which nodes are wanted and copies them out.
 
-    `tensors` holds the current step's, by key (``Kcur_rope-3``), in execution order; `keys` is how many cached
-    positions exist, to which llama.cpp's padded attention tensors are cut. `watch` is called with the suffix of each
-    layer that begins (``-3``).
+    `nodes` says which node is which point. `tensors` holds the current step's, by key (``Kcur_rope-3``), in execution
+    order. `tokens` is how many tokens the step has, and `keys` how many cached positions exist then, to which
+    llama.cpp's padded attention tensors are cut. `watch` is called with the suffix of each layer that begins (``-3``).
     """
 
+    nodes: Nodes
     attention: Attention = PLAIN
+    tokens: int = 0
     keys: int = 0
     watch: Callable[[str], None] = lambda _layer: None
     head_dim: int = field(default=0, init=False)
     tensors: dict[str, Array] = field(default_factory=dict)
     failure: BaseException | None = None
     _layer: str = ""
-    _wanted: dict[tuple[bytes, int], tuple[str, str] | None] = field(default_factory=dict)
+    _wanted: dict[tuple[str, int], tuple[str, str] | None] = field(default_factory=dict)
 
     def __call__(self, address: int, ask: bool, _user: object) -> bool:  # noqa: FBT001 - ggml's signature
         """Answer ggml whether this node is wanted (`ask`), and then, with its data ready, whether to go on."""
@@ -89,10 +64,13 @@ class Hook:
     def _point(self, address: int) -> tuple[str, str] | None:
         """Point and layer suffix of a node (``("kq", "-3")``), None where it is not wanted."""
         tensor = ggml.Tensor.from_address(address)
-        key = (tensor.name, tensor.op)
+        name = tensor.name.decode(errors="replace")
+        if _UNNAMED.fullmatch(name):  # numbered anew in every graph: it goes by the weight that it reads
+            name = _weight(tensor)
+        key = (name, tensor.op)
         if key not in self._wanted:
-            name, dash, layer = tensor.name.decode(errors="replace").partition("-")
-            point = NODES.get((name, ggml.library().ggml_op_desc(address).decode()))
+            name, dash, layer = name.partition("-")
+            point = self.nodes.get((name, ggml.library().ggml_op_desc(address).decode()))
             if dash and not layer.isdecimal():  # "kqv_out-3 (reshaped)", a view of it
                 point = None
             self._wanted[key] = None if point is None else (point, dash + layer)
@@ -118,7 +96,7 @@ class Hook:
             if x.shape[0] * x.shape[1] * self.keys > MOST_SCORES:
                 return
             x = x[:, :, : self.keys]
-        elif x.shape[0] == 1 and point not in ("Qcur_rope", "Kcur_rope"):  # [1, T, n] -> [T, n]
+        elif x.shape[:2] == (1, self.tokens):  # [1, T, n] -> [T, n]
             x = x[0]
         self.tensors[point + layer] = np.ascontiguousarray(x)
 
@@ -134,9 +112,19 @@ class Hook:
         tensors, self.tensors = self.tensors, {}
         for key, x in tensors.items():
             point, dash, layer = key.partition("-")
-            if point in HEADS_OF and (like := tensors.get(HEADS_OF[point] + dash + layer)) is not None:
-                tensors[key] = x.reshape(x.shape[0], *like.shape[1:])
+            cache = tensors.get(("v_cache" if point == "Vcur" else "k_cache") + dash + layer)
+            if point in HEADS and cache is not None:
+                tensors[key] = x.reshape(len(x), -1, cache.shape[-1])
         return tensors
+
+
+def _weight(tensor: ggml.Tensor) -> str:
+    """The weight that a node reads, as a name with its layer (``attn_output.weight-3``); empty for none."""
+    for address in tensor.src[:2]:
+        name = ggml.Tensor.from_address(address).name.decode(errors="replace") if address else ""
+        if (found := _OF_LAYER.fullmatch(name)) is not None:
+            return f"{found[2]}-{found[1]}"
+    return ""
 
 
 def _source(address: int, index: int = 0) -> Array:
@@ -151,6 +139,7 @@ def capture(
     prompt: Sequence[int],
     writer: TraceWriter,
     *,
+    nodes: Nodes,
     decode: int = 0,
     forced: Sequence[Sequence[int]] = (),
     watch: Callable[[int, int | None], None] = lambda _step, _layer: None,
@@ -163,6 +152,8 @@ def capture(
         The open model.
     prompt
         Token ids of step 0.
+    nodes
+        Which of llama.cpp's nodes are which points, as the model's architecture knows.
     writer
         Where each step goes as soon as it is done: what is written stays, whatever happens later.
     decode
@@ -184,7 +175,9 @@ def capture(
     """
     ggml.check_layout()
     hook = Hook(
-        engine.attention, watch=lambda layer: watch(len(logits), int(layer[1:]) if layer[1:].isdecimal() else None)
+        nodes,
+        engine.attention,
+        watch=lambda layer: watch(len(logits), int(layer[1:]) if layer[1:].isdecimal() else None),
     )
     total = len(prompt) + (sum(map(len, forced)) if forced else decode)
     widest = max(map(len, [prompt, *forced]))
@@ -196,7 +189,7 @@ def capture(
             if index == len(steps):
                 steps.append([int(logits[-1][-1].argmax())])
             tokens = steps[index]
-            hook.keys = position + len(tokens)
+            hook.tokens, hook.keys = len(tokens), position + len(tokens)
             logits.append(context.decode(tokens, position))
             writer.step(Step(tuple(tokens), tuple(range(position, position + len(tokens)))), hook.finish())
             position += len(tokens)

@@ -12,9 +12,10 @@ from firstdiff.dumps import Site
 from firstdiff.floors import passed_on
 from firstdiff.measure import axes_of, measure, shown, within_f16
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import linear
+from firstdiff.model.operations import MOVES, linear
 from firstdiff.model.probe import Call
 from firstdiff.model.terms import terms
+from firstdiff.model.value import Value
 
 Alter = Callable[[int, Call], Call | None]
 """Gives a call gone wrong, by its number in the segment (the judged one last) and with the inputs that it then has."""
@@ -25,7 +26,7 @@ class Done:
     """A call that was computed, since its value was not recorded."""
 
     call: Call
-    value: Array
+    value: Value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +67,11 @@ class Case:
     half: bool = False
     stored: float = 0.0
     inputs: float = 0.0
+
+    @property
+    def direct(self) -> bool:
+        """Whether the judged call is the only one since the last recorded values that computes anything."""
+        return all(done.call.op in MOVES for done in self.segment)
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -112,25 +118,19 @@ def rerun(case: Case, arithmetic: Arithmetic, alter: Alter) -> tuple[Array, Call
     -------
     What the judged call then gives, and the judged call itself.
     """
-    new: dict[int, Array] = {}
+    new: dict[Value, Array] = {}
     altered = False
     for number, done in enumerate(case.segment):
-        call = _with_new(done.call, new)
+        call = done.call.with_inputs(new)
         changed = alter(number, call)
         altered |= changed is not None
         if changed is not None or call is not done.call:
-            new[id(done.value)] = computed(changed or call, arithmetic)
-    call = _with_new(case.call, new)
+            new[done.value] = computed(changed or call, arithmetic)
+    call = case.call.with_inputs(new)
     changed = alter(len(case.segment), call)
     if not altered and changed is None:
         return None
     return computed(changed or call, arithmetic), changed or call
-
-
-def _with_new(call: Call, new: dict[int, Array]) -> Call:
-    if not any(id(x) in new for x in call.inputs):
-        return call
-    return replace(call, inputs=tuple(new.get(id(x), x) for x in call.inputs))
 
 
 def computed(call: Call, arithmetic: Arithmetic) -> Array:
@@ -146,7 +146,7 @@ def left(case: Case, arithmetic: Arithmetic, call: Call, given: Array | None = N
     """
     found = residual(case, computed(call, arithmetic) if given is None else given, call, known=known)
     bar = case.bar(arithmetic, call)
-    if not case.segment and bar < found <= DOUBTFUL * bar:
+    if case.direct and bar < found <= DOUBTFUL * bar:
         found = min(found, residual(case, computed(call, arithmetic.exact), call, known=known))
     return found
 

@@ -161,7 +161,7 @@ def _best(case: Case, scene: Scene, hypothesis: Hypothesis, part: Part | None) -
         tried.append(one)
         if best is None or one.residual < best.residual / ALIKE:
             best = one
-            if best.residual <= case.noise and not case.segment:
+            if best.residual <= case.noise and case.direct:
                 break
     if best is None:
         return

@@ -23,6 +23,7 @@ from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
+from firstdiff.model.value import Value
 from firstdiff.replay import Replay
 from firstdiff.separating import separating
 from firstdiff.verdict import CounterCheck, Explanation, SiteVerdict, Status, Tried
@@ -42,6 +43,9 @@ SURELY = 10.0
 SHOWN = 12  # hypotheses with their residuals that an explanation lists
 
 
+Place = tuple[int, int]
+"""The step of a call and its number there."""
+
 _Unexplained = tuple[Case, list[Attempt] | None, tuple[str, ...]]
 """A case, what was tried, None for nothing, and what is found of the difference."""
 
@@ -54,7 +58,7 @@ class _Group:
     faults: list[Attempt]
     tried: list[Attempt]
     cases: list[tuple[Site, float, float]] = field(default_factory=list)  # site, error, floor
-    changed: dict[str, Fault] = field(default_factory=dict)  # at which calls the first fault makes a change
+    changed: dict[Place, Fault] = field(default_factory=dict)  # at which calls the first fault makes a change
 
 
 @dataclass(kw_only=True)
@@ -77,7 +81,7 @@ class Explaining(Replay):
         """What surrounds the call at hand."""
         return Scene(self.model, self.arithmetic, self._lookup)
 
-    def value(self, call: Call) -> Array:
+    def value(self, call: Call) -> Value:
         """Judge the call, and explain it if it diverges."""
         given = super().value(call)
         self._shapes[call.point, call.step] = given.shape
@@ -87,7 +91,7 @@ class Explaining(Replay):
         """Find out why: by what explains another site already, or by trying everything."""
         if str(case.site) not in self.wanted:
             return
-        segment = tuple(done.call.point for done in case.segment)
+        segment = tuple(done.call.point for done in case.segment if done.call.point)
         noise = self.noise.get((case.site.point, segment), self.noise.get((case.site.point, bool(segment)), case.floor))
         case = replace(case, noise=min(noise, case.floor))
         if self._joins(case):
@@ -128,7 +132,7 @@ class Explaining(Replay):
         fault = group.faults[0].fault
         for number, call in enumerate(case.calls):
             if fault.change(number, call, self.scene) is not None:
-                group.changed[str(Site(call.step, call.layer, call.point))] = fault
+                group.changed[(call.step, call.order)] = fault
 
     def _lookup(self, site: Site) -> Array | None:
         shape = self._shapes.get((site.point, site.step))
@@ -139,16 +143,20 @@ class Explaining(Replay):
 class Repaired(Replay):
     """Replays with the faults made in the reference, at the sites where they are."""
 
-    faults: Mapping[str, Fault]
+    faults: Mapping[Place, Fault]
     explaining: Explaining
     _right: Call | None = field(default=None, init=False)
 
-    def value(self, call: Call) -> Array:
+    def value(self, call: Call) -> Value:
         """Judge the call as the candidate seems to have made it."""
         self._right = call
         given = super().value(self._changed(call))
         self.explaining._shapes[call.point, call.step] = given.shape  # noqa: SLF001 - of the same run
         return given
+
+    def silent(self, call: Call) -> Value:
+        """Compute the call as the candidate seems to have made it."""
+        return super().silent(self._changed(call))
 
     def floor(self, calls: Sequence[Call], *, own: float, inputs: float) -> float:
         """At least the floor of the right call: what is made of it may be an operation that floors do not know."""
@@ -157,7 +165,7 @@ class Repaired(Replay):
         return max(super().floor(calls, own=own, inputs=inputs), right)
 
     def _changed(self, call: Call) -> Call:
-        fault = self.faults.get(str(Site(call.step, call.layer, call.point)))
+        fault = self.faults.get((call.step, call.order))
         if fault is None:
             return call
         number = -1 if fault.on is None else fault.on
@@ -270,7 +278,7 @@ def _noise(sites: Sequence[SiteVerdict]) -> dict[tuple[str, Segment], float]:
 
 def _counter_check(model: Model, trace: Trace, probe: Explaining, sites: Sequence[SiteVerdict]) -> CounterCheck | None:
     """Replay with what explains made in the reference; what the reference was not trusted at is not judged again."""
-    faults = {site: fault for group in probe.groups for site, fault in group.changed.items()}
+    faults = {place: fault for group in probe.groups for place, fault in group.changed.items()}
     if not faults:
         return None
     repaired = Repaired(probe.arithmetic, trace, probe.alignment, probe.levels, faults=faults, explaining=probe)

@@ -27,6 +27,7 @@ from firstdiff.model.arithmetic import (
     ggml_cpu,
 )
 from firstdiff.model.operations import (
+    MOVES,
     Operation,
     add,
     append,
@@ -41,6 +42,7 @@ from firstdiff.model.operations import (
 )
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.rounding import BLOCK, QUANTISED, round_to
+from firstdiff.model.value import Value
 
 ROWS = 96
 """Rows of a weight that are tried: an error is told from another one by far fewer results than a product has."""
@@ -116,6 +118,17 @@ class Trial:
     rests: dict[str, float]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Own(Value):
+    """A value that the candidate recorded.
+
+    `lost` is the relative error that storing it may have caused; `scaled` is a query as the candidate scales it.
+    """
+
+    lost: float
+    scaled: Array | None = None
+
+
 @dataclass
 class Trials(Probe):
     """Tries every option at each site of the first step, and of the cache at every site.
@@ -126,40 +139,44 @@ class Trials(Probe):
     trace: Trace
     alignment: Alignment
     found: dict[str, list[Trial]] = field(default_factory=dict, init=False)
-    _own: dict[int, tuple[Array, float]] = field(default_factory=dict, init=False)
     _pending: dict[str, Call] = field(default_factory=dict, init=False)
-    _query: tuple[Array, Array] | None = field(default=None, init=False)  # and as the candidate scales it
 
-    def value(self, call: Call) -> Array:
+    def silent(self, call: Call) -> Value:
+        """Compute what nobody records. Moved numbers of the candidate's are still its own."""
+        computed = call.compute(self.arithmetic)
+        own = [s for s in call.sources if isinstance(s, Own)]
+        if call.op in MOVES and own and all(isinstance(s, Own) for s in call.sources if s is not None):
+            return Own(computed, max(s.lost for s in own))
+        return Value(computed)
+
+    def value(self, call: Call) -> Value:
         """Try what can be tried of this call, and return the candidate's value, or a computed one."""
         site = Site(call.step, call.layer, call.point)
         whole = self._recorded(site, _shape(call))
-        inputs = [x for x in call.inputs if isinstance(x, np.ndarray)]
-        own = all(id(x) in self._own for x in inputs) and bool(inputs)
+        inputs = [s for s in call.sources if s is not None]
+        own = all(isinstance(s, Own) for s in inputs) and bool(inputs)
         if whole is None:
             with np.errstate(all="ignore"):
                 computed = call.compute(self.arithmetic)
             self._pending[call.point] = call if own or call.op is soft_max else replace(call, inputs=())
             recorded, _ = self.alignment.read(self.trace, site, computed)  # the last token's row, say
-            return computed if recorded is None else recorded
-        lost = max((self._own[id(x)][1] for x in inputs if id(x) in self._own), default=0.0)
+            return Value(computed if recorded is None else recorded)
+        lost = max((s.lost for s in inputs if isinstance(s, Own)), default=0.0)
         if group_of(call) is not None and (call.step == 0 or call.op is append):
             calls = (call,) if own else self._flash(call)
             if calls:
                 self._try(site, *self._as_scaled(calls, whole), lost)
         dtype = self.alignment.dtype(self.trace, site)
-        self._own[id(whole)] = whole, floors.stored(F32, call, dtype, whole)
-        query = self.alignment.scaled_query(self.trace, site, whole)
-        if query is not None:
-            self._query = whole, query
-        return whole
+        scaled = self.alignment.scaled_query(self.trace, site, whole)
+        return Own(whole, floors.stored(F32, call, dtype, whole), scaled)
 
     def _as_scaled(self, calls: tuple[Call, ...], whole: Array) -> tuple[tuple[Call, ...], Array]:
         """Scores, and the call, as the candidate computes them: of a scaled Q, which is what it rounds."""
         call = calls[-1]
-        if self._query is None or call.op is not scores or call.inputs[0] is not self._query[0]:
+        source = call.sources[0] if call.op is scores else None
+        query = source.scaled if isinstance(source, Own) else None
+        if query is None:
             return calls, whole
-        query = self._query[1]
         scaled = np.asarray(whole * whole.dtype.type(query.shape[-1] ** -0.5))
         return (replace(call, inputs=(query, *call.inputs[1:])),), scaled
 
@@ -172,7 +189,7 @@ class Trials(Probe):
         held = Site(site.step, site.layer, self._source(site.point))
         if recorded is None or self.trace[held].size < recorded.size:
             return None
-        return np.array(recorded)  # its identity is its own
+        return recorded
 
     def _source(self, point: str) -> str:
         layout = self.alignment.layouts.get(point)
@@ -182,7 +199,7 @@ class Trials(Probe):
         """The calls that flash attention makes one of, where it is judged as one; none where it is not."""
         pending, self._pending = self._pending, {}
         kq, p = pending.get("kq"), pending.get("kq_soft_max")
-        if call.op is not attend or kq is None or p is None or not kq.inputs or id(call.inputs[1]) not in self._own:
+        if call.op is not attend or kq is None or p is None or not kq.inputs or not isinstance(call.sources[1], Own):
             return ()
         if {(c.step, c.layer) for c in (kq, p)} != {(call.step, call.layer)}:
             return ()

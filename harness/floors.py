@@ -9,7 +9,7 @@ import numpy as np
 
 from firstdiff.measure import SMALLEST_F16, axes_of
 from firstdiff.model.arithmetic import BF16, F16, GGML, Arithmetic, Array
-from firstdiff.model.operations import append, attend, linear, rms_norm, rope, scores, soft_max, swiglu, visible
+from firstdiff.model.operations import MOVES, append, attend, linear, rms_norm, rope, scores, soft_max, swiglu, visible
 from firstdiff.model.probe import Call
 
 UNIT = 2.0**-24
@@ -108,6 +108,7 @@ def _largest(x: Array) -> float:
 
 
 def _computed(arithmetic: Arithmetic, calls: Sequence[Call]) -> float:
+    calls = [call for call in calls if call.op not in MOVES] or calls[-1:]
     own = sum(arithmetic.floor + _float32(arithmetic, call) for call in calls)
     if len(calls) == 1:
         return own

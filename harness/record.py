@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ from firstdiff.hypotheses import Hypothesis, Scene, Values
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call, Probe
+from firstdiff.model.value import Value
 from firstdiff.progress import QUIET, Progress
 
 
@@ -33,6 +33,18 @@ class Planted:
         return call.layer is None and self.hypothesis.outside_layers
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Touched(Value):
+    """The value of a silent call that a planted hypothesis changed, and what it would have been."""
+
+    right: Array
+
+
+def _right(call: Call) -> Call:
+    """The call on inputs that no silent call before it has changed; the call itself where none has."""
+    return call.with_inputs({source: source.right for source in call.sources if isinstance(source, Touched)})
+
+
 @dataclass
 class Recording(Probe):
     """Stores every value of a step, with the planted hypotheses in effect.
@@ -46,18 +58,32 @@ class Recording(Probe):
     touched: list[str] = field(default_factory=list, init=False)
     _ways: dict[tuple[str, str], Values] = field(default_factory=dict, init=False)
 
-    def value(self, call: Call) -> Array:
+    def value(self, call: Call) -> Value:
         """Compute the value, wrongly where a plant says so, and keep it."""
         site = Site(call.step, call.layer, call.point)
+        value, touched = self._computed(call)
+        self.tensors[site.key] = value
+        if touched:
+            self.touched.append(str(site))
+        return Value(value)
+
+    def silent(self, call: Call) -> Value:
+        """Compute the value, wrongly where a plant says so; a recorded value that is made of it is touched then."""
+        value, touched = self._computed(call)
+        return Touched(value, _right(call).compute(self.arithmetic)) if touched else Value(value)
+
+    def _computed(self, call: Call) -> tuple[Array, bool]:
+        """The value of a call, and whether plants changed it, here or in a silent call before it."""
         wrong = call
         for plant in self.planted:
             if wrong.op is call.op:  # of an operation that another has replaced, nothing is left to go wrong
                 wrong = self._gone_wrong(plant, wrong) or wrong
-        with np.errstate(all="ignore") if wrong is not call else nullcontext():  # a fault may well overflow
-            value = self.tensors[site.key] = wrong.compute(self.arithmetic)
-            if wrong is not call and not np.array_equal(value, call.compute(self.arithmetic), equal_nan=True):
-                self.touched.append(str(site))
-        return value
+        right = _right(call)
+        if wrong is call and right is call:
+            return call.compute(self.arithmetic), False
+        with np.errstate(all="ignore"):  # a fault may well overflow
+            value = wrong.compute(self.arithmetic)
+            return value, not np.array_equal(value, right.compute(self.arithmetic), equal_nan=True)
 
     def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
         """The call in the plant's own way, or in the first that applied to the point: a faulty engine keeps to one."""

@@ -17,27 +17,68 @@ from firstdiff.dumps import Site, Step, Trace
 from firstdiff.fingerprint import Levels
 from firstdiff.measure import Mask, axes_of, locate, measure, relative, within_f16
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import visible
+from firstdiff.model.operations import MOVES, visible
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.terms import terms
+from firstdiff.model.value import Value
 from firstdiff.verdict import SiteVerdict, Status
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Origin:
-    """Where a value of the forward pass comes from.
+class Traced(Value):
+    """A value of a replay, and where it comes from.
 
-    `wrong` says that something upstream diverges; `pending` are the calls since the last recorded values; `lost` is
-    what the value lost when it was stored in a narrow dtype, `overflowed` that it was stored in f16 as infinity, and
-    computed in more.
+    Parameters
+    ----------
+    wrong
+        Whether something upstream diverges.
+    before
+        The calls between the last recorded values and this one, without its own.
+    call
+        The call that computed it; None where the candidate recorded it.
+    lost
+        The relative error that storing the value in a narrow dtype may have caused.
+    overflowed
+        Whether the candidate stored it in f16 as infinity, and computed in more.
+    scaled
+        A query as the candidate scales it before the scores; None where it does not.
     """
 
-    value: Array  # held, so that its identity stays its own
+    wrong: bool
+    before: tuple[Done, ...] = ()
+    call: Call | None = None
+    lost: float = 0.0
+    overflowed: bool = False
+    scaled: Array | None = None
+
+    @property
+    def pending(self) -> tuple[Done, ...]:
+        """The calls since the last recorded values."""
+        return self.before if self.call is None else (*self.before, Done(self.call, self))
+
+
+@dataclass(frozen=True, slots=True)
+class _Upstream:
+    """What is known of all inputs of a call together: see :class:`Traced`."""
+
     wrong: bool
     pending: tuple[Done, ...]
-    cached: bool
     lost: float
     overflowed: bool
+
+    @classmethod
+    def of(cls, call: Call) -> _Upstream:
+        inputs = [x for x in call.sources if isinstance(x, Traced)]
+        return cls(
+            wrong=any(x.wrong for x in inputs),
+            pending=tuple({done.value: done for x in inputs for done in x.pending}.values()),
+            lost=max((x.lost for x in inputs), default=0.0),
+            overflowed=any(x.overflowed for x in inputs),
+        )
+
+    def computed(self, call: Call, value: Array, scaled: Array | None = None) -> Traced:
+        """The value of a call that the candidate did not record."""
+        return Traced(value, self.wrong, self.pending, call, self.lost, self.overflowed, scaled)
 
 
 @dataclass
@@ -52,35 +93,28 @@ class Replay(Probe):
     levels: Levels = field(default_factory=Levels)
     details: Details | None = None  # where a closer look at each site is wanted
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
-    _origins: dict[int, _Origin] = field(default_factory=dict, init=False)
-    _current: int = field(default=0, init=False)
-    _query: tuple[Array, Array] | None = field(default=None, init=False)  # and as the candidate scales it
 
-    def value(self, call: Call) -> Array:
+    def silent(self, call: Call) -> Value:
+        """Compute what nobody records; it belongs to the segment that it stands in."""
+        with np.errstate(all="ignore"):
+            return _Upstream.of(call).computed(call, call.compute(self.arithmetic))
+
+    def value(self, call: Call) -> Value:
         """Compare the computed value with the candidate's at this site, and return the candidate's."""
         with np.errstate(all="ignore"):  # a candidate's NaN and infinities are judged, not warned of
             computed = self._computed(call, self.arithmetic)
-        if call.step != self._current:
-            self._current = call.step
-            # Of an earlier step, only its cache is read again.
-            self._origins = {k: o for k, o in self._origins.items() if o.cached}
-        upstream = [self._origins[id(x)] for x in call.inputs if id(x) in self._origins]
-        wrong = any(o.wrong for o in upstream)
-        inputs = max((o.lost for o in upstream), default=0.0)
-        overflowed = any(o.overflowed for o in upstream)
-        pending = tuple(dict.fromkeys(done for o in upstream for done in o.pending))
-        unread = (*pending, Done(call, computed))
+        upstream = _Upstream.of(call)
         site = Site(call.step, call.layer, call.point)
         recorded, rows, reason = self.alignment.read_rows(self.trace, site, computed)
         if recorded is None:
             status = Status.NOT_COMPARABLE if reason else Status.NOT_RECORDED
-            self.sites.append(_named(site, call, status, inputs_right=not wrong, reason=reason))
-            return self._keep(call, computed, wrong=wrong, pending=unread, lost=inputs, overflowed=overflowed)
+            self.sites.append(_named(site, call, status, inputs_right=not upstream.wrong, reason=reason))
+            return upstream.computed(call, computed, self.alignment.scaled_query(self.trace, site, computed))
         dtype = self.alignment.dtype(self.trace, site)
         held = recorded if rows is None else recorded[rows[:, 0]]
         own = floors.stored(self.arithmetic, call, dtype, held)
-        calls = (*(done.call for done in pending), call)
-        tight = self.floor(calls, own=own, inputs=inputs)
+        calls = (*(done.call for done in upstream.pending), call)
+        tight = self.floor(calls, own=own, inputs=upstream.lost)
         level = self.levels.floor(calls)
         floor = max(tight, level)
         half = dtype == "f16" and own > 0
@@ -90,29 +124,40 @@ class Replay(Probe):
             recorded = within_f16(recorded, computed, floor)
             raw = np.where(np.isinf(raw), recorded, raw)
         seen = counted(call.point, computed) if rows is None else rows
-        verdict = self._judge(site, call, recorded, computed, wrong=wrong, pending=pending, floor=floor, seen=seen)
+        verdict = self._judge(site, call, recorded, computed, upstream=upstream, floor=floor, seen=seen)
         if level > tight:
             verdict = replace(verdict, tight=tight)
-        if verdict.status is Status.DIVERGES and self._is_normed(site, recorded):
+        diverges = verdict.status is Status.DIVERGES
+        if diverges and self._is_normed(site, recorded):
             reason = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
-            self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))
-            return self._keep(call, computed, wrong=wrong, pending=unread, lost=inputs, overflowed=overflowed)
-        if verdict.status is Status.DIVERGES and overflowed:
+            self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not upstream.wrong, reason=reason))
+            return upstream.computed(call, computed)
+        scaled = self.alignment.scaled_query(self.trace, site, recorded)
+        if diverges and upstream.overflowed:
             reason = "an input was stored in f16 as infinity: what the engine had there is not known"
-            self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not wrong, reason=reason))
-            return self._keep(call, recorded, wrong=wrong, pending=(), lost=own, overflowed=overflows)
+            self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not upstream.wrong, reason=reason))
+            return Traced(recorded, upstream.wrong, lost=own, overflowed=overflows, scaled=scaled)
         self.sites.append(verdict)
         if self.details is not None:
             self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes_of(call.point), seen=seen)
-        if verdict.status is Status.DIVERGES:
-            error = verdict.local_error or 0.0
+        if diverges:
             known = raw if rows is None else np.where(rows, raw, np.float32(np.nan))
             case = Case(
-                site, call, known, computed, error, floor, 0.0, seen, pending, half=half, stored=own, inputs=inputs
+                site,
+                call,
+                known,
+                computed,
+                verdict.local_error or 0.0,
+                floor,
+                0.0,
+                seen,
+                upstream.pending,
+                half=half,
+                stored=own,
+                inputs=upstream.lost,
             )
             self.diverged(self._as_scaled(case))
-        wrong |= verdict.status is Status.DIVERGES
-        return self._keep(call, recorded, wrong=wrong, pending=(), lost=own, overflowed=overflows)
+        return Traced(recorded, upstream.wrong or diverges, lost=own, overflowed=overflows, scaled=scaled)
 
     def floor(self, calls: Sequence[Call], *, own: float, inputs: float) -> float:
         """The floor of a segment, as :func:`firstdiff.floors.floor`."""
@@ -125,27 +170,28 @@ class Replay(Probe):
         recorded: Array,
         computed: Array,
         *,
-        wrong: bool,
-        pending: tuple[Done, ...],
+        upstream: _Upstream,
         floor: float,
         seen: Mask | None,
     ) -> SiteVerdict:
         axes = axes_of(call.point)
         against = partial(measure, recorded, axes=axes, floor=floor, seen=seen, terms=lambda: terms(call))
         difference = against(computed)
-        if not pending and floor < difference.error <= DOUBTFUL * floor:
+        rounding = [done for done in upstream.pending if done.call.op not in MOVES]
+        if not rounding and floor < difference.error <= DOUBTFUL * floor:
             # Perhaps it is ours: float32 sums of large terms err as well.
             difference = against(self._computed(call, self.arithmetic.exact))
-        segment = tuple(str(Site(d.call.step, d.call.layer, d.call.point)) for d in pending)
+        spanned = (done.call for done in upstream.pending)
+        segment = tuple(str(Site(of.step, of.layer, of.point)) for of in spanned if of.point)
         if difference.error <= floor:
-            status = Status.INHERITS if wrong else Status.AGREES
+            status = Status.INHERITS if upstream.wrong else Status.AGREES
             return _named(
                 site,
                 call,
                 status,
                 local_error=difference.error,
                 floor=floor,
-                inputs_right=not wrong,
+                inputs_right=not upstream.wrong,
                 segment=segment,
             )
         return _named(
@@ -157,25 +203,21 @@ class Replay(Probe):
             worst=difference.worst,
             where=locate(recorded, computed, axes=axes, floor=floor, seen=seen),
             not_finite=difference.not_finite,
-            inputs_right=not wrong,
+            inputs_right=not upstream.wrong,
             segment=segment,
         )
 
     def _computed(self, call: Call, arithmetic: Arithmetic) -> Array:
         """What a call gives; scores of a scaled Q are computed of that, and divided by the scale."""
-        query = self._scaled_query(call)
+        query = _scaled_query(call)
         if query is None:
             return call.compute(arithmetic)
         computed = replace(call, inputs=(query, *call.inputs[1:])).compute(arithmetic)
         return np.asarray(computed / computed.dtype.type(query.shape[-1] ** -0.5))
 
-    def _scaled_query(self, call: Call) -> Array | None:
-        known = self._query if call.point == "kq" else None
-        return known[1] if known is not None and call.inputs[0] is known[0] else None
-
     def _as_scaled(self, case: Case) -> Case:
         """A case of scores as the candidate computes them: of a scaled Q."""
-        query = self._scaled_query(case.call)
+        query = _scaled_query(case.call)
         if query is None:
             return case
         call = replace(case.call, inputs=(query, *case.call.inputs[1:]))
@@ -192,15 +234,11 @@ class Replay(Probe):
     def diverged(self, case: Case) -> None:
         """Take note of a site that diverges. What is made of it is the business of an explaining replay."""
 
-    def _keep(
-        self, call: Call, value: Array, *, wrong: bool, pending: tuple[Done, ...], lost: float, overflowed: bool
-    ) -> Array:
-        cached = call.point in ("k_cache", "v_cache")
-        self._origins[id(value)] = _Origin(value, wrong, pending, cached, lost, overflowed)
-        query = self.alignment.scaled_query(self.trace, Site(call.step, call.layer, call.point), value)
-        if query is not None:
-            self._query = value, query
-        return value
+
+def _scaled_query(call: Call) -> Array | None:
+    """The query of a call of scores as the candidate scales it; None for any other call."""
+    source = call.sources[0] if call.point == "kq" and call.sources else None
+    return source.scaled if isinstance(source, Traced) else None
 
 
 @dataclass
@@ -220,7 +258,7 @@ class Drift(Probe):
         steps = self.trace.steps
         return Step(tuple(t for s in steps for t in s.tokens), tuple(p for s in steps for p in s.positions))
 
-    def value(self, call: Call) -> Array:
+    def value(self, call: Call) -> Value:
         """Compute, compare each step's part, and go on with the computed value."""
         computed = call.compute(self.arithmetic)
         stop = 0
@@ -231,7 +269,7 @@ class Drift(Probe):
             if recorded is not None:
                 seen = counted(call.point, own) if rows is None else rows
                 self.drifts[str(site)] = relative(recorded, own, seen)
-        return computed
+        return Value(computed)
 
 
 def _of_step(point: str, computed: Array, start: int, stop: int) -> Array:

@@ -144,7 +144,7 @@ def record_llama(
         }
         with TraceWriter(out, engine=said_engine, model=said or identity(model)) as writer:
             watch = progress.layers(model.hp.n_layer, max(1 + decode, len(steps)))
-            worst = capture(engine, steps[0], writer, decode=decode, forced=steps[1:], watch=watch)
+            worst = capture(engine, steps[0], writer, nodes=model.nodes, decode=decode, forced=steps[1:], watch=watch)
         pieces = tuple(engine.piece(t) for t in steps[0])
     notes = () if worst == 0 else (_changed(worst),)
     return open_trace(out), notes, pieces

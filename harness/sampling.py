@@ -6,11 +6,9 @@ values. No tensor outlives its use: of each site only a sample is kept.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +16,7 @@ import numpy.typing as npt
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import soft_max, visible
 from firstdiff.model.probe import Call, Probe
+from firstdiff.model.value import Value
 
 SCORES = ("kq", "kq_soft_max")  # [head, query, key]: their tokens are axis 1, and some entries are hidden
 
@@ -75,6 +74,18 @@ class View:
 Place = tuple[int, int | None, str]  # step, layer, point
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Twins(Value):
+    """A value, and the same in the other arithmetic."""
+
+    twin: Array
+
+
+def _twin(call: Call) -> Call:
+    """The call on the twins of its inputs."""
+    return call.with_inputs({source: source.twin for source in call.sources if isinstance(source, Twins)})
+
+
 @dataclass
 class Sampling(Probe):
     """Runs freely in one arithmetic with a twin in another, and keeps samples of the sites that are wanted.
@@ -105,14 +116,17 @@ class Sampling(Probe):
     order: dict[tuple[int | None, str], int] = field(default_factory=dict, init=False)
     scale: float = field(default=1.0, init=False)
     rivals: dict[int, tuple[int, int]] = field(default_factory=dict, init=False)
-    _twins: dict[int, tuple[weakref.ref[Any], Array]] = field(default_factory=dict, init=False)
 
-    def value(self, call: Call) -> Array:
+    def silent(self, call: Call) -> Value:
+        """Compute the value in both arithmetics."""
+        with np.errstate(all="ignore"):
+            return Twins(call.compute(self.arithmetic), _twin(call).compute(self.twin))
+
+    def value(self, call: Call) -> Value:
         """Compute the value in both arithmetics, sample it, and go on with the first."""
         with np.errstate(all="ignore"):
             value = call.compute(self.arithmetic)
-            other = replace(call, inputs=tuple(map(self._twin, call.inputs))).compute(self.twin)
-        self._twins[id(value)] = weakref.ref(value, partial(self._forget, id(value))), other
+            other = _twin(call).compute(self.twin)
         self.order.setdefault((call.layer, call.point), len(self.order))
         if call.point == "result_output" and (rival := _rival(value[-1], other[-1])) is not None:
             self.rivals[call.step] = int(value[-1].argmax()), rival
@@ -120,14 +134,7 @@ class Sampling(Probe):
             self.scale = float(call.attributes["scale"])
         if (call.layer, call.point) in self.wanted:
             self.samples[call.step, call.layer, call.point] = dict(self._sampled(call, value, other))
-        return value
-
-    def _twin(self, x: Any) -> Any:  # noqa: ANN401 - any input of an operation
-        known = self._twins.get(id(x))
-        return known[1] if known is not None and known[0]() is x else x
-
-    def _forget(self, key: int, _: object) -> None:
-        self._twins.pop(key, None)
+        return Twins(value, other)
 
     def _sampled(self, call: Call, value: Array, other: Array) -> Iterator[tuple[View, Sample]]:
         """A sample of every view of a site that may be asked for."""

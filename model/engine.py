@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Protocol
 
-from firstdiff.model import llama
+from firstdiff.model import llama, qwen2, qwen3
+from firstdiff.model.architecture import Architecture, Hyperparameters, Nodes, Rotation, Tensor
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.errors import ModelError, quoted
 from firstdiff.model.fields import NOT_WHOLE, Fields
@@ -17,7 +17,7 @@ from firstdiff.model.probe import Probe
 from firstdiff.model.quants import SUPPORTED
 from firstdiff.model.weights import Weights
 
-ARCHITECTURES: dict[str, ModuleType] = {"llama": llama}
+ARCHITECTURES: dict[str, Architecture] = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3}
 
 # Tables of cos and sin that old converters wrote and no engine reads (llama.cpp skips them too).
 UNREAD = (
@@ -43,8 +43,18 @@ class Model:
 
     gguf: GGUF
     architecture: str
-    hp: Any
+    hp: Hyperparameters
     weights: Weights
+
+    @property
+    def rotation(self) -> Rotation | None:
+        """How queries and keys are rotated; None where they are not."""
+        return ARCHITECTURES[self.architecture].rotation(self.hp)
+
+    @property
+    def nodes(self) -> Nodes:
+        """llama.cpp's nodes, and which points they are."""
+        return ARCHITECTURES[self.architecture].NODES
 
     def forward(self, steps: Sequence[StepLike], probe: Probe) -> Iterator[Array]:
         """Run the steps one after another through a KV cache, yielding logits [T, n_vocab] of each.
@@ -55,7 +65,7 @@ class Model:
         cache = architecture.Cache()
         for index, step in enumerate(steps):
             probe.step, probe.layer = index, None
-            yield architecture.forward(probe, step.tokens, step.positions, self.weights, self.hp, cache)
+            yield architecture.forward(probe, step.tokens, step.positions, self.weights, self.hp, cache).array
 
     def check_tokens(self, tokens: Sequence[int], *, decode: int = 0) -> None:
         """Refuse tokens that the model cannot run, with `decode` more to come.
@@ -103,7 +113,7 @@ def open_model(path: str | PathLike[str]) -> Model:
     return Model(gguf, name, hp, Weights(gguf))
 
 
-def _check_tensors(gguf: GGUF, expected: Iterator[tuple[str, tuple[int, ...], bool]]) -> None:
+def _check_tensors(gguf: GGUF, expected: Iterator[Tensor]) -> None:
     known = set()
     for name, shape, required in expected:
         known.add(name)

@@ -170,3 +170,18 @@ def swiglu(gate: Array, up: Array, *, arithmetic: Arithmetic) -> Array:
     with np.errstate(over="ignore"):  # exp of a large negative gate is infinite, and the quotient rightly 0
         active: Array = gate / (1 + np.exp(-gate))
     return arithmetic.keep(active) * arithmetic.widen(up)
+
+
+def columns(x: Array, *, start: int, stop: int, heads: int | None = None, arithmetic: Arithmetic) -> Array:
+    """Some columns of a product, [T, n] -> [T, stop - start], or [T, heads, D] (``ggml_view_2d``, ``ggml_view_3d``)."""
+    y = arithmetic.widen(x)[:, start:stop]
+    return np.ascontiguousarray(y if heads is None else y.reshape(len(y), heads, -1))
+
+
+def gather(x: Array, rows: Array, *, arithmetic: Arithmetic) -> Array:
+    """Rows of a value by number, [T, ...] and [n] -> [n, ...] (``ggml_get_rows``)."""
+    return arithmetic.widen(x)[np.asarray(rows, np.int64)]
+
+
+MOVES: frozenset[Operation] = frozenset((columns, gather))
+"""Operations that only move numbers: they round nothing, so a segment is no less exact for them."""

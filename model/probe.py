@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import Operation
+from firstdiff.model.value import Value
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """One operation of a forward pass, ready to be run, and to be run again."""
+    """One operation of a forward pass, ready to be run, and to be run again.
+
+    Parameters
+    ----------
+    step, layer
+        Where it stands; no layer for what lies outside the layers.
+    point
+        The name of its result; empty for a silent call, whose result nobody records.
+    op, inputs, attributes
+        What is computed: arrays, weights, tokens and positions, and keywords.
+    sources
+        For each input the value that holds it; None for an input that is not a value of the pass.
+    order
+        How many calls of the step came before it.
+    """
 
     step: int
     layer: int | None
@@ -20,10 +37,19 @@ class Call:
     op: Operation
     inputs: tuple[Any, ...]
     attributes: dict[str, Any]
+    sources: tuple[Value | None, ...] = ()
+    order: int = 0
 
     def compute(self, arithmetic: Arithmetic) -> Array:
         """Run the operation."""
         return arithmetic.keep(self.op(*self.inputs, arithmetic=arithmetic, **self.attributes))
+
+    def with_inputs(self, arrays: dict[Value, Array]) -> Call:
+        """The call with other arrays in the place of some values."""
+        if not any(source in arrays for source in self.sources if source is not None):
+            return self
+        inputs = (x if s is None else arrays.get(s, x) for s, x in zip(self.sources, self.inputs, strict=True))
+        return replace(self, inputs=tuple(inputs))
 
 
 def _unwatched(_step: int, _layer: int | None) -> None:
@@ -34,8 +60,9 @@ def _unwatched(_step: int, _layer: int | None) -> None:
 class Probe:
     """Runs every operation and returns its value. What else a probe does, it does in :meth:`value`.
 
-    An architecture calls it as ``probe("Qcur", linear, h, w["attn_q.weight"], heads=hp.n_head)``.
-    `step` and `layer` are set by who drives the pass; `watch` is called with both whenever they have changed.
+    An architecture calls it as ``probe("Qcur", linear, h, w["attn_q.weight"], heads=hp.n_head)``, and for an operation
+    whose result nobody records (a cut, a gather) with None for the name. `step` and `layer` are set by who drives the
+    pass; `watch` is called with both whenever they have changed.
     """
 
     arithmetic: Arithmetic
@@ -43,14 +70,36 @@ class Probe:
     layer: int | None = field(default=None, init=False)
     watch: Callable[[int, int | None], None] = field(default_factory=lambda: _unwatched, init=False)
     _watched: tuple[int, int | None] | None = field(default=None, init=False)
+    _order: int = field(default=0, init=False)
 
-    def __call__(self, point: str, op: Operation, *inputs: Any, **attributes: Any) -> Array:  # noqa: ANN401 - an operation's own
-        """Run one operation of the forward pass and return the value to go on with."""
+    def __call__(self, point: str | None, op: Operation, *inputs: Any, **attributes: Any) -> Value:  # noqa: ANN401 - an operation's own
+        """Run one operation of the forward pass and return the value to go on with.
+
+        Raises
+        ------
+        TypeError
+            For an input that is an array, and no value that a probe returned.
+        """
         if self._watched != (self.step, self.layer):
+            self._order = 0 if self._watched is None or self._watched[0] != self.step else self._order
             self._watched = self.step, self.layer
             self.watch(self.step, self.layer)
-        return self.value(Call(self.step, self.layer, point, op, inputs, attributes))
+        for index, x in enumerate(inputs):
+            if isinstance(x, np.ndarray):
+                raise TypeError(
+                    f"probe({point!r}, {op.__name__}): input {index} is an array that no probe returned, so nobody "
+                    "knows where it comes from: give a value that a probe returned"
+                )
+        sources = tuple(x if isinstance(x, Value) else None for x in inputs)
+        arrays = tuple(x.array if isinstance(x, Value) else x for x in inputs)
+        call = Call(self.step, self.layer, point or "", op, arrays, attributes, sources, self._order)
+        self._order += 1
+        return self.value(call) if point else self.silent(call)
 
-    def value(self, call: Call) -> Array:
+    def value(self, call: Call) -> Value:
         """Return the value that the forward pass goes on with."""
-        return call.compute(self.arithmetic)
+        return Value(call.compute(self.arithmetic))
+
+    def silent(self, call: Call) -> Value:
+        """Return the value of a call whose result nobody records."""
+        return Value(call.compute(self.arithmetic))

@@ -16,6 +16,7 @@ from firstdiff.model.engine import Model
 from firstdiff.model.operations import attend, linear, rms_norm, scores
 from firstdiff.model.probe import Call
 from firstdiff.model.rounding import round_to
+from firstdiff.model.value import Value
 from firstdiff.model.weights import Weight
 from firstdiff.record import Planted, Recording
 
@@ -33,11 +34,11 @@ class Changed(Recording):
     before: Before = lambda call: call
     after: After = lambda _, y: y
 
-    def value(self, call: Call) -> Floats:
+    def value(self, call: Call) -> Value:
         """Compute, and keep what a changed engine would dump."""
-        y = self.after(call, super().value(self.before(call)))
+        y = self.after(call, super().value(self.before(call)).array)
         self.tensors[Site(call.step, call.layer, call.point).key] = y
-        return y
+        return Value(y)
 
 
 def dump(

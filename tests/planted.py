@@ -17,7 +17,7 @@ from firstdiff.ggml import bindings
 from firstdiff.hypotheses import TABLE
 from firstdiff.llamacpp import PLAIN, Attention, LlamaCpp
 from firstdiff.model.arithmetic import F64, Arithmetic
-from firstdiff.model.engine import Model
+from firstdiff.model.engine import Model, open_model
 from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.record import Planted, record_reference
 from firstdiff.replay import Replay
@@ -99,5 +99,5 @@ def recorded(
         LlamaCpp(path, threads=threads, attention=attention) as llama,
         TraceWriter(out, engine=engine, model={}) as writer,
     ):
-        changed = capture(llama, tokens, writer, decode=decode)
+        changed = capture(llama, tokens, writer, nodes=open_model(path).nodes, decode=decode)
     return open_trace(out), changed

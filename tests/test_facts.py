@@ -16,6 +16,7 @@ from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import embed, linear, rms_norm, rope
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.model.value import Value
 from firstdiff.model.weights import Weight
 
 TOKENS = [504, 3575, 282, 4649, 314, 7042, 28, 284]  # "The capital of France is Paris, and"
@@ -39,11 +40,11 @@ class Recorder(Probe):
         self.values: dict[Site, Array] = {}
         self.change = change
 
-    def value(self, call: Call) -> Array:
+    def value(self, call: Call) -> Value:
         site = call.point, call.layer
         self.calls[site] = call
-        self.values[site] = self.change(call, super().value(call))
-        return self.values[site]
+        self.values[site] = self.change(call, super().value(call).array)
+        return Value(self.values[site])
 
     def local_errors(self, arithmetic: Arithmetic = F64) -> dict[Site, float]:
         """Error of each value against the operation on the inputs that this engine itself had."""

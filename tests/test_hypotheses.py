@@ -19,6 +19,7 @@ from firstdiff.model.arithmetic import F32, F64, Array
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import rope, visible
 from firstdiff.model.probe import Call, Probe
+from firstdiff.model.value import Value
 from firstdiff.record import Planted, record_reference
 from firstdiff.verdict import Explanation
 
@@ -106,7 +107,7 @@ class Trying(Probe):
     tried: set[str] = field(default_factory=set, init=False)
     values: dict[Site, Array] = field(default_factory=dict, init=False)
 
-    def value(self, call: Call) -> Array:
+    def value(self, call: Call) -> Value:
         value = self.values[Site(call.step, call.layer, call.point)] = call.compute(self.arithmetic)
         noisy = value * (1 + 0.1 * np.random.default_rng(0).standard_normal(value.shape)).astype(value.dtype)
         scene = Scene(self.model, self.arithmetic, self.values.get)
@@ -118,7 +119,7 @@ class Trying(Probe):
                     if wrong is not None:
                         wrong.compute(self.arithmetic)
                         self.tried.add(hypothesis.id)
-        return value
+        return Value(value)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from firstdiff.capture import capture
 from firstdiff.dumps import Site, Trace, TraceWriter
 from firstdiff.llamacpp import LlamaCpp
 from firstdiff.model.arithmetic import GGML_CPU
+from firstdiff.model.dense import NODES
 from firstdiff.model.engine import Model, open_model
 from firstdiff.verdict import SiteVerdict, Status
 
@@ -146,7 +147,7 @@ def test_a_failure_inside_the_hook_is_raised_and_earlier_steps_stay(tmp_path: Pa
         pytest.raises(OSError, match="No space left"),
         Full(tmp_path / "trace", engine={"name": "llama.cpp", "arithmetic": "ggml-cpu"}, model={}) as writer,
     ):
-        capture(llama, [1, 5, 9], writer, decode=4)
+        capture(llama, [1, 5, 9], writer, nodes=NODES, decode=4)
     from firstdiff.dumps import open_trace
 
     trace = open_trace(tmp_path / "trace")

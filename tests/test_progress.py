@@ -21,6 +21,7 @@ from firstdiff.dumps import open_trace
 from firstdiff.interruption import held_back, left_in
 from firstdiff.llamacpp import LlamaCpp
 from firstdiff.model.arithmetic import F32
+from firstdiff.model.dense import NODES
 from firstdiff.model.engine import open_model
 from firstdiff.model.probe import Probe
 from firstdiff.progress import QUIET, Progress
@@ -63,7 +64,7 @@ def step_of(tokens: list[int], first: int) -> object:
 def test_llama_cpps_capture_tells_of_every_layer_once(model: Path) -> None:
     seen: list[tuple[int, int | None]] = []
     with LlamaCpp(model) as engine:
-        capture(engine, [1, 70, 71], MemoryWriter(), decode=1, watch=lambda *at: seen.append(at))  # type: ignore[arg-type]
+        capture(engine, [1, 70, 71], MemoryWriter(), nodes=NODES, decode=1, watch=lambda *at: seen.append(at))  # type: ignore[arg-type]
     inside = [(step, layer) for step, layer in seen if layer is not None]
     assert inside == [(step, layer) for step, layer in EVERY if layer is not None]
 
@@ -223,7 +224,7 @@ def test_an_interruption_is_not_lost_in_a_callback_of_c_code(model: Path) -> Non
         os.kill(os.getpid(), signal.SIGINT)
 
     with LlamaCpp(model) as engine, pytest.raises(KeyboardInterrupt):
-        capture(engine, [1, 70], MemoryWriter(), watch=interrupt)  # type: ignore[arg-type]
+        capture(engine, [1, 70], MemoryWriter(), nodes=NODES, watch=interrupt)  # type: ignore[arg-type]
     assert len(seen) == 1  # nothing is copied any more
 
 

@@ -18,6 +18,7 @@ from firstdiff.model.arithmetic import ARITHMETICS, F32, F64, Arithmetic
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import soft_max
 from firstdiff.model.probe import Call
+from firstdiff.model.value import Value
 from firstdiff.record import Planted, Recording
 from firstdiff.reports.terminal import render
 from firstdiff.verdict import Verdict
@@ -42,7 +43,7 @@ class Folding(Recording):
     steps: Sequence[int] = range(9)
     twice: bool = False
 
-    def value(self, call: Call) -> Array:
+    def value(self, call: Call) -> Value:
         if call.layer not in self.layers or call.step not in self.steps:
             return super().value(call)
         if call.op is soft_max and not self.twice:
@@ -50,7 +51,8 @@ class Folding(Recording):
         value = super().value(call)
         if call.point == self.at:
             scale = self.arithmetic.dtype(self.model.hp.head_dim**-0.5)
-            value = self.tensors[Site(call.step, call.layer, call.point).key] = self.arithmetic.keep(value * scale)
+            value = Value(self.arithmetic.keep(value.array * scale))
+            self.tensors[Site(call.step, call.layer, call.point).key] = value.array
         return value
 
 

@@ -161,11 +161,12 @@ def _head_dims(_call: Call, scene: Scene, _observed: Array | None) -> Iterator[d
 
 def _on_v(call: Call, scene: Scene, _values: Values) -> Call | None:
     past, new = call.inputs
-    if call.point != "v_cache":
+    rotation = scene.model.rotation
+    if call.point != "v_cache" or rotation is None:
         return None
     start = 0 if past is None else len(past)
-    turn = {"pairing": "interleaved", "base": scene.model.hp.rope_base, "scale": scene.model.hp.rope_scale}
-    turn["factors"] = scene.model.weights.get("rope_freqs.weight")
+    turn = rotation.attributes
+    turn["factors"] = None if rotation.factors is None else scene.model.weights.get(rotation.factors)
     return with_op(call, _append_turned, positions=range(start, start + len(new)), turn=turn)
 
 

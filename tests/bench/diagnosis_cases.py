@@ -21,6 +21,7 @@ from firstdiff.model.arithmetic import F32, F64
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
 from firstdiff.model.quants import round_bf16
+from firstdiff.model.value import Value
 from firstdiff.record import Planted, Recording
 from firstdiff.replay import counted
 from firstdiff.verdict import Explanation, Status
@@ -54,14 +55,14 @@ class Knowing(Recording):
             self.made.setdefault(plant.hypothesis.id, {})[site] = size
         return wrong
 
-    def value(self, call: Call) -> Array:
+    def value(self, call: Call) -> Value:
         """Record, and measure a change against the right value on the same inputs."""
         before = len(self.touched)
         value = super().value(call)
         if len(self.touched) > before:
             with np.errstate(all="ignore"):
                 right = call.compute(self.arithmetic)
-            self.changes[self.touched[-1]] = _size(call.point, value, right)
+            self.changes[self.touched[-1]] = _size(call.point, value.array, right)
         return value
 
 

@@ -24,10 +24,11 @@ from planted import FILE_TYPES, quantised
 
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.judge import replayed
-from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic, Array
+from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call
 from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.model.value import Value
 from firstdiff.record import Recording
 from firstdiff.verdict import SiteVerdict, Status
 
@@ -84,7 +85,7 @@ class Changed(Recording):
     change: Change
     share: float
 
-    def value(self, call: Call) -> Array:
+    def value(self, call: Call) -> Value:
         """Record the changed call in place of the right one."""
         here = (call.layer, call.point) == (LAYER, self.change.point)
         return super().value(self.change.make(call, self.share) if here else call)
