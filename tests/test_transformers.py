@@ -18,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import torch
 import transformers
+from hugging_face import hugging_face_model
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from firstdiff.model import rope
@@ -116,8 +117,7 @@ def test_a_real_model_decodes_greedily_as_transformers_does(smollm2: Path, loade
     assert_same_logits(logits, through_its_cache(loaded, steps))
 
 
-# Synthetic models: shapes that SmolLM2 has not. Their weights are copied by hand, as transformers' GGUF loader
-# takes no biases, rope scaling or rope factors for a llama.
+# Synthetic models: shapes that SmolLM2 has not.
 
 TOKENS = [1, 60, 270, 300, 33, 383, 260, 261, 60, 0, 299, 150]
 
@@ -137,67 +137,14 @@ SHAPES = {
         n_head_kv=2, head_dim=48, biases=True, rope_base=500.0, rope_scale=0.25, rope_factors=True, seed=1
     ),
 }
-NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-
-
-def by_halves(x: Array, heads: int) -> Array:
-    """Undo what conversion to GGUF does to the rows of Q and K: pairs (2i, 2i + 1) become (i, i + D / 2)."""
-    return x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
-
-
-def copied(model: Model, shape: Llama) -> Any:
-    """Return the model as transformers' Llama."""
-    config = transformers.LlamaConfig(
-        vocab_size=shape.n_vocab,
-        hidden_size=shape.n_embd,
-        intermediate_size=shape.n_ff,
-        num_hidden_layers=shape.n_layer,
-        num_attention_heads=shape.n_head,
-        num_key_value_heads=shape.n_head_kv,
-        head_dim=shape.head_dim,
-        max_position_embeddings=shape.n_ctx,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=shape.tied,
-        attention_bias=shape.biases,
-        mlp_bias=shape.biases,
-        rope_parameters={
-            "rope_type": "linear",
-            "rope_theta": shape.rope_base,
-            "factor": 1 / shape.rope_scale,
-        },
-    )
-    values = {name: np.float32(model.weights[name].values()) for name in model.gguf.tensors}
-    factors = values.pop("rope_freqs.weight", None)
-    state = {"model.embed_tokens.weight": values.pop("token_embd.weight")}
-    state["model.norm.weight"] = values.pop("output_norm.weight")
-    state["lm_head.weight"] = values.pop("output.weight", state["model.embed_tokens.weight"])
-    for name, x in values.items():
-        _, layer, module, kind = name.split(".")
-        heads = {"attn_q": shape.n_head, "attn_k": shape.n_head_kv}.get(module)
-        state[f"model.layers.{layer}.{NAMES[module]}.{kind}"] = x if heads is None else by_halves(x, heads)
-    theirs = transformers.LlamaForCausalLM(config)
-    theirs.load_state_dict({name: torch.tensor(x) for name, x in state.items()})  # strict: every name is met
-    if factors is not None:
-        theirs.model.rotary_emb.inv_freq /= torch.tensor(factors)
-    return theirs.eval()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_synthetic_models_logits_are_those_of_transformers(shape: Llama, tmp_path: Path) -> None:
-    model = open_model(write_llama(tmp_path / "model.gguf", shape))
+    path = write_llama(tmp_path / "model.gguf", shape)
     steps = steps_of(TOKENS, [7, 301, 262, 380])
 
-    assert_same_logits(reference(model, steps), through_its_cache(copied(model, shape), steps))
+    assert_same_logits(reference(open_model(path), steps), through_its_cache(hugging_face_model(path), steps))
 
 
 def test_llama_3s_rope_parameters_turn_by_the_factors_that_conversion_makes_of_them() -> None:
