@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from firstdiff.align import Alignment, aligned
 from firstdiff.dumps import Site, Trace
+from firstdiff.errors import UsageError
+from firstdiff.model.architecture import Rotation
 from firstdiff.model.engine import Model
 from firstdiff.model.rope import angles
 from firstdiff.rope_words import Angles, Finding, explained
@@ -19,7 +21,6 @@ Floats = npt.NDArray[np.float64]
 Complex = npt.NDArray[np.complex128]
 
 PAIRINGS = ("interleaved", "half")
-OWN_PAIRING = "interleaved"  # of the llama architecture (ggml's NORM)
 
 TURNED = 1e-5
 """Residual of the model's own pairing from which another one is thought of: float32 leaves 4e-8."""
@@ -33,8 +34,8 @@ class FittedAngles:
 
     Parameters
     ----------
-    point, layer
-        ``Qcur`` or ``Kcur``, and where.
+    point, before, layer
+        ``Qcur`` or ``Kcur``, the point that is rotated (with a norm, ``Qcur_normed``), and where.
     positions
         Of every token of every step, as the trace states them [T].
     steps
@@ -55,6 +56,7 @@ class FittedAngles:
     """
 
     point: str
+    before: str
     layer: int
     positions: tuple[int, ...]
     steps: tuple[int, ...]
@@ -118,35 +120,37 @@ def fitted_angles(
     if not before:
         return None
     x, y = np.concatenate(before), np.concatenate(after)  # [T, H, D]
+    rotation, turn = turn_of(model)
     fits = {pairing: fit_ratios(x, y, pairing) for pairing in PAIRINGS}
     # Both fit where nothing is turned, at position 0: the other pairing must fit better by far.
-    pairing = "half" if fits["half"][2] < fits[OWN_PAIRING][2] / 2 and fits[OWN_PAIRING][2] > TURNED else OWN_PAIRING
+    right = fits[rotation.pairing][2]
+    pairing = min(PAIRINGS, key=lambda p: fits[p][2])
+    if not (fits[pairing][2] < right / 2 and right > TURNED):
+        pairing = rotation.pairing
     ratio, magnitude, residual = fits[pairing]
-    weight = model.weights.get("rope_freqs.weight")
-    factors = None if weight is None else weight.values()
-    turn = {"base": model.hp.rope_base, "scale": model.hp.rope_scale, "factors": factors}
-    unfactored = angles([1], model.hp.head_dim, base=model.hp.rope_base, scale=model.hp.rope_scale)[0]
+    unfactored = angles([1], rotation.dim, base=rotation.base, scale=rotation.scale)[0]
     measured = Angles(
         ratio=ratio,
         positions=np.array(positions),
         steps=np.array(steps),
-        frequencies=angles([1], model.hp.head_dim, **turn)[0],
+        frequencies=angles([1], rotation.dim, **turn)[0],
         unfactored=unfactored,
-        base=model.hp.rope_base,
+        base=rotation.base,
         n_embd=model.hp.n_embd,
         magnitude=magnitude,
         residual=residual,
-        pairing=None if pairing == OWN_PAIRING else pairing,
+        pairing=None if pairing == rotation.pairing else pairing,
     )
     return FittedAngles(
         point=point,
+        before=rotation.of[f"{point}_rope"],
         layer=layer,
         positions=tuple(positions),
         steps=tuple(steps),
         residuals={p: fits[p][2] for p in PAIRINGS},
         pairing=pairing,
         theta=np.angle(ratio),
-        expected=np.angle(np.exp(1j * angles(positions, model.hp.head_dim, **turn))),
+        expected=np.angle(np.exp(1j * angles(positions, rotation.dim, **turn))),
         magnitude=magnitude,
         finding=explained(measured),
     )
@@ -158,9 +162,26 @@ def _recorded(
     """A step's tensor before and after, [T, H, D] float64."""
     heads = model.hp.n_head if point == "Qcur" else model.hp.n_head_kv
     like = np.zeros((len(trace.steps[step].tokens), heads, model.hp.head_dim), np.float32)
-    before, _ = alignment.read(trace, Site(step, layer, point), like)
-    after, _ = alignment.read(trace, Site(step, layer, point + "_rope"), like)
+    rotated = f"{point}_rope"
+    before, _ = alignment.read(trace, Site(step, layer, turn_of(model)[0].of[rotated]), like)
+    after, _ = alignment.read(trace, Site(step, layer, rotated), like)
     return None if before is None or after is None else (before.astype(np.float64), after.astype(np.float64))
+
+
+def turn_of(model: Model) -> tuple[Rotation, dict[str, Any]]:
+    """How a model rotates, and the base, scale and factors of its angles.
+
+    Raises
+    ------
+    UsageError
+        For a model that does not rotate.
+    """
+    rotation = model.rotation
+    if rotation is None:
+        raise UsageError(f"{model.gguf.path}: the architecture {model.architecture} does not rotate queries and keys")
+    weight = None if rotation.factors is None else model.weights.get(rotation.factors)
+    factors = None if weight is None else weight.values()
+    return rotation, {"base": rotation.base, "scale": rotation.scale, "factors": factors}
 
 
 def fit_ratios(before: npt.NDArray[Any], after: npt.NDArray[Any], pairing: str) -> tuple[Complex, float, float]:
@@ -206,7 +227,7 @@ def describe(fit: FittedAngles, positions: Sequence[int] | None = None, pairs: S
     rows = rows[:SHOWN_POSITIONS] if positions is None else rows
     residuals = ", ".join(f"{p} {r:.2g}" for p, r in fit.residuals.items())
     lines = [
-        f"{fit.point}-{fit.layer} -> {fit.point}_rope-{fit.layer}: {fit.finding.says}.",
+        f"{fit.before}-{fit.layer} -> {fit.point}_rope-{fit.layer}: {fit.finding.says}.",
         f"Pairing {fit.pairing} fits (residuals: {residuals}); lengths times {fit.magnitude:.6g}.",
         "",
         f"{'step':>4} {'position':>8} {'pair':>5} {'expected angle':>15} {'fitted angle':>15} {'difference':>11}",

@@ -15,7 +15,7 @@ from firstdiff.dumps import Trace, open_trace
 from firstdiff.errors import UsageError
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.rope import angles
-from firstdiff.rope_fit import FittedAngles, fitted_angles
+from firstdiff.rope_fit import FittedAngles, fitted_angles, turn_of
 from firstdiff.rope_fit import describe as describe_fit
 
 Floats = npt.NDArray[np.float64]
@@ -67,17 +67,15 @@ class RopeTable:
 
 def rope_table(model: Model, positions: Sequence[int]) -> RopeTable:
     """The angles of every pair of a head at some positions, as the model's file asks for them."""
-    hp, weight = model.hp, model.weights.get("rope_freqs.weight")
-    factors = None if weight is None else weight.values()
-    turn = {"base": hp.rope_base, "scale": hp.rope_scale, "factors": factors}
+    rotation, turn = turn_of(model)
     return RopeTable(
-        head_dim=hp.head_dim,
-        base=hp.rope_base,
-        scale=hp.rope_scale,
-        factors=factors is not None,
+        head_dim=rotation.dim,
+        base=rotation.base,
+        scale=rotation.scale,
+        factors=turn["factors"] is not None,
         positions=tuple(positions),
-        frequencies=angles([1], hp.head_dim, **turn)[0],
-        theta=angles(positions, hp.head_dim, **turn),
+        frequencies=angles([1], rotation.dim, **turn)[0],
+        theta=angles(positions, rotation.dim, **turn),
     )
 
 
