@@ -78,14 +78,15 @@ def read(fields: Fields) -> Hyperparameters:
         rope_base=fields.number("rope.freq_base", 10000.0),
         rope_scale=1.0 / fields.rope_factor(),
     )
+    path, arch = fields.path, fields.architecture
     if n_head % n_head_kv:
         raise ModelError(
-            f"{fields.path}: {n_head} heads ('llama.attention.head_count') cannot share {n_head_kv} KV heads "
-            f"('llama.attention.head_count_kv') evenly: the file is damaged, convert the model again"
+            f"{path}: {n_head} heads ('{arch}.attention.head_count') cannot share {n_head_kv} KV heads "
+            f"('{arch}.attention.head_count_kv') evenly: the file is damaged, convert the model again"
         )
     if head_dim % 2:  # llama.cpp ends the process over it
         raise ModelError(
-            f"{fields.path}: heads have {head_dim} dimensions ('llama.attention.key_length'), which cannot be rotated "
+            f"{path}: heads have {head_dim} dimensions ('{arch}.attention.key_length'), which cannot be rotated "
             "in pairs: the file is damaged, convert the model again"
         )
     fields.require("attention.value_length", head_dim, "the same as attention.key_length")
