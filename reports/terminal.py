@@ -77,6 +77,7 @@ def show_explanations(verdict: Verdict, chosen: Sequence[Explanation], site: str
         told.append([page.text(part) for part in filter(None, [explanations.counter_check(verdict)])])
     if not chosen:
         told = [[page.text(explanations.nothing(verdict, site))]]
+    told.append([page.text(part) for part in filter(None, [words.untried(verdict.failed)])])
     for i, part in enumerate(x for x in told if x):
         if i:
             console.print()
