@@ -9,6 +9,7 @@ from pathlib import Path
 
 from firstdiff import judge as judging
 from firstdiff import run as running
+from firstdiff.blas import one_thread
 from firstdiff.demo import planted
 from firstdiff.diff import check_same_tokens
 from firstdiff.dumps import Site, Trace, open_trace
@@ -81,15 +82,9 @@ def record(
     if out is None:
         out = running.run_folder(path) / engine.replace(":", "-")
     plants = [bug if isinstance(bug, Planted) else _planted(bug) for bug in bugs]
-    return running.record(
-        path,
-        _input(prompt, tokens, chat=chat, decode=decode),
-        Path(out),
-        engine=engine,
-        decode=decode,
-        threads=1,
-        planted=plants,
-    )
+    source = _input(prompt, tokens, chat=chat, decode=decode)
+    with one_thread():
+        return running.record(path, source, Path(out), engine=engine, decode=decode, threads=1, planted=plants)
 
 
 def open(  # noqa: A001 - reached as firstdiff.open, as gzip.open is
@@ -175,13 +170,14 @@ def compare(
         running.check_trace(witness, opened, said)
         check_same_tokens(trace, witness)
     pieces: tuple[str, ...] = ()
-    if prompt is None:
-        checks = preflight(opened, trace, sha256=said["sha256"])
-    else:
-        with LlamaCpp(opened.gguf.path, vocabulary_only=True) as engine:
-            checks = preflight(opened, trace, engine=engine, text=prompt, chat=chat, sha256=said["sha256"])
-            pieces = tuple(engine.piece(t) for t in trace.steps[0].tokens)
-    return judging.judge(opened, trace, witness=witness, preflight=checks, pieces=pieces, sha256=said["sha256"])
+    with one_thread():
+        if prompt is None:
+            checks = preflight(opened, trace, sha256=said["sha256"])
+        else:
+            with LlamaCpp(opened.gguf.path, vocabulary_only=True) as engine:
+                checks = preflight(opened, trace, engine=engine, text=prompt, chat=chat, sha256=said["sha256"])
+                pieces = tuple(engine.piece(t) for t in trace.steps[0].tokens)
+        return judging.judge(opened, trace, witness=witness, preflight=checks, pieces=pieces, sha256=said["sha256"])
 
 
 class Explanations(tuple[Explanation, ...]):  # noqa: SLOT001 - a tuple cannot have slots with something in them

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from firstdiff.blas import one_thread_from_the_start
 from firstdiff.errors import UNREADABLE, USAGE, exit_code, told
 
 DESCRIPTION = """\
@@ -29,9 +30,7 @@ FORMATS = ("text", "json", "markdown", "html", "junit")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    # OpenBLAS's threads and llama.cpp's spin while they wait, and take the cores from each other where
-    # other work runs beside them. One core is nearly as fast (`make bench`).
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    one_thread_from_the_start()
     parser = _parser()
     options = parser.parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
