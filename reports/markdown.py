@@ -41,9 +41,9 @@ def render(cases: Sequence[Checked], *, most: int = MOST) -> str:
     return text[:-1]
 
 
-def inert(text: str, most: int = LONGEST) -> str:
+def inert(text: str) -> str:
     """Text in which nothing is markup, on one line."""
-    return _SPECIAL.sub(lambda match: f"&#{ord(match.group())};", _line(text, most).strip())
+    return _SPECIAL.sub(lambda match: f"&#{ord(match.group())};", _line(text, LONGEST).strip())
 
 
 def code(text: str, most: int = 200) -> str:
