@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from firstdiff.blas import one_thread_from_the_start
-from firstdiff.errors import UNREADABLE, USAGE, exit_code, told
+from firstdiff.errors import UNREADABLE, USAGE, escaped, exit_code, told
 
 DESCRIPTION = """\
 Which tensor of your inference engine is the first to go wrong, and why.
@@ -62,8 +62,7 @@ def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
 
 def fail(message: str, code: int) -> int:
     """Say in one line what is wrong: what a path or a file smuggles into it is escaped."""
-    message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-    sys.stderr.write(("\r\x1b[2K" if sys.stderr.isatty() else "") + f"firstdiff: {message}\n")
+    sys.stderr.write(("\r\x1b[2K" if sys.stderr.isatty() else "") + f"firstdiff: {escaped(message)}\n")
     return code
 
 

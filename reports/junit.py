@@ -7,6 +7,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from firstdiff.checked import Checked
 from firstdiff.reports import words
+from firstdiff.reports.escaped import escaped
 from firstdiff.reports.explanations import paragraphs
 
 LONGEST = 10_000  # characters of a text
@@ -63,4 +64,4 @@ def _add(suite: Element, c: Checked) -> None:
 def clean(told: str) -> str:
     """Text as XML can hold it: control characters and lone surrogates are made visible, new lines stay."""
     cut = told if len(told) <= LONGEST else told[:LONGEST] + "…"
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in cut)
+    return escaped(cut, keep="\n")

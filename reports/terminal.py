@@ -16,6 +16,7 @@ from rich.text import Text
 
 from firstdiff.reports import explanations, words
 from firstdiff.reports import map as layers
+from firstdiff.reports.escaped import escaped
 from firstdiff.verdict import Explanation, SiteVerdict, Verdict
 
 ROWS = 20  # of the table of diverging sites
@@ -97,8 +98,7 @@ class Page:
         if not self.encoding.startswith("utf"):
             told = told.translate({ord("·"): ".", ord("…"): "...", ord("─"): "-"})
             told = told.encode(self.encoding, "backslashreplace").decode(self.encoding)
-        visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in told)
-        return Text(visible, style, overflow="fold")
+        return Text(escaped(told), style, overflow="fold")
 
     def line(self, spans: layers.Line) -> Text:
         """Words in their styles, one after the other."""
