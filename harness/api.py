@@ -9,6 +9,7 @@ from pathlib import Path
 
 from firstdiff import judge as judging
 from firstdiff import run as running
+from firstdiff.blas import one_thread
 from firstdiff.demo import planted
 from firstdiff.diff import check_same_tokens
 from firstdiff.dumps import Site, Trace, open_trace
@@ -18,7 +19,7 @@ from firstdiff.llamacpp import LlamaCpp
 from firstdiff.model.engine import Model, open_model
 from firstdiff.preflight import preflight
 from firstdiff.record import Planted
-from firstdiff.verdict import Explanation, Verdict
+from firstdiff.verdict import Explanation, Failed, Verdict
 
 File = str | PathLike[str]
 
@@ -81,15 +82,9 @@ def record(
     if out is None:
         out = running.run_folder(path) / engine.replace(":", "-")
     plants = [bug if isinstance(bug, Planted) else _planted(bug) for bug in bugs]
-    return running.record(
-        path,
-        _input(prompt, tokens, chat=chat, decode=decode),
-        Path(out),
-        engine=engine,
-        decode=decode,
-        threads=1,
-        planted=plants,
-    )
+    source = _input(prompt, tokens, chat=chat, decode=decode)
+    with one_thread():
+        return running.record(path, source, Path(out), engine=engine, decode=decode, threads=1, planted=plants)
 
 
 def open(  # noqa: A001 - reached as firstdiff.open, as gzip.open is
@@ -175,24 +170,27 @@ def compare(
         running.check_trace(witness, opened, said)
         check_same_tokens(trace, witness)
     pieces: tuple[str, ...] = ()
-    if prompt is None:
-        checks = preflight(opened, trace, sha256=said["sha256"])
-    else:
-        with LlamaCpp(opened.gguf.path, vocabulary_only=True) as engine:
-            checks = preflight(opened, trace, engine=engine, text=prompt, chat=chat, sha256=said["sha256"])
-            pieces = tuple(engine.piece(t) for t in trace.steps[0].tokens)
-    return judging.judge(opened, trace, witness=witness, preflight=checks, pieces=pieces, sha256=said["sha256"])
+    with one_thread():
+        if prompt is None:
+            checks = preflight(opened, trace, sha256=said["sha256"])
+        else:
+            with LlamaCpp(opened.gguf.path, vocabulary_only=True) as engine:
+                checks = preflight(opened, trace, engine=engine, text=prompt, chat=chat, sha256=said["sha256"])
+                pieces = tuple(engine.piece(t) for t in trace.steps[0].tokens)
+        return judging.judge(opened, trace, witness=witness, preflight=checks, pieces=pieces, sha256=said["sha256"])
 
 
-class Explanations(tuple[Explanation, ...]):
+class Explanations(tuple[Explanation, ...]):  # noqa: SLOT001 - a tuple cannot have slots with something in them
     """Explanations in execution order. In a notebook they show themselves."""
 
-    __slots__ = ()
+    failed: tuple[Failed, ...] = ()
+    """Hypotheses that could not be tried; none in a firstdiff without defects."""
 
     def __str__(self) -> str:
         from firstdiff.reports.explanations import explained
+        from firstdiff.reports.words import untried
 
-        return "\n\n".join(map(explained, self))
+        return "\n\n".join(filter(None, [*map(explained, self), untried(self.failed)]))
 
     __repr__ = __str__
 
@@ -233,12 +231,12 @@ def explain(what: Verdict | Trace | File, site: AnySite | None = None, *, model:
         raise UsageError("a trace is explained with its model: give model=, the GGUF file")
     else:
         verdict = compare(what, model)
-    if site is None:
-        return Explanations(verdict.explanations)
-    name = str(as_site(site))
-    if all(s.site != name for s in verdict.sites):
+    name = None if site is None else str(as_site(site))
+    if name is not None and all(s.site != name for s in verdict.sites):
         raise UsageError(f"{name}: the verdict has no such site")
-    return Explanations(e for e in verdict.explanations if name in e.sites)
+    found = Explanations(e for e in verdict.explanations if name is None or name in e.sites)
+    found.failed = verdict.failed
+    return found
 
 
 def as_trace(given: Trace | File) -> Trace:

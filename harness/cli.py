@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from firstdiff.errors import UNREADABLE, USAGE, exit_code, told
+from firstdiff.blas import one_thread_from_the_start
+from firstdiff.errors import UNREADABLE, USAGE, escaped, exit_code, told
 
 DESCRIPTION = """\
 Which tensor of your inference engine is the first to go wrong, and why.
@@ -29,9 +30,7 @@ FORMATS = ("text", "json", "markdown", "html", "junit")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    # OpenBLAS's threads and llama.cpp's spin while they wait, and take the cores from each other where
-    # other work runs beside them. One core is nearly as fast (`make bench`).
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    one_thread_from_the_start()
     parser = _parser()
     options = parser.parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -63,8 +62,7 @@ def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
 
 def fail(message: str, code: int) -> int:
     """Say in one line what is wrong: what a path or a file smuggles into it is escaped."""
-    message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-    sys.stderr.write(("\r\x1b[2K" if sys.stderr.isatty() else "") + f"firstdiff: {message}\n")
+    sys.stderr.write(("\r\x1b[2K" if sys.stderr.isatty() else "") + f"firstdiff: {escaped(message)}\n")
     return code
 
 

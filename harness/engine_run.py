@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TextIO
 
-from firstdiff.errors import UsageError
+from firstdiff.errors import UsageError, escaped
 
 TAIL = 20  # lines of output that a report shows
 LONGEST = 2000  # bytes of a line that are shown; nobody reads more, and a line can be gigabytes
@@ -260,7 +260,7 @@ class _Output:
 
     def _put(self) -> None:
         text = _NOT_SHOWN.sub("", self._line.decode(errors="replace")) + (" … (cut)" if self._cut else "")
-        text = "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
+        text = escaped(text, keep="\t")
         self._line.clear()
         self._cut = False
         self.tail.append(text)

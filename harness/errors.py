@@ -21,6 +21,14 @@ def exit_code(error: BaseException) -> int | None:
     return UNREADABLE if isinstance(error, TraceError | ModelError | CaptureError | OSError) else None
 
 
+def escaped(text: str, keep: str = "") -> str:
+    """Write control characters, and those that turn a text's direction, as escapes; those in `keep` stay.
+
+    Paths, logs and the output of engines smuggle them into messages.
+    """
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 def told(error: BaseException) -> str:
     """What an error says, in one line."""
     if not isinstance(error, OSError):

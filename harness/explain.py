@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from typing import Any
 
 from firstdiff.cases import Case, Part, left, part_of, rerun
+from firstdiff.dumps import Site
 from firstdiff.hypotheses.hypothesis import Hypothesis, Later, Scene, Values
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.probe import Call
+from firstdiff.verdict import Failed
 
 LOOSE = 20.0
 """How far above the bar a hypothesis may lie at a part of a product and still be tried at the whole: a few outputs and
@@ -26,6 +28,8 @@ ALIKE = 2.0
 
 WAYS = 12  # of one hypothesis that pairs are made of
 
+LONGEST = 200  # characters of an exception's message that are kept
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fault:
@@ -38,6 +42,11 @@ class Fault:
     def id(self) -> str:
         """Such as ``rope-base`` or ``weight-transposed + bias-missing``."""
         return " + ".join(h.id for h, _ in self.parts)
+
+    @property
+    def hypotheses(self) -> tuple[Hypothesis, ...]:
+        """The hypotheses without their parameters."""
+        return tuple(h for h, _ in self.parts)
 
     @property
     def says(self) -> str:
@@ -64,6 +73,35 @@ class Fault:
                 return None
             call = changed
         return call
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Notes the hypotheses that raise where they are tried, each once a site.
+
+    Numbers that nobody foresaw shall not cost the verdict, and the defect shall not stay hidden.
+    """
+
+    _noted: dict[tuple[str, str], Failed] = field(default_factory=dict)
+
+    @property
+    def noted(self) -> tuple[Failed, ...]:
+        """What could not be tried, in the order in which it was."""
+        return tuple(self._noted.values())
+
+    @contextmanager
+    def at(self, site: Site, *parts: Hypothesis) -> Iterator[None]:
+        """Note an exception that leaves the block as one of these hypotheses, and go on after the block."""
+        try:
+            yield
+        except Exception as e:  # noqa: BLE001 - whatever it is, it is noted
+            self.note(site, parts, e)
+
+    def note(self, site: Site, parts: tuple[Hypothesis, ...], error: Exception) -> None:
+        """Note that a hypothesis, or a pair, could not be tried at a site."""
+        id_ = " + ".join(h.id for h in parts)
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        self._noted.setdefault((id_, str(site)), Failed(id_, str(site), told[:LONGEST]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,22 +151,26 @@ def _at(case: Case, scene: Scene, fault: Fault, changed: Call, part: Part | None
     return Attempt(fault, left(case, scene.arithmetic, changed), bar)
 
 
-def attempts(case: Case, scene: Scene, table: Mapping[str, Hypothesis], *, pairs: bool = True) -> list[Attempt]:
+def attempts(
+    case: Case, scene: Scene, table: Mapping[str, Hypothesis], failures: Failures, *, pairs: bool = True
+) -> list[Attempt]:
     """The best attempt of each hypothesis that applies, in the order of the table; where none explains, of pairs too.
 
     Parameters
     ----------
     case, scene, table
         What to explain, what surrounds it, and by what.
+    failures
+        Notes what cannot be tried.
     pairs
         Whether to try pairs.
     """
-    tried = list(_singles(case, scene, table))
+    tried = list(_singles(case, scene, table, failures))
     if not pairs or any(a.explains for a in tried):
         return tried
     # A pair says more than its better half, or nothing.
     best = min((a.residual for a in tried), default=inf)
-    return tried + [a for a in _pairs(case, scene, table, tried) if a.residual <= best / ALIKE]
+    return tried + [a for a in _pairs(case, scene, table, tried, failures) if a.residual <= best / ALIKE]
 
 
 def explaining(case: Case, tried: Iterable[Attempt]) -> list[Attempt]:
@@ -142,13 +184,11 @@ def explaining(case: Case, tried: Iterable[Attempt]) -> list[Attempt]:
     return sorted(good, key=lambda a: (a.residual > level, a.residual if a.residual > level else 0.0))
 
 
-def _singles(case: Case, scene: Scene, table: Mapping[str, Hypothesis]) -> Iterator[Attempt]:
+def _singles(case: Case, scene: Scene, table: Mapping[str, Hypothesis], failures: Failures) -> Iterator[Attempt]:
     part = part_of(case, *FIRST_LOOK)
     for hypothesis in table.values():
-        try:
+        with failures.at(case.site, hypothesis):
             yield from _best(case, scene, hypothesis, part)
-        except Exception as e:  # noqa: BLE001 - numbers that nobody foresaw shall not cost the verdict
-            warnings.warn(f"hypothesis {hypothesis.id} cannot be tried at {case.site}: {e!r}", stacklevel=2)
 
 
 def _best(case: Case, scene: Scene, hypothesis: Hypothesis, part: Part | None) -> Iterator[Attempt]:
@@ -197,23 +237,31 @@ def _later(case: Case, scene: Scene, number: int) -> Later:
     return Later(case.site.point, run)
 
 
-def _pairs(case: Case, scene: Scene, table: Mapping[str, Hypothesis], singles: Iterable[Attempt]) -> Iterator[Attempt]:
+def _pairs(
+    case: Case,
+    scene: Scene,
+    table: Mapping[str, Hypothesis],
+    singles: Iterable[Attempt],
+    failures: Failures,
+) -> Iterator[Attempt]:
     """Two faults of different stages at the judged call, the earlier stage first."""
     if case.segment or not isfinite(case.error):
         return
     applicable = [table[a.fault.id] for a in singles]
     part = part_of(case, *PAIR_LOOK)
     for first in sorted(applicable, key=lambda h: h.stage):
-        for values in _few(first, case, scene):
-            changed = first.apply(case.call, scene, values)
-            if changed is None or changed.op is not case.call.op:
-                continue
-            for second in applicable:
-                if second.stage <= first.stage or changed.point not in second.points:
+        with failures.at(case.site, first):
+            for values in _few(first, case, scene):
+                changed = first.apply(case.call, scene, values)
+                if changed is None or changed.op is not case.call.op:
                     continue
-                best = _second(case, scene, (first, values), second, changed, part)
-                if best is not None and best.explains:
-                    yield best
+                for second in applicable:
+                    if second.stage <= first.stage or changed.point not in second.points:
+                        continue
+                    with failures.at(case.site, first, second):
+                        best = _second(case, scene, (first, values), second, changed, part)
+                        if best is not None and best.explains:
+                            yield best
 
 
 def _few(hypothesis: Hypothesis, case: Case, scene: Scene) -> Iterator[Values]:

@@ -16,11 +16,11 @@ from firstdiff.align import Alignment
 from firstdiff.cases import Case
 from firstdiff.describing import findings
 from firstdiff.dumps import Site, Trace
-from firstdiff.explain import Attempt, Fault, attempt, attempts, explaining
+from firstdiff.explain import Attempt, Failures, Fault, attempt, attempts, explaining
 from firstdiff.extent import enumerated, extent
 from firstdiff.fingerprint import Fingerprint
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
-from firstdiff.model.arithmetic import Array
+from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
 from firstdiff.model.value import Value
@@ -69,6 +69,7 @@ class Explaining(Replay):
     wanted: frozenset[str]
     noise: Mapping[tuple[str, Segment], float]
     table: Mapping[str, Hypothesis]
+    failures: Failures
     pairs: int = PAIR_SEARCHES
     groups: list[_Group] = field(default_factory=list, init=False)
     unexplained: list[_Unexplained] = field(default_factory=list, init=False)
@@ -102,7 +103,7 @@ class Explaining(Replay):
             self.unexplained.append((case, None, ()))
             return
         pairs = not searches and self.pairs > 0
-        tried = attempts(case, self.scene, self.table, pairs=pairs)
+        tried = attempts(case, self.scene, self.table, self.failures, pairs=pairs)
         good = explaining(case, tried)
         if good:
             group = _Group(case, good, tried)
@@ -118,9 +119,10 @@ class Explaining(Replay):
         for group in self.groups:
             kept = []
             for known in group.faults:
-                tried = attempt(case, self.scene, known.fault, known=True)
-                if tried is not None and tried.explains:
-                    kept.append(replace(known, residual=max(known.residual, tried.residual)))
+                with self.failures.at(case.site, *known.fault.hypotheses):
+                    tried = attempt(case, self.scene, known.fault, known=True)
+                    if tried is not None and tried.explains:
+                        kept.append(replace(known, residual=max(known.residual, tried.residual)))
             if kept:
                 group.faults = kept
                 self._add(group, case)
@@ -131,8 +133,9 @@ class Explaining(Replay):
         group.cases.append((case.site, case.error, case.floor))
         fault = group.faults[0].fault
         for number, call in enumerate(case.calls):
-            if fault.change(number, call, self.scene) is not None:
-                group.changed[(call.step, call.order)] = fault
+            with self.failures.at(_site(call), *fault.hypotheses):
+                if fault.change(number, call, self.scene) is not None:
+                    group.changed[(call.step, call.order)] = fault
 
     def _lookup(self, site: Site) -> Array | None:
         shape = self._shapes.get((site.point, site.step))
@@ -150,13 +153,23 @@ class Repaired(Replay):
     def value(self, call: Call) -> Value:
         """Judge the call as the candidate seems to have made it."""
         self._right = call
-        given = super().value(self._changed(call))
+        given = super().value(self._changed(call) or call)
         self.explaining._shapes[call.point, call.step] = given.shape  # noqa: SLF001 - of the same run
         return given
 
     def silent(self, call: Call) -> Value:
         """Compute the call as the candidate seems to have made it."""
-        return super().silent(self._changed(call))
+        self._right = call
+        return super().silent(self._changed(call) or call)
+
+    def _computed(self, call: Call, arithmetic: Arithmetic) -> Array:
+        """What the call gives; what the right one gives, where the wrong one cannot be computed."""
+        right = self._right
+        if right is None or call is right:
+            return super()._computed(call, arithmetic)
+        with self.explaining.failures.at(_site(call), *self.faults[(call.step, call.order)].hypotheses):
+            return super()._computed(call, arithmetic)
+        return super()._computed(right, arithmetic)
 
     def floor(self, calls: Sequence[Call], *, own: float, inputs: float) -> float:
         """At least the floor of the right call: what is made of it may be an operation that floors do not know."""
@@ -164,12 +177,18 @@ class Repaired(Replay):
         right = super().floor((*calls[:-1], self._right), own=own, inputs=inputs)
         return max(super().floor(calls, own=own, inputs=inputs), right)
 
-    def _changed(self, call: Call) -> Call:
+    def _changed(self, call: Call) -> Call | None:
+        """The call gone wrong, where it is to go wrong and can be computed."""
         fault = self.faults.get((call.step, call.order))
-        if fault is None:
-            return call
-        number = -1 if fault.on is None else fault.on
-        return fault.change(number, call, self.explaining.scene) or call
+        if fault is not None:
+            with self.explaining.failures.at(_site(call), *fault.hypotheses):
+                return fault.change(-1 if fault.on is None else fault.on, call, self.explaining.scene)
+        return None
+
+
+def _site(call: Call) -> Site:
+    """Where a call stands; a silent one under the name of its operation."""
+    return Site(call.step, call.layer, call.point or call.op.__name__)
 
 
 @np.errstate(all="ignore")  # hypotheses run on a candidate's NaN and infinities too
@@ -180,8 +199,8 @@ def explain(
     alignment: Alignment,
     sites: Sequence[SiteVerdict],
     *,
+    failures: Failures,
     table: Mapping[str, Hypothesis] = TABLE,
-    check: bool = True,
     pairs: int = PAIR_SEARCHES,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[tuple[Explanation, ...], CounterCheck | None]:
@@ -193,10 +212,10 @@ def explain(
         As the trace was judged with: `found` is its arithmetic.
     sites
         The sites judged.
+    failures
+        Notes the hypotheses that cannot be tried.
     table
         The hypotheses to try.
-    check
-        Whether to make the counter-check.
     pairs
         At how many sites pairs may be sought in vain.
     progress
@@ -218,15 +237,16 @@ def explain(
         wanted=wanted,
         noise=_noise(sites),
         table=table,
+        failures=failures,
         pairs=pairs,
         progress=progress,
     )
     _run(model, trace, probe)
-    made = [_explained(group, probe.scene, trace) for group in probe.groups]
+    made = [_explained(group, probe, trace) for group in probe.groups]
     made += list(_not_explained(probe.unexplained, model, trace))
     order = {s.site: number for number, s in enumerate(sites)}
     made.sort(key=lambda e: order[e.site])
-    return tuple(made), _counter_check(model, trace, probe, sites) if check else None
+    return tuple(made), _counter_check(model, trace, probe, sites)
 
 
 def has_faults(
@@ -236,11 +256,13 @@ def has_faults(
     alignment: Alignment,
     sites: Sequence[SiteVerdict],
     *,
+    failures: Failures,
     table: Mapping[str, Hypothesis] = TABLE,
 ) -> bool:
     """Whether what was taken for an unknown arithmetic is a fault: a hypothesis explains it, at the plain floor.
 
-    It must explain two sites of one point. `sites` are the trace's, judged at the levels that were found.
+    It must explain two sites of one point. `sites` are the trace's, judged at the levels that were found. `failures`
+    notes the hypotheses that cannot be tried.
     """
     excused: dict[str, list[str]] = {}
     for s in sites:
@@ -251,7 +273,17 @@ def has_faults(
     if not wanted:
         return False
     faults = {id_: h for id_, h in table.items() if id_ != "other-arithmetic"}
-    probe = Explaining(found.arithmetic, trace, alignment, model=model, wanted=wanted, noise={}, table=faults, pairs=0)
+    probe = Explaining(
+        found.arithmetic,
+        trace,
+        alignment,
+        model=model,
+        wanted=wanted,
+        noise={},
+        table=faults,
+        failures=failures,
+        pairs=0,
+    )
     _run(model, trace, probe)
     return any(len(group.cases) > 1 for group in probe.groups)
 
@@ -290,7 +322,7 @@ def _counter_check(model: Model, trace: Trace, probe: Explaining, sites: Sequenc
     return CounterCheck(applied, left, agreeing + len(left))
 
 
-def _explained(group: _Group, scene: Scene, trace: Trace) -> Explanation:
+def _explained(group: _Group, probe: Explaining, trace: Trace) -> Explanation:
     first, *others = group.faults
     known = {a.fault.id for a in group.faults}
     sites = [site for site, _, _ in group.cases]
@@ -304,7 +336,7 @@ def _explained(group: _Group, scene: Scene, trace: Trace) -> Explanation:
     return Explanation(
         site=str(sites[0]),
         sites=tuple(map(str, sites)),
-        extent=extent(sites, scene.model.hp.n_layer, len(trace.steps)),
+        extent=extent(sites, probe.model.hp.n_layer, len(trace.steps)),
         hypothesis=first.fault.id,
         says=first.fault.says,
         fix=first.fault.fix,
@@ -314,10 +346,18 @@ def _explained(group: _Group, scene: Scene, trace: Trace) -> Explanation:
         floor=max(floor for _, _, floor in group.cases),
         next_best=_told(rest[0]) if rest else None,
         equals=tuple(map(_told, others)),
-        separate=separating([a.fault for a in group.faults], group.first, scene, trace) if others else None,
+        separate=_separate(group, probe, trace) if others else None,
         note=_note(first, error, sites, alone, trace),
         tried=tuple(_told(a) for a in sorted(group.tried, key=lambda a: a.residual)[:SHOWN]),
     )
+
+
+def _separate(group: _Group, probe: Explaining, trace: Trace) -> str | None:
+    """What would tell the group's faults apart; None where one of them cannot be run for it."""
+    faults = [a.fault for a in group.faults]
+    with probe.failures.at(group.first.site, *(h for fault in faults for h in fault.hypotheses)):
+        return separating(faults, group.first, probe.scene, trace)
+    return None
 
 
 def _note(first: Attempt, error: float, sites: Sequence[Site], alone: Sequence[str], trace: Trace) -> str | None:

@@ -69,8 +69,8 @@ class Evidence:
         The option that leaves the least.
     error
         Its median error over sites.
-    runner_up, runner_up_error
-        The next one that says something else, and its median error.
+    runner_up
+        The next one that says something else.
     strength
         How many times larger the runner-up's errors are at the point that speaks most against it; infinite for none.
     sites
@@ -90,7 +90,6 @@ class Evidence:
     name: str
     error: float
     runner_up: str | None
-    runner_up_error: float
     strength: float
     sites: int
     fits: bool
@@ -294,7 +293,6 @@ def _evidence(group: str, trials: Sequence[Trial]) -> Evidence:
         name=name,
         error=middle[name],
         runner_up=second,
-        runner_up_error=0.0 if second is None else middle[second],
         strength=np.inf if second is None else rivals[second],
         sites=len(trials),
         fits=_share(tried[name], lambda part: median(t.errors[name] / t.floors[name] for t in part) <= 1) >= SHARE,

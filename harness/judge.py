@@ -10,6 +10,7 @@ import numpy as np
 from firstdiff.align import Alignment, align, stated
 from firstdiff.detail import Details
 from firstdiff.dumps import Site, Trace
+from firstdiff.explain import Failures
 from firstdiff.explaining import explain, has_faults
 from firstdiff.fingerprint import Fingerprint, Levels, declared, fingerprint, fits
 from firstdiff.floors import STORED
@@ -59,7 +60,10 @@ def judge(
     """
     progress.say(f"judging {name(candidate)}")
     details = Details() if detailed else None
-    found, sites, alignment = replayed(model, candidate, details=details, table=table, progress=progress)
+    failures = Failures()
+    found, sites, alignment = replayed(
+        model, candidate, details=details, table=table, failures=failures, progress=progress
+    )
     if witness is None:
         progress.say("running the reference")
         drift = Drift(F32, candidate, alignment)
@@ -75,7 +79,9 @@ def judge(
         drifts, against = between(candidate, witness, alignment), name(witness)
         free = [_last_logits(witness, step) for step in range(len(witness.steps))]
     sites = [replace(s, drift=drifts.get(s.site)) for s in sites]
-    explanations, counter_check = explain(model, candidate, found, alignment, sites, table=table, progress=progress.say)
+    explanations, counter_check = explain(
+        model, candidate, found, alignment, sites, failures=failures, table=table, progress=progress.say
+    )
     return Verdict(
         candidate=name(candidate),
         against=against,
@@ -91,6 +97,7 @@ def judge(
         pieces=pieces,
         explanations=explanations,
         counter_check=counter_check,
+        failed=failures.noted,
         details={} if details is None else details.taken,
     )
 
@@ -117,11 +124,13 @@ def replayed(
     *,
     details: Details | None = None,
     table: Mapping[str, Hypothesis] = TABLE,
+    failures: Failures | None = None,
     progress: Progress = QUIET,
 ) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
     """Replay a candidate in its arithmetic; at its own layers' level only where that hides no fault."""
     found, sites, alignment = _replayed(model, candidate, progress, details)
-    if found.levels and has_faults(model, candidate, found, alignment, sites, table=table):
+    noted = Failures() if failures is None else failures
+    if found.levels and has_faults(model, candidate, found, alignment, sites, failures=noted, table=table):
         found = replace(found, levels=Levels())
         sites = _replay(model, candidate, found, alignment, progress, details)
     return found, sites, alignment

@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any
 
 from firstdiff.dumps.log import Unknown
+from firstdiff.errors import escaped
 
 FORMAT, VERSION = "firstdiff-log-verdict", 1
 MOST_SHOWN = 8  # differences, names, sites in a row: more is read in the JSON
@@ -157,8 +158,7 @@ def text(verdict: LogVerdict) -> str:
     parts += [f"Not compared, {n}: {reason}." for reason, n in reasons.most_common(MOST_SHOWN)]
     parts += _unknown(verdict)
     parts += [f"Note: {note}." for note in verdict.notes]
-    whole = "\n".join([*parts, "", CAVEAT, ""])
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in whole)  # names come from files
+    return escaped("\n".join([*parts, "", CAVEAT, ""]), keep="\n")  # names come from files
 
 
 def _headline(v: LogVerdict) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from firstdiff.api import AnySite, File, as_trace, opened_model
+from firstdiff.blas import one_thread
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.site import as_site
 from firstdiff.errors import UsageError
@@ -184,7 +185,8 @@ def rope_angles(
     if trace is None:
         table = rope_table(opened, positions)
         return rope_plots.angles(table.frequencies, table.theta, table.positions, base=table.base)
-    fit = fitted_angles(opened, as_trace(trace), layer)
+    with one_thread():
+        fit = fitted_angles(opened, as_trace(trace), layer)
     if fit is None:
         raise UsageError(
             f"Qcur-{layer} and Qcur_rope-{layer} are not both recorded: record them before and after the rotation"
@@ -241,7 +243,8 @@ def _pair(trace: Trace | File, site: AnySite, model: File | None, against: Trace
     if against is not None:
         return opened, free(opened, as_trace(against), where)
     assert model is not None
-    return opened, local(opened_model(model), opened, where)
+    with one_thread():
+        return opened, local(opened_model(model), opened, where)
 
 
 def _positions(trace: Trace, pair: Pair) -> list[int]:

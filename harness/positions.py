@@ -93,13 +93,3 @@ def _says(positions: list[int], cached: int) -> str:
     if abs(offset) == 1:
         return f"off by one, {'ahead' if offset > 0 else 'behind'}"
     return f"{abs(offset):,} {'ahead (a gap)' if offset > 0 else 'behind'}"
-
-
-def describe(check: PositionCheck) -> str:
-    """One line a wrong step."""
-    if check.agrees:
-        return f"Positions of all {check.steps} steps follow on what is cached."
-    return "\n".join(
-        f"step {m.step}: position {m.position} at token {m.token}, {m.expected} expected: {m.says}"
-        for m in check.misplaced
-    )

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+from firstdiff.errors import escaped
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
@@ -42,7 +44,7 @@ class Progress:
             self.end()
             return
         bars = self._bars or self._begun(self._stream)
-        self._text = self._part + "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        self._text = self._part + escaped(text)
         bars.reset(self._task, description=self._text, total=None)
 
     def layers(self, layers: int, steps: int = 1) -> Watch:

@@ -68,11 +68,14 @@ class GateItem(pytest.Item):
 
     def runtest(self) -> None:
         """Judge the case, and fail with what is wrong."""
+        from firstdiff.blas import one_thread
         from firstdiff.gate import check_case
 
         out = _out(self.config, self.path.stem) / self._case.name
         regen = bool(self.config.getoption("--firstdiff-regen"))
-        _settle(self, check_case(self._case, self._config, out=out, regen=regen))
+        with one_thread():
+            checked = check_case(self._case, self._config, out=out, regen=regen)
+        _settle(self, checked)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
         """Where the case is, and what it is called."""
@@ -119,6 +122,7 @@ class FirstDiff:
         self, model: str | Path, trace: str | Path, tokens: Iterable[int] | None, names: str | None
     ) -> tuple[Verdict, Path]:
         from firstdiff import run
+        from firstdiff.blas import one_thread
         from firstdiff.doctor import threads_for
         from firstdiff.errors import exit_code, told
         from firstdiff.pages import keep_verdict
@@ -130,9 +134,10 @@ class FirstDiff:
         source = run.Input(None if tokens is None else tuple(tokens))
         threads = threads_for(Path(model))
         try:
-            (verdict,) = run.judge_candidates(
-                Path(model), [Path(trace)], source, names=names, threads=threads, out=out, detailed=True
-            )
+            with one_thread():
+                (verdict,) = run.judge_candidates(
+                    Path(model), [Path(trace)], source, names=names, threads=threads, out=out, detailed=True
+                )
             keep_verdict(out, verdict.to_json())
         except Exception as e:
             if exit_code(e) is None:

@@ -76,6 +76,7 @@ def _verdict(found: dict[str, Any]) -> Verdict:
     _check_sites(verdict.sites)
     _check_details(verdict)
     _check_counter_check(verdict)
+    _check_failed(verdict)
     try:
         again = json.loads(verdict.to_json())
     except (KeyError, ValueError, TypeError, OverflowError) as e:
@@ -202,6 +203,13 @@ def _check_counter_check(verdict: Verdict) -> None:
     if check is not None and check.judged and not len(check.left) <= check.judged <= recorded:
         what = f"is {check.judged}, with {len(check.left)} sites left of {recorded} that were recorded"
         raise _UnfitError("counter_check.judged", what)
+
+
+def _check_failed(verdict: Verdict) -> None:
+    known = {s.site for s in verdict.sites}
+    for i, failed in enumerate(verdict.failed):
+        if failed.site not in known:
+            raise _UnfitError(f"failed[{i}]", f"is of a site that is not there: {shown(failed.site)}")
 
 
 def _check_charts(where: str, detail: Detail) -> None:

@@ -97,7 +97,7 @@ class Replay(Probe):
     def silent(self, call: Call) -> Value:
         """Compute what nobody records; it belongs to the segment that it stands in."""
         with np.errstate(all="ignore"):
-            return _Upstream.of(call).computed(call, call.compute(self.arithmetic))
+            return _Upstream.of(call).computed(call, self._computed(call, self.arithmetic))
 
     def value(self, call: Call) -> Value:
         """Compare the computed value with the candidate's at this site, and return the candidate's."""

@@ -251,6 +251,25 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """A hypothesis that could not be tried at a site: a defect of firstdiff, and of no engine.
+
+    Parameters
+    ----------
+    hypothesis
+        Its id, or two joined by `` + ``.
+    site
+        Where it was tried.
+    error
+        The exception's type and message, in one line.
+    """
+
+    hypothesis: str
+    site: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class CounterCheck:
     """The run replayed with the explanations' changes made in the reference.
 
@@ -292,6 +311,7 @@ class Verdict:
     preflight: dict[str, str] = field(default_factory=dict)
     explanations: tuple[Explanation, ...] = ()
     counter_check: CounterCheck | None = None
+    failed: tuple[Failed, ...] = ()  # hypotheses that could not be tried: the explanations stand without them
     details: dict[str, Detail] = field(default_factory=dict)  # by site, where they were asked for
     run: dict[str, Any] = field(default_factory=dict)  # the command and the versions, where a command judged
 
@@ -397,6 +417,7 @@ class Verdict:
             "dump_next": list(self.dump_next),
             "explanations": [asdict(e) for e in self.explanations],
             "counter_check": None if self.counter_check is None else _checked(self.counter_check),
+            "failed": [asdict(f) for f in self.failed],
             "candidate": self.candidate,
             "against": self.against,
             "witness": None if self.witness is None else _plain_witness(self.witness),

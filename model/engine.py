@@ -19,13 +19,9 @@ from firstdiff.model.weights import Weights
 
 ARCHITECTURES: dict[str, Architecture] = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3}
 
-# Tables of cos and sin that old converters wrote and no engine reads (llama.cpp skips them too).
-UNREAD = (
-    "rope_freqs.weight",
-    "attn_rot_embd.weight",
-    "attn.rot_embd.weight",
-    "attention.rotary_emb.inv_freq",
-)
+HARMLESS = ("attn_rot_embd.weight", "attn.rot_embd.weight", "attention.rotary_emb.inv_freq")
+"""Ends of the names of tensors that nobody reads and no result needs: tables of cos and sin, or the plain frequencies,
+that old converters wrote (llama.cpp skips them too). ``rope_freqs.weight`` is none of them: it changes the angles."""
 
 
 class StepLike(Protocol):
@@ -98,8 +94,8 @@ def open_model(path: str | PathLike[str]) -> Model:
     Raises
     ------
     ModelError
-        For a file that is no GGUF, is damaged, has another architecture, lacks a tensor or a hyperparameter, or
-        has a tensor of another shape or of a type that cannot be dequantised.
+        For a file that is no GGUF, is damaged, has another architecture, lacks a tensor or a hyperparameter, states
+        one that nobody reads, or has a tensor of another shape or of a type that cannot be dequantised.
     """
     gguf = open_gguf(path)
     name = gguf.metadata.get("general.architecture")
@@ -108,7 +104,9 @@ def open_model(path: str | PathLike[str]) -> Model:
         said = "the file names no architecture" if name is None else f"architecture {name!r:.60} is not supported"
         raise ModelError(f"{gguf.path}: {said} (supported: {known}): take another model")
     architecture = ARCHITECTURES[name]
-    hp = architecture.read(Fields(gguf, name))
+    fields = Fields(gguf, name)
+    hp = architecture.read(fields)
+    fields.refuse_unread()
     _check_tensors(gguf, architecture.tensors(hp))
     return Model(gguf, name, hp, Weights(gguf))
 
@@ -132,7 +130,7 @@ def _check_tensors(gguf: GGUF, expected: Iterator[Tensor]) -> None:
                 f"{gguf.path}: tensor '{name}' has quantisation type {info.type.name}, which is not supported "
                 f"(supported: {', '.join(sorted(SUPPORTED))}): requantise the model, for instance to Q8_0"
             )
-    strangers = [n for n in gguf.tensors if n not in known and not n.endswith(UNREAD)]
+    strangers = [n for n in gguf.tensors if n not in known and not n.endswith(HARMLESS)]
     if strangers:
         more = f" (and {len(strangers) - 1:,} more)" if len(strangers) > 1 else ""
         raise ModelError(

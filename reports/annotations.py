@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from firstdiff.checked import Checked
+from firstdiff.reports.escaped import escaped
 from firstdiff.reports.explanations import paragraphs
 
 MOST = 10
@@ -37,5 +38,4 @@ def _error(title: str, message: str) -> str:
 
 
 def _data(text: str) -> str:
-    visible = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-    return visible.replace("%", "%25").replace("\n", "%0A")
+    return escaped(text, keep="\n").replace("%", "%25").replace("\n", "%0A")

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from firstdiff.reports import map as layers
 from firstdiff.reports import words
+from firstdiff.reports.escaped import escaped
 from firstdiff.reports.payload import payload
 from firstdiff.verdict import Explanation, SiteVerdict, Verdict
 
@@ -45,7 +46,7 @@ def render(verdict: Verdict) -> str:
             left_out=max(0, len(verdict.diverging) - ROWS),
             tokens=_tokens(verdict),
             run=_run(verdict),
-            data=payload(verdict, visible),
+            data=payload(verdict, escaped),
             glyphs={status.value: glyph for status, glyph in GLYPHS.items()},
             style=Markup(_source("page.css")),  # noqa: S704 - our own file
             script=Markup(script),  # noqa: S704 - our own file
@@ -54,15 +55,10 @@ def render(verdict: Verdict) -> str:
     )
 
 
-def visible(text: str) -> str:
-    """A text with control characters, and those that turn its direction, as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
-
-
 def _environment() -> Environment:
     environment = Environment(
         autoescape=True,
-        finalize=lambda x: visible(x) if type(x) is str else x,
+        finalize=lambda x: escaped(x) if type(x) is str else x,
         keep_trailing_newline=True,
         loader=FunctionLoader(_source),
         lstrip_blocks=True,
@@ -111,7 +107,7 @@ def _plain(value: object) -> str:
 def _row(s: SiteVerdict) -> dict[str, str]:
     error, floor = words.apart(s.local_error, s.floor)
     return {
-        "site": visible(s.site),
+        "site": escaped(s.site),
         "op": s.op,
         "error": error,
         "floor": floor,

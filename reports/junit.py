@@ -7,20 +7,22 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from firstdiff.checked import Checked
 from firstdiff.reports import words
+from firstdiff.reports.escaped import escaped
 from firstdiff.reports.explanations import paragraphs
 
 LONGEST = 10_000  # characters of a text
+SUITE = "firstdiff"
 
 
-def render(cases: Sequence[Checked], *, suite: str = "firstdiff") -> str:
+def render(cases: Sequence[Checked]) -> str:
     """Write cases, ending in a newline. No time is written: the same cases give the same bytes."""
     failed = sum(not c.passes and c.verdict is not None for c in cases)
     errors = sum(not c.passes and c.verdict is None for c in cases)
     counts = {"tests": str(len(cases)), "failures": str(failed), "errors": str(errors)}
     root = Element("testsuites", counts)
-    inside = SubElement(root, "testsuite", {"name": suite} | counts)
+    inside = SubElement(root, "testsuite", {"name": SUITE} | counts)
     for c in cases:
-        _add(inside, c, suite)
+        _add(inside, c)
     indent(root, " ")
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + tostring(root, encoding="unicode") + "\n"
 
@@ -47,8 +49,8 @@ def text(c: Checked) -> str:
     return "\n".join([*told, *([f"Report: {c.report}"] if c.report else [])])
 
 
-def _add(suite: Element, c: Checked, name: str) -> None:
-    case = SubElement(suite, "testcase", {"classname": clean(name), "name": clean(c.case)})
+def _add(suite: Element, c: Checked) -> None:
+    case = SubElement(suite, "testcase", {"classname": SUITE, "name": clean(c.case)})
     inside = SubElement(case, "properties")
     for key, value in properties(c):
         SubElement(inside, "property", {"name": key, "value": clean(value)})
@@ -62,4 +64,4 @@ def _add(suite: Element, c: Checked, name: str) -> None:
 def clean(told: str) -> str:
     """Text as XML can hold it: control characters and lone surrogates are made visible, new lines stay."""
     cut = told if len(told) <= LONGEST else told[:LONGEST] + "…"
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in cut)
+    return escaped(cut, keep="\n")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from firstdiff.checked import Changes, Checked
 from firstdiff.reports import words
+from firstdiff.reports.escaped import escaped
 from firstdiff.reports.explanations import paragraphs
 from firstdiff.verdict import SiteVerdict, Verdict
 
@@ -41,9 +42,9 @@ def render(cases: Sequence[Checked], *, most: int = MOST) -> str:
     return text[:-1]
 
 
-def inert(text: str, most: int = LONGEST) -> str:
+def inert(text: str) -> str:
     """Text in which nothing is markup, on one line."""
-    return _SPECIAL.sub(lambda match: f"&#{ord(match.group())};", _line(text, most).strip())
+    return _SPECIAL.sub(lambda match: f"&#{ord(match.group())};", _line(text, LONGEST).strip())
 
 
 def code(text: str, most: int = 200) -> str:
@@ -55,8 +56,8 @@ def code(text: str, most: int = 200) -> str:
 
 
 def _line(text: str, most: int) -> str:
-    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
-    return visible if len(visible) <= most else visible[:most] + "…"
+    line = escaped(text[: most + 1])
+    return line if len(line) <= most else line[:most] + "…"
 
 
 def _title(cases: Sequence[Checked]) -> str:

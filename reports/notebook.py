@@ -10,6 +10,7 @@ from html import escape
 
 from firstdiff.reports import explanations, words
 from firstdiff.reports import map as layers
+from firstdiff.reports.escaped import escaped
 from firstdiff.verdict import Explanation, Verdict
 
 WIDTH = 110  # columns of the map: what a cell of a notebook has room for
@@ -42,7 +43,7 @@ def listed(told: Sequence[Explanation]) -> str:
 
 def text(told: str) -> str:
     """Text for HTML, control characters made visible."""
-    return escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in told))
+    return escape(escaped(told))
 
 
 def _pre(lines: Iterable[layers.Line]) -> str:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from firstdiff.reports import explanations, words
 from firstdiff.reports import map as layers
+from firstdiff.reports.escaped import escaped
 from firstdiff.verdict import Explanation, SiteVerdict, Verdict
 
 ROWS = 20  # of the table of diverging sites
@@ -77,6 +78,7 @@ def show_explanations(verdict: Verdict, chosen: Sequence[Explanation], site: str
         told.append([page.text(part) for part in filter(None, [explanations.counter_check(verdict)])])
     if not chosen:
         told = [[page.text(explanations.nothing(verdict, site))]]
+    told.append([page.text(part) for part in filter(None, [words.untried(verdict.failed)])])
     for i, part in enumerate(x for x in told if x):
         if i:
             console.print()
@@ -96,8 +98,7 @@ class Page:
         if not self.encoding.startswith("utf"):
             told = told.translate({ord("·"): ".", ord("…"): "...", ord("─"): "-"})
             told = told.encode(self.encoding, "backslashreplace").decode(self.encoding)
-        visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in told)
-        return Text(visible, style, overflow="fold")
+        return Text(escaped(told), style, overflow="fold")
 
     def line(self, spans: layers.Line) -> Text:
         """Words in their styles, one after the other."""

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from math import inf, isfinite, isnan
 
-from firstdiff.verdict import Logits, SiteVerdict, Status, Verdict, Witness
+from firstdiff.verdict import Failed, Logits, SiteVerdict, Status, Verdict, Witness
 
 NAMED = 6  # sites named one by one in a sentence: two lines of 80 columns
 REASONS = 3  # of sites that are not comparable, and of steps whose top-1 differs
@@ -38,7 +38,7 @@ def sentences(verdict: Verdict, where: str | None = None) -> list[str]:
         told = [_agreement(verdict)]
     else:
         told = ["Nothing could be compared: this is no pass.", _why(verdict)]
-    return [x for x in (*contract, *told, _judged(verdict)) if x]
+    return [x for x in (*contract, *told, untried(verdict.failed, where), _judged(verdict)) if x]
 
 
 def _divergence(verdict: Verdict, first: SiteVerdict, where: str | None) -> list[str]:
@@ -92,6 +92,19 @@ def _why(verdict: Verdict) -> str:
         return "The verdict holds no sites."
     missing, reasons = verdict.coverage["sites"] - verdict.coverage["recorded"], _reasons(verdict)
     return f"Of {counted(len(verdict.sites), 'site')}, {missing:,} not recorded" + (f", {reasons}." if reasons else ".")
+
+
+def untried(failed: Sequence[Failed], where: str | None = None) -> str:
+    """Say which hypotheses could not be tried, where, and why; nothing where all could."""
+    if not failed:
+        return ""
+    errors: dict[str, str] = {}
+    for f in failed:
+        errors.setdefault(f.hypothesis, f"{f.hypothesis} ({f.error})")
+    number = "One hypothesis" if len(errors) == 1 else f"{len(errors):,} hypotheses"
+    sites = listed(tuple(dict.fromkeys(f.site for f in failed)), where)
+    told = listed(tuple(errors.values()), where, most=REASONS)
+    return f"{number} could not be tried at {sites}: {told}. This is a defect of firstdiff: please report it."
 
 
 def _judged(verdict: Verdict) -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from planted import SMOLLM2
+
+from firstdiff.dumps import Site
+from firstdiff.explain import Failures
+from firstdiff.hypotheses import TABLE, Hypothesis
 
 collect_ignore = ["sample_engine"]  # a repository of its own, that tests copy and run
 
@@ -15,6 +20,24 @@ collect_ignore = ["sample_engine"]  # a repository of its own, that tests copy a
 def heeds_ctrl_c() -> None:
     """A shell starts what it runs in the background deaf to Ctrl-C, and tests of it would wait for nothing."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_hypothesis_runs() -> Iterator[None]:
+    """A hypothesis of the table that cannot be tried fails the test, whichever it is.
+
+    One of a test's own is noted in the verdict, as in a user's.
+    """
+    note = Failures.note
+
+    def raise_ours(self: Failures, site: Site, parts: tuple[Hypothesis, ...], error: Exception) -> None:
+        if all(TABLE.get(h.id) is h for h in parts):
+            raise error
+        note(self, site, parts, error)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Failures, "note", raise_ours)
+        yield
 
 
 @pytest.fixture(scope="session")

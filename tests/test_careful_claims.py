@@ -183,17 +183,6 @@ def test_the_counter_check_keeps_the_floor_of_what_storing_takes(small: Model) -
     assert verdict.counter_check.left == ()
 
 
-def test_a_hypothesis_that_fails_costs_no_verdict(small: Model) -> None:
-    def failing(*_: object) -> None:
-        raise ValueError("no such thing")
-
-    table = TABLE | {"rope-sign": dataclasses.replace(TABLE["rope-sign"], change=failing)}
-    trace, _ = plant(small, PROMPT, ("rope-base", 2), decode=0)
-    with pytest.warns(UserWarning, match="rope-sign cannot be tried at Qcur_rope-2: ValueError"):
-        verdict = judge(small, trace, table=table)
-    assert verdict.explanations[0].hypothesis == "rope-base"
-
-
 def test_weak_evidence_is_called_weak() -> None:
     from firstdiff.explain import Attempt, Fault
     from firstdiff.explaining import _note

@@ -16,7 +16,8 @@ from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 from verdicts import EVERY_KIND, HOSTILE, LLAMA, NAME, verdict
 
 from firstdiff.reading import read_verdict
-from firstdiff.reports.html import GLYPHS, render, visible
+from firstdiff.reports.escaped import escaped
+from firstdiff.reports.html import GLYPHS, render
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -341,13 +342,13 @@ def test_tokens_coverage_and_the_command_are_told(opened: Opened) -> None:
 def test_hostile_names_are_shown_as_they_are(opened: Opened) -> None:
     page = opened(render(EVERY_KIND["hostile"]))
     assert page.evaluate("window.pwned") is None
-    assert shown(page) == f"{visible(NAME)}-0"
-    assert visible(HOSTILE) in page.inner_text("h1")
+    assert shown(page) == f"{escaped(NAME)}-0"
+    assert escaped(HOSTILE) in page.inner_text("h1")
     page.keyboard.press("Escape")
     page.keyboard.press("Enter")
-    assert visible(HOSTILE) in page.inner_text("#look")
+    assert escaped(HOSTILE) in page.inner_text("#look")
     page.locator("#diverging a").first.click()
-    assert shown(page) == f"{visible(NAME)}-0"
+    assert shown(page) == f"{escaped(NAME)}-0"
     assert page.evaluate("window.pwned") is None
     assert page.title().endswith("- firstdiff")
 

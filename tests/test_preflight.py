@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from firstdiff.dumps import Step, Trace, TraceError, TraceWriter, open_trace
 from firstdiff.llamacpp import LlamaCpp
 from firstdiff.model.engine import Model, open_model
-from firstdiff.positions import check_positions, describe
+from firstdiff.positions import check_positions
 from firstdiff.preflight import check_model, preflight, prompt_of
 from firstdiff.run import identity
 
@@ -53,7 +53,6 @@ def test_positions_follow_on_the_cache_or_it_is_said_how_not(positions: list[lis
     check = check_positions(steps(*positions))
     assert check.agrees == (sentence == "agrees")
     assert check.sentence.endswith(sentence) if sentence != "agrees" else check.sentence == sentence
-    assert describe(check)
     assert check.plain()["says"] == check.sentence
 
 

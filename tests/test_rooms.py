@@ -30,7 +30,7 @@ FOLDERS = {
 }
 RECORDS = ("firstdiff.verdict.", "firstdiff.checked.")  # what reports are rendered from
 ROOMS = ("model", "dumps", "reports")  # and the harness, which is the rest
-HEAVY = ("numba", "pandas", "matplotlib", "llama_cpp", "torch", "transformers", "jinja2")
+HEAVY = ("numba", "threadpoolctl", "pandas", "matplotlib", "llama_cpp", "torch", "transformers", "jinja2")
 TOP_LEVEL = {"model", "harness", "dumps", "reports", "tests", "notebooks", ".ci", ".github"}
 
 

@@ -14,6 +14,7 @@ from firstdiff.verdict import (
     Detail,
     Element,
     Explanation,
+    Failed,
     Logits,
     SiteVerdict,
     Status,
@@ -146,7 +147,9 @@ def unexplained() -> Verdict:
     )
     says = "not explained, because none of 2 hypotheses that apply gives these numbers"
     why = replace(explanation(1), hypothesis=None, says=says, fix="", attributes={}, residual=None, findings=("odd",))
-    return verdict(sites=tuple(told), explanations=(why,), counter_check=CounterCheck(("rope-base",), ("Kcur_rope-1",)))
+    check = CounterCheck(("rope-base",), ("Kcur_rope-1",))
+    failed = tuple(Failed(id_, "Kcur_rope-1", "KeyError: 'x'") for id_ in ("rope-sign", "norm-eps + rope-sign"))
+    return verdict(sites=tuple(told), explanations=(why,), counter_check=check, failed=failed)
 
 
 def hostile() -> Verdict:
@@ -180,6 +183,7 @@ def hostile() -> Verdict:
         counter_check=CounterCheck((HOSTILE,), (told[1].site,)),
         run={"command": ["firstdiff", HOSTILE], "versions": {HOSTILE: HOSTILE}, "machine": HOSTILE},
         witness=None,
+        failed=(Failed(HOSTILE, told[1].site, HOSTILE),),
     )
 
 

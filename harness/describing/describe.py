@@ -45,7 +45,6 @@ def describe(
     seen: Mask | None = None,
     inputs: Sequence[npt.NDArray[Any]] = (),
     others: Named = (),
-    blocks: int | None = None,
 ) -> tuple[Finding, ...]:
     """Describe how a candidate's tensor is wrong, the most useful finding first.
 
@@ -65,8 +64,6 @@ def describe(
         Names and values of other recorded tensors. Leave out the site itself, copies of it (``k_cache`` beside
         ``Kcur_rope``) and what may be one (``Qcur_rope`` beside ``Qcur``): that a wrong tensor equals its copy says
         nothing. They are asked for one by one, and not at all where a simpler rule holds.
-    blocks
-        Block length of the quantised weight along the output's last axis.
 
     Returns
     -------
@@ -84,7 +81,7 @@ def describe(
     rules = list(_rules(x, chain(others, own)))
     found += rules
     if not any(_accounts(finding) for finding in rules):
-        found += chain(norms_kept(x), subset(x, blocks), growth(x), unlike(x))
+        found += chain(norms_kept(x), subset(x), growth(x), unlike(x))
     return tuple(found[:MOST])
 
 

@@ -47,7 +47,7 @@ def norms_kept(x: Compared) -> Iterator[Finding]:
     )
 
 
-def subset(x: Compared, blocks: int | None) -> Iterator[Finding]:
+def subset(x: Compared) -> Iterator[Finding]:
     """Along each axis the indices that are wrong, where the rest is at the floor."""
     delta = np.abs(x.candidate - x.reference) / x.rms
     wrong = (delta > LOCATED * x.floor) & (delta > x.floor * np.abs(x.reference) / x.rms)
@@ -57,7 +57,7 @@ def subset(x: Compared, blocks: int | None) -> Iterator[Finding]:
     parts, values = [], {}
     for i, here in reached.items():
         name, indices = x.axes[i], np.flatnonzero(here)
-        words = named(name, indices, len(here), block=blocks if i == len(x.axes) - 1 else None)
+        words = named(name, indices, len(here))
         parts.append(Subject(words, len(indices) > 1))
         values[name] = [int(j) for j in indices[:SHOWN]]
     where = joined(parts)

@@ -56,26 +56,15 @@ def _forms(lengths: Mapping[str, int]) -> Iterator[tuple[float, str]]:
         yield 1 / n, f"1/{n}"
 
 
-def named(axis: str, indices: Indices, size: int, *, block: int | None = None) -> str:
+def named(axis: str, indices: Indices, size: int) -> str:
     """A set of indices along an axis: ``head 3``, ``dims 4-7``, ``every 4th of the dims from 1``."""
     chosen = np.zeros(size, np.bool_)
     chosen[indices] = True
     if len(indices) == 1:
         return f"{axis.removesuffix('s')} {int(indices[0])}"
-    if block and size % block == 0 and (words := _blocks(axis, chosen, block)):
-        return words
     words = spans(indices, size)
     plain = f"all {axis} but {words.removeprefix('all but ')}" if words.startswith("all but") else f"{axis} {words}"
     return plain if "…" not in plain else _periodic(axis, chosen) or plain
-
-
-def _blocks(axis: str, chosen: Mask, block: int) -> str | None:
-    """Whole blocks of a quantised weight's output."""
-    by_block = chosen.reshape(-1, block)
-    if len(by_block) == 1 or chosen.all() or not (by_block.all(1) | ~by_block.any(1)).all():
-        return None
-    wrong = np.flatnonzero(by_block[:, 0])
-    return f"{axis} of block{'s' if len(wrong) > 1 else ''} {spans(wrong, len(by_block))} (of {block} each)"
 
 
 def _periodic(axis: str, chosen: Mask) -> str | None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from firstdiff.align import HALF
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.dumps.tensors import Held
+from firstdiff.explain import Failures
 from firstdiff.explaining import PAIR_SEARCHES, explain
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.hypotheses.table import EQUIVALENT
@@ -186,8 +187,10 @@ def held(
 
     start = perf_counter()
     trace = planted.trace(dtype)
-    found, sites, alignment = replayed(model, trace, table=table)
-    explanations, _ = explain(model, trace, found, alignment, sites, table=table, check=False, pairs=pairs)
+    failures = Failures()
+    found, sites, alignment = replayed(model, trace, table=table, failures=failures)
+    explanations, _ = explain(model, trace, found, alignment, sites, failures=failures, table=table, pairs=pairs)
+    assert not failures.noted, failures.noted
     seconds = perf_counter() - start
     floors = {s.site: s.floor or 0.0 for s in sites}
     permuted = {point for point, says in alignment.described().items() if HALF in says}

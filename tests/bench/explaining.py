@@ -16,6 +16,7 @@ from models import Subject
 from planted import MemoryWriter, plant
 
 from firstdiff.dumps import Site, Step, Trace
+from firstdiff.explain import Failures
 from firstdiff.explaining import explain
 from firstdiff.judge import replayed
 from firstdiff.model.arithmetic import F64, Array
@@ -62,7 +63,8 @@ def noisy(steps: Sequence[Step], tensors: Mapping[Site, Array], sites: set[Site]
 
 def seconds(model: Model, trace: Trace, only: str | None = None) -> Callable[[], float]:
     """Judge a trace; the call then explains it, or one site of it."""
-    found, sites, alignment = replayed(model, trace)
+    failures = Failures()
+    found, sites, alignment = replayed(model, trace, failures=failures)
     if only is not None:
         sites = [
             replace(s, status=Status.INHERITS) if s.status is Status.DIVERGES and s.site != only else s for s in sites
@@ -70,7 +72,8 @@ def seconds(model: Model, trace: Trace, only: str | None = None) -> Callable[[],
 
     def call() -> float:
         start = time.perf_counter()
-        explain(model, trace, found, alignment, sites)
+        explain(model, trace, found, alignment, sites, failures=failures)
+        assert not failures.noted, failures.noted
         return time.perf_counter() - start
 
     return call
