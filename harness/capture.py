@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from firstdiff import ggml
 from firstdiff.dumps import Step, TraceWriter
+from firstdiff.dumps.points import axes_of
 from firstdiff.llamacpp import PLAIN, Attention, LlamaCpp
 from firstdiff.model.rounding import turn, turned
 
@@ -114,11 +115,11 @@ class Hook:
                 self._keep_cache("v_cache" + layer, _source(flash, 2), values=True)
             if (run := turned(self.attention.values, self.head_dim, values=True)) is not None:
                 x = turn(x, run)  # llama.cpp turns it back in a node of no name
-        if point in ("kq", "kq_soft_max"):  # [H, T, padded S] -> [H, T, S]
+        if "query" in axes_of(point):  # [H, T, padded S] -> [H, T, S]
             if x.shape[0] * x.shape[1] * self.keys > MOST_SCORES:
                 return
             x = x[:, :, : self.keys]
-        elif x.shape[0] == 1 and point not in ("Qcur_rope", "Kcur_rope"):  # [1, T, n] -> [T, n]
+        elif x.shape[0] == 1 and (point in HEADS_OF or "head" not in axes_of(point)):  # [1, T, n] -> [T, n]
             x = x[0]
         self.tensors[point + layer] = np.ascontiguousarray(x)
 

@@ -14,8 +14,9 @@ from firstdiff.align import Alignment
 from firstdiff.cases import DOUBTFUL, Case, Done
 from firstdiff.detail import Details
 from firstdiff.dumps import Site, Step, Trace
+from firstdiff.dumps.points import POINTS, Kind, axes_of, kind_of
 from firstdiff.fingerprint import Levels
-from firstdiff.measure import Mask, axes_of, locate, measure, relative, within_f16
+from firstdiff.measure import Mask, locate, measure, relative, within_f16
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import visible
 from firstdiff.model.probe import Call, Probe
@@ -103,7 +104,8 @@ class Replay(Probe):
             return self._keep(call, recorded, wrong=wrong, pending=(), lost=own, overflowed=overflows)
         self.sites.append(verdict)
         if self.details is not None:
-            self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes_of(call.point), seen=seen)
+            axes = axes_of(call.point, computed.ndim)
+            self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes, seen=seen)
         if verdict.status is Status.DIVERGES:
             error = verdict.local_error or 0.0
             known = raw if rows is None else np.where(rows, raw, np.float32(np.nan))
@@ -130,7 +132,7 @@ class Replay(Probe):
         floor: float,
         seen: Mask | None,
     ) -> SiteVerdict:
-        axes = axes_of(call.point)
+        axes = axes_of(call.point, computed.ndim)
         against = partial(measure, recorded, axes=axes, floor=floor, seen=seen, terms=lambda: terms(call))
         difference = against(computed)
         if not pending and floor < difference.error <= DOUBTFUL * floor:
@@ -195,7 +197,7 @@ class Replay(Probe):
     def _keep(
         self, call: Call, value: Array, *, wrong: bool, pending: tuple[Done, ...], lost: float, overflowed: bool
     ) -> Array:
-        cached = call.point in ("k_cache", "v_cache")
+        cached = kind_of(call.point) is Kind.CACHE
         self._origins[id(value)] = _Origin(value, wrong, pending, cached, lost, overflowed)
         query = self.alignment.scaled_query(self.trace, Site(call.step, call.layer, call.point), value)
         if query is not None:
@@ -236,9 +238,9 @@ class Drift(Probe):
 
 def _of_step(point: str, computed: Array, start: int, stop: int) -> Array:
     """What of a value of all tokens belongs to the step of tokens `start` to `stop`."""
-    if point in ("kq", "kq_soft_max"):
+    if "query" in axes_of(point):
         return computed[:, start:stop, :stop]
-    return computed[:stop] if point in ("k_cache", "v_cache") else computed[start:stop]
+    return computed[:stop] if kind_of(point) is Kind.CACHE else computed[start:stop]
 
 
 def between(candidate: Trace, other: Trace, alignment: Alignment) -> dict[str, float]:
@@ -255,7 +257,7 @@ def between(candidate: Trace, other: Trace, alignment: Alignment) -> dict[str, f
 
 def counted(point: str, computed: Array) -> Mask | None:
     """Which entries of a point count: causally hidden scores do not."""
-    return visible(*computed.shape[-2:]) if point == "kq" else None
+    return visible(*computed.shape[-2:]) if point in POINTS and POINTS[point].hidden else None
 
 
 def _named(site: Site, call: Call, status: Status, **rest: Any) -> SiteVerdict:  # noqa: ANN401 - SiteVerdict's fields
