@@ -191,7 +191,7 @@ class Part:
 
     rows: npt.NDArray[np.int64]
     tokens: npt.NDArray[np.int64]
-    recorded: Array  # [tokens, rows]
+    recorded: Array  # [token, row]
 
     def residual(self, case: Case, arithmetic: Arithmetic, call: Call) -> float:
         """As :func:`residual`, of this part alone; of what is no product any more, of all."""

@@ -361,7 +361,7 @@ def test_a_long_where_wraps_whole() -> None:
     at = next(i for i, line in enumerate(lines) if line.startswith("diverges "))
     cells = [line[lines[at].index("where") :].strip() for line in lines[at + 1 :]]
     cell = " ".join(cells[: cells.index("")]).replace("right ", "")
-    assert " ".join(cell.split()) == ", ".join(f"{axis} {span}" for axis, span in AWKWARD.items())
+    assert " ".join(cell.split()) == ", ".join(f"{axis}s {span}" for axis, span in AWKWARD.items())
 
 
 def logits(*told: Logits) -> str:
