@@ -9,13 +9,7 @@ from typing import Any, Self, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-CACHES = ("k_cache", "v_cache")
-HEADS = ("Qcur", "Kcur", "Vcur", "Qcur_normed", "Kcur_normed", "Qcur_rope", "Kcur_rope", *CACHES)
-AXES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(HEADS, ("token", "head", "head_dim")),
-    **dict.fromkeys(("kq", "kq_soft_max"), ("head", "query", "key")),
-}
-"""Names of the axes of a point; of any other point, token and feature."""
+from firstdiff.dumps.points import axes_of, token_axis
 
 
 class NamedArray(np.ndarray[Any, np.dtype[Any]]):
@@ -75,7 +69,7 @@ class NamedArray(np.ndarray[Any, np.dtype[Any]]):
         return f"{plain}\n[{shape}]"
 
 
-def axes_of(point: str, shape: Sequence[int], tokens: int, stated: Sequence[str] | None = None) -> tuple[str, ...]:
+def fitting_axes(point: str, shape: Sequence[int], tokens: int, stated: Sequence[str] | None = None) -> tuple[str, ...]:
     """Return names for the axes of a recorded tensor, and numbers where the shape does not fit them.
 
     Parameters
@@ -89,11 +83,11 @@ def axes_of(point: str, shape: Sequence[int], tokens: int, stated: Sequence[str]
     stated
         What the trace's manifest says of the point.
     """
-    names = tuple(stated or AXES.get(point, ("token", "feature")))
+    names = tuple(stated or axes_of(point))
     if len(shape) == 2 and len(names) == 3 and names[0] == "token":  # noqa: PLR2004 - heads merged
-        names = ("token", "feature")
-    sizes = dict(zip(names, shape, strict=False))
-    if len(shape) == len(names) and sizes.get("token", sizes.get("query", tokens)) == tokens:
+        names = axes_of(point, 2)
+    fits = len(shape) == len(names)
+    if fits and ({"token", "query"}.isdisjoint(names) or shape[token_axis(names)] == tokens):
         return names
     return tuple(f"axis {i}" for i in range(len(shape)))
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from firstdiff.dumps.errors import TraceError, shown
-from firstdiff.dumps.points import as_point
+from firstdiff.dumps.points import POINTS, as_point
 from firstdiff.dumps.tables import Place, Table, checked, read_table
 
 Names = str | Mapping[str, str] | Path
@@ -63,8 +63,7 @@ def firstdiff(names: Iterable[str]) -> dict[str, Meaning]:
 
 # llama.cpp's name -> point, where it is not the point's own; None for nodes that are no point.
 _LLAMA: dict[str, str | None] = {
-    "inp_embd": "embd", "kq_soft_max_ext": "kq_soft_max", "ffn_gate_par": "ffn_swiglu", "kqv_wo": "attn_out",
-    "kqv_merged_cont": "kqv_out", "ffn_gate_b": "ffn_gate", "ffn_up_b": "ffn_up",
+    **{node: point.name for point in POINTS.values() for node in point.nodes},
     "norm": None, "kqv": None, "kqv_merged": None, "ffn_silu": None, "ffn_gelu": None, "inp_tokens": None,
     "inp_pos": None, "inp_out_ids": None, "KQ_mask": None, "kq_mask": None, "attn_inp_kq_mask": None, "q": None,
     "k": None, "v": None, "inp_scaled": None, "cache_k": None, "cache_v": None, "kq_scaled": None,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from firstdiff.dumps.errors import TraceError, shown
+from firstdiff.dumps.points import OUTSIDE
 from firstdiff.dumps.site import Site
 
 NUMBERS = ("rms", "min", "max", "mean", "std", "sum", "norm")
@@ -147,7 +148,7 @@ def _merged(ours: dict[str, Any], theirs: dict[str, Any]) -> Patterns:
         raise TraceError('a line form is written as [[lines]] and below it form = "{name}: {rms} {min}"')
     return Patterns(
         points=_by_spelling(both, "points"),
-        outside=frozenset(said["outside"]),
+        outside=frozenset((*OUTSIDE, *said["outside"])),
         statistics=_by_spelling(both, "statistics"),
         pairs=_pairs(both),
         layer=tuple(map(words, said["layer"])),

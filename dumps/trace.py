@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from firstdiff.dumps.errors import TraceError
-from firstdiff.dumps.named_array import CACHES, NamedArray, axes_of
+from firstdiff.dumps.named_array import NamedArray, fitting_axes
+from firstdiff.dumps.points import Kind, kind_of
 from firstdiff.dumps.site import Site, as_site
 from firstdiff.dumps.tensors import Held, Real, Tensor, dtype_of
 
@@ -102,9 +103,9 @@ class Trace:
             return self._tensor(site).read()
         found = as_site(site)
         values = self._tensor(found).read()
-        steps = self.steps[0 if found.point in CACHES else found.step : found.step + 1]
+        steps = self.steps[0 if kind_of(found.point) is Kind.CACHE else found.step : found.step + 1]
         tokens = sum(len(step.tokens) for step in steps)
-        return NamedArray(values, axes_of(found.point, values.shape, tokens, self.layouts.get(found.point)))
+        return NamedArray(values, fitting_axes(found.point, values.shape, tokens, self.layouts.get(found.point)))
 
     def shape(self, site: Site) -> tuple[int, ...]:
         """Return a site's recorded shape without reading its values."""

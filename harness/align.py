@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from firstdiff.dumps import Site, Trace, TraceError
-from firstdiff.dumps.named_array import AXES, HEADS
+from firstdiff.dumps.points import Kind, axes_of, carrying, of_kind
 from firstdiff.measure import Mask, relative
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
@@ -217,19 +217,34 @@ def _per_group(part: slice, width: int) -> Read:
 
 PLAIN = Layout("", plain)
 HALF = "head dimensions in half-split order (Hugging Face's, before GGUF's conversion)"
-ROTATED = ("Qcur", "Kcur", "Qcur_rope", "Kcur_rope", "k_cache")
+ROTATED = carrying("Q", "K")
+"""Points whose head dimensions are turned in pairs: each holds them in the order that the rotation pairs."""
+
+BEFORE = tuple(
+    (before, rotation)
+    for operand in "QK"
+    for rotation in carrying(operand)
+    for before in carrying(operand)
+    if rotation in of_kind(Kind.ROTATION) and before in of_kind(Kind.PRODUCT, Kind.NORM)
+)
+"""What stands before a rotation, and the rotation."""
+
+KEYS = tuple(point for point in carrying("K") if point in of_kind(Kind.ROTATION, Kind.CACHE))
+"""What scores have for keys."""
+
 SCALED = "values times 1 / sqrt(head_dim)"
-SCORES = ("kq",)
-QUERIES = ("Qcur", "Qcur_rope")
+SCORES = of_kind(Kind.SCORES)
+QUERIES = carrying("Q")
 """Points that may hold the softmax's scale already. An engine that multiplies Q by it has it in all that follow."""
 
 
 def candidates(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401 - an architecture's hyperparameters
     """Ways in which a point may be laid out, the likeliest first."""
     yield PLAIN
-    if point in HEADS:
+    axes = axes_of(point)
+    if "head_dim" in axes:
         yield from _of_heads(point, hp)
-    elif point in ("kq", "kq_soft_max"):
+    elif "query" in axes:
         yield Layout("[query, head, key]", _moved(1, 0, 2))
         yield Layout("[key, query, head]", _moved(2, 1, 0))
         yield Layout("padded to more keys than there are", _padded)
@@ -250,7 +265,7 @@ def _of_heads(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401
         ("[head_dim, head, token]", _moved(2, 1, 0)),
         ("[feature, token]", _merged_last),
     )
-    if point[:1] in "Kkv" or point == "Vcur":
+    if point in carrying("K", "V"):
         orders += tuple((f"{says}, KV heads repeated", _repeated(read, hp.n_head)) for says, read in orders[:2])
     yield from (Layout(says, read) for says, read in orders[1:])
     if point in ROTATED:
@@ -307,7 +322,7 @@ class _Trial(Probe):
             best = _choice({index: median(values) for index, values in errors.items()})
             if best:
                 chosen[point] = layouts[best]
-        for before, after in (("Qcur", "Qcur_rope"), ("Kcur", "Kcur_rope")):
+        for before, after in BEFORE:
             # An order of dimensions holds on both sides of the rotation: on one alone, the weight's rows are permuted.
             if _is_half(chosen.get(before)) and after in self.errors and not _is_half(chosen.get(after)):
                 del chosen[before]
@@ -319,7 +334,7 @@ class _Trial(Probe):
         scaled = [_is_scaled(chosen.get(p)) for p in points]
         if not any(s for p, s in zip(points, scaled, strict=True) if p in QUERIES):
             return True
-        keys = [self.errors[p] for p in ("Kcur_rope", "k_cache") if p in self.errors]
+        keys = [self.errors[p] for p in KEYS if p in self.errors]
         right = all(min(median(e) for e in errors.values()) <= PLAUSIBLE for errors in keys)
         return right and scaled == sorted(scaled)
 
@@ -328,7 +343,7 @@ class _Trial(Probe):
         with np.errstate(all="ignore"):
             computed = call.compute(self.arithmetic)
         layouts = self.layouts(call.point)
-        seen = visible(*computed.shape[-2:]) if call.point == "kq" else None
+        seen = visible(*computed.shape[-2:]) if call.point in SCORES else None
         site = Site(call.step, call.layer, call.point)
         best: tuple[float, Array] | None = None
         for index, layout in enumerate(layouts):
@@ -352,7 +367,7 @@ def stated(trace: Trace) -> Alignment:
     """
     layouts = {}
     for point, given in trace.layouts.items():
-        axes = AXES.get(point, ("token", "feature"))
+        axes = axes_of(point)
         if sorted(given) != sorted(axes):
             raise TraceError(f"{trace.path}: layout of '{point}' has axes {list(given)}: its axes are {list(axes)}")
         if tuple(given) != axes:

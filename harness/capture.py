@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from firstdiff import ggml
 from firstdiff.dumps import Step, TraceWriter
-from firstdiff.dumps.named_array import HEADS
+from firstdiff.dumps.points import axes_of
 from firstdiff.llamacpp import PLAIN, Attention, LlamaCpp
 from firstdiff.model.architecture import Nodes
 from firstdiff.model.rounding import turn, turned
@@ -92,7 +92,7 @@ class Hook:
                 self._keep_cache("v_cache" + layer, _source(flash, 2), values=True)
             if (run := turned(self.attention.values, self.head_dim, values=True)) is not None:
                 x = turn(x, run)  # llama.cpp turns it back in a node of no name
-        if point in ("kq", "kq_soft_max"):  # [H, T, padded S] -> [H, T, S]
+        if "query" in axes_of(point):  # [H, T, padded S] -> [H, T, S]
             if x.shape[0] * x.shape[1] * self.keys > MOST_SCORES:
                 return
             x = x[:, :, : self.keys]
@@ -113,7 +113,7 @@ class Hook:
         for key, x in tensors.items():
             point, dash, layer = key.partition("-")
             cache = tensors.get(("v_cache" if point == "Vcur" else "k_cache") + dash + layer)
-            if point in HEADS and cache is not None:
+            if "head_dim" in axes_of(point) and cache is not None:
                 tensors[key] = x.reshape(len(x), -1, cache.shape[-1])
         return tensors
 

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps import Site
+from firstdiff.dumps.points import axes_of
 from firstdiff.floors import passed_on
-from firstdiff.measure import axes_of, measure, shown, within_f16
+from firstdiff.measure import measure, shown, within_f16
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import MOVES, linear
 from firstdiff.model.probe import Call
@@ -91,8 +92,6 @@ class Case:
         return min(self.floor, self.error / CLEARLY, max(PLAIN, noise, self.stored / 2))
 
 
-PLANE = 2  # axes of [tokens, dims]
-
 PLAIN = 1e-5
 """Floors of float64, float32 and ggml-cpu at one operation lie below it, and are taken as they are."""
 
@@ -168,7 +167,7 @@ def residual(case: Case, given: Array, call: Call, *, known: bool = False) -> fl
         few = np.count_nonzero(finite & np.isfinite(recorded)) < min(FINITE, given.size)
         if np.isfinite(recorded[odd]).any() or (few and not known):
             return float("inf")
-    axes = axes_of(case.site.point if given.ndim != PLANE else "")
+    axes = axes_of(case.site.point, given.ndim)
     difference = measure(recorded, given, axes=axes, floor=case.floor, seen=case.seen, terms=lambda: terms(call))
     return difference.error
 
@@ -192,7 +191,7 @@ class Part:
 
     rows: npt.NDArray[np.int64]
     tokens: npt.NDArray[np.int64]
-    recorded: Array  # [tokens, rows]
+    recorded: Array  # [token, row]
 
     def residual(self, case: Case, arithmetic: Arithmetic, call: Call) -> float:
         """As :func:`residual`, of this part alone; of what is no product any more, of all."""

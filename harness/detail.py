@@ -11,6 +11,7 @@ from math import isfinite
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.dumps.points import token_axis
 from firstdiff.measure import Mask, Real
 from firstdiff.verdict import Detail, Element, Histogram, Profile, Statistics, Status
 
@@ -79,7 +80,7 @@ def measure_detail(
     candidate, reference
         Same shape.
     axes
-        Names of their axes, one of them ``tokens``.
+        Names of their axes: see :func:`firstdiff.dumps.points.axes_of`.
     seen
         Entries that count, broadcastable to the shape; None for all.
     size
@@ -91,7 +92,7 @@ def measure_detail(
 
 def _detail(c: Real, r: Real, axes: tuple[str, ...], seen: Mask | None, size: Size) -> Detail:
     counts = np.ones(r.shape, np.bool_) if seen is None else np.broadcast_to(seen, r.shape)
-    error = np.abs(_relative(c, r, counts, axes.index("tokens")))  # [as the tensors]
+    error = np.abs(_relative(c, r, counts, token_axis(axes)))  # [as the tensors]
     squares = error * error
     chosen = np.flatnonzero(counts)
     worst = _worst(error.ravel(), chosen, size.worst)

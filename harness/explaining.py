@@ -16,6 +16,7 @@ from firstdiff.align import Alignment
 from firstdiff.cases import Case
 from firstdiff.describing import findings
 from firstdiff.dumps import Site, Trace
+from firstdiff.dumps.points import Kind, of_kind
 from firstdiff.explain import Attempt, Failures, Fault, attempt, attempts, explaining
 from firstdiff.extent import enumerated, extent
 from firstdiff.fingerprint import Fingerprint
@@ -372,8 +373,8 @@ def _note(first: Attempt, error: float, sites: Sequence[Site], alone: Sequence[s
         notes.append(
             f"at {sites[0]} alone {enumerated(alone)} would fit as well, but not the same at all of these sites"
         )
-    where = {point: {(s.layer, s.step) for s in sites if s.point == point} for point in ("Qcur_rope", "Kcur_rope")}
-    both = where["Qcur_rope"] == where["Kcur_rope"]
+    first_turned, *turned = [{(s.layer, s.step) for s in sites if s.point == point} for point in of_kind(Kind.ROTATION)]
+    both = all(where == first_turned for where in turned)
     if first.fault.id == "rope-offset" and both and {s.step for s in sites} == set(range(len(trace.steps))):
         notes.append("scores depend on differences of positions alone: the same offset on Q and K changes none of them")
     return "; ".join(notes) or None

@@ -11,7 +11,8 @@ import numpy as np
 from firstdiff import floors
 from firstdiff.align import Alignment
 from firstdiff.dumps import Site, Trace
-from firstdiff.measure import axes_of, measure
+from firstdiff.dumps.points import axes_of
+from firstdiff.measure import measure
 from firstdiff.model.arithmetic import (
     BF16,
     BF16_OPERANDS,
@@ -210,7 +211,7 @@ class Trials(Probe):
         assert group is not None
         own = floors.stored(F32, calls[-1], self.alignment.dtype(self.trace, site), whole)
         calls, sample, seen = _sampled(calls, whole)
-        axes = ("tokens", "dims") if sample.ndim == 2 else axes_of(site.point)  # noqa: PLR2004
+        axes = axes_of(site.point, sample.ndim)
         computed, errors, limits = {}, {}, {}
         for name, arithmetic in _possible(group, calls, flash=len(calls) > 1):
             if (kind := arithmetic.weights_and_results) is not None and not _stored(sample, kind):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from firstdiff.measure import SMALLEST_F16, axes_of
+from firstdiff.dumps.points import axes_of
+from firstdiff.measure import SMALLEST_F16
 from firstdiff.model.arithmetic import BF16, F16, GGML, Arithmetic, Array
 from firstdiff.model.operations import MOVES, append, attend, linear, rms_norm, rope, scores, soft_max, swiglu, visible
 from firstdiff.model.probe import Call
@@ -66,7 +67,7 @@ def _rows(point: str, x: Array) -> Array:
     """Root mean square of each row: of a token's dimensions, or a head's, or of all that a token scores."""
     with np.errstate(all="ignore"):
         squares: Array = x**2
-        if axes_of(point)[-1] == "dims":
+        if "query" not in axes_of(point):
             squares = squares.mean(-1)
         else:
             seen = visible(*x.shape[-2:])

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from firstdiff.align import Alignment, stated
 from firstdiff.dumps import Site, Trace
-from firstdiff.dumps.named_array import AXES
+from firstdiff.dumps.points import axes_of, token_axis
 from firstdiff.errors import UsageError
 from firstdiff.fingerprint import Fingerprint
 from firstdiff.judge import name, replayed
@@ -54,12 +54,12 @@ class Pair:
     @property
     def axes(self) -> tuple[str, ...]:
         """Names of the axes."""
-        return AXES.get(self.site.point, ("token", "feature")) if self.candidate.ndim > 2 else ("token", "feature")  # noqa: PLR2004
+        return axes_of(self.site.point, self.candidate.ndim)
 
     @property
     def token_axis(self) -> int:
         """The axis along which positions go."""
-        return self.axes.index("query" if "query" in self.axes else "token")
+        return token_axis(self.axes)
 
     def errors(self, axis: int) -> Floats:
         """Relative error along one axis: the norm of the difference over the norm of the other's values.

@@ -8,19 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.dumps.points import token_axis
 from firstdiff.verdict import Element
 
 Real = npt.NDArray[np.floating]
 Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
-
-AXES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("Qcur", "Kcur", "Vcur", "Qcur_rope", "Kcur_rope", "k_cache", "v_cache"), ("tokens", "heads", "dims")
-    ),
-    **dict.fromkeys(("kq", "kq_soft_max"), ("heads", "tokens", "keys")),
-}
-"""What the axes of a point are; of any other point, tokens and dims."""
 
 LOCATED = 10.0
 """An element counts as wrong in :func:`locate` from this many floors on, relative to its row's rms. Rounding is near
@@ -55,11 +48,6 @@ SMALL = 1e-10
 """Norm of a token from which float32 holds the squares of errors of 1e-7."""
 
 
-def axes_of(point: str) -> tuple[str, ...]:
-    """Names of the axes of a point, as used in reports."""
-    return AXES.get(point, ("tokens", "dims"))
-
-
 def measure(
     candidate: Real,
     reference: Real,
@@ -79,7 +67,7 @@ def measure(
     candidate, reference
         Same shape.
     axes
-        Names of their axes.
+        Names of their axes: see :func:`firstdiff.dumps.points.axes_of`.
     floor
         The error up to which `terms` need not be asked for.
     seen
@@ -91,7 +79,7 @@ def measure(
     if rows is not None:
         found = measure(candidate[rows], reference[rows], axes=axes, floor=floor, terms=lambda: _of_rows(terms(), rows))
         return found if found.worst is None else replace(found, worst=_moved_to(rows, found.worst))
-    rest = _all_but(axes, "tokens")
+    rest = _all_but(axes, token_axis(axes))
     quick = _quick(candidate, reference, rest, seen)
     if quick is not None and quick <= floor:
         return Difference(quick, None, 0)
@@ -105,7 +93,7 @@ def measure(
     delta[np.abs(delta) < SMALLEST_F32] = 0.0
     if not delta.any():
         return Difference(0.0, None, 0)
-    norm = _norm(delta, rest)  # [tokens]
+    norm = _norm(delta, rest)  # [token]
     size = _norm(np.where(judged, r, 0.0), rest)
     error = _ratio(norm, size)
     if error.max() > floor and (larger := terms()) is not None:
@@ -117,8 +105,8 @@ def measure(
 
 
 def shown(seen: Mask | None) -> Indices | None:
-    """The tokens that count, where a mask [tokens, 1] hides whole ones; None for any other."""
-    if seen is None or seen.ndim != 2 or seen.shape[1] != 1 or seen.all():  # noqa: PLR2004 - [tokens, 1]
+    """The tokens that count, where a mask [token, 1] hides whole ones; None for any other."""
+    if seen is None or seen.ndim != 2 or seen.shape[1] != 1 or seen.all():  # noqa: PLR2004 - [token, 1]
         return None
     return np.flatnonzero(seen)
 
@@ -146,7 +134,7 @@ def relative(candidate: Real, reference: Real, seen: Mask | None = None) -> floa
 def locate(
     candidate: Real, reference: Real, *, axes: tuple[str, ...], floor: float, seen: Mask | None = None
 ) -> dict[str, str]:
-    """Say along each axis where the candidate is wrong: ``{"tokens": "all but 0", "heads": "3-5", "dims": "all"}``.
+    """Say along each axis where the candidate is wrong: ``{"token": "all but 0", "head": "3-5", "head_dim": "all"}``.
 
     Of a tensor of which one token alone is recorded, that is said.
     """
@@ -154,15 +142,17 @@ def locate(
     judged = np.isfinite(r) if seen is None else np.isfinite(r) & seen
     delta = np.where(judged, c - r, 0.0)
     delta[np.isnan(delta)] = np.inf
-    rest = _all_but(axes, "tokens")
+    rest = _all_but(axes, token_axis(axes))
     count = np.maximum(np.broadcast_to(judged, r.shape).sum(rest), 1)
     rms = _norm(np.where(judged, r, 0.0), rest) / np.sqrt(count)
     wrong = np.abs(delta) > LOCATED * floor * rms.reshape(_along(axes, len(rms)))
     if not wrong.any():
         wrong = np.abs(delta) >= np.abs(delta).max()
-    where = {name: spans(np.flatnonzero(wrong.any(_all_but(axes, name))), r.shape[i]) for i, name in enumerate(axes)}
+    where = {name: spans(np.flatnonzero(wrong.any(_all_but(axes, i))), r.shape[i]) for i, name in enumerate(axes)}
     rows = shown(seen)
-    return where if rows is None or len(rows) > 1 else where | {"tokens": f"{rows[0]} (the only one recorded)"}
+    if rows is not None and len(rows) == 1:
+        where[axes[token_axis(axes)]] = f"{rows[0]} (the only one recorded)"
+    return where
 
 
 def spans(indices: Sequence[int] | npt.NDArray[np.integer], size: int) -> str:
@@ -206,8 +196,8 @@ def _norm(x: Real, axis: tuple[int, ...]) -> Real:
     return np.sqrt(squares)
 
 
-def _all_but(axes: tuple[str, ...], name: str) -> tuple[int, ...]:
-    return tuple(i for i, other in enumerate(axes) if other != name)
+def _all_but(axes: tuple[str, ...], axis: int) -> tuple[int, ...]:
+    return tuple(i for i in range(len(axes)) if i != axis)
 
 
 def _ratio(norm: Real, size: Real) -> Real:
@@ -217,12 +207,12 @@ def _ratio(norm: Real, size: Real) -> Real:
 
 
 def _along(axes: tuple[str, ...], tokens: int) -> tuple[int, ...]:
-    return tuple(tokens if name == "tokens" else 1 for name in axes)
+    return tuple(tokens if i == token_axis(axes) else 1 for i in range(len(axes)))
 
 
 def _first(broken: Mask, axes: tuple[str, ...]) -> tuple[int, ...]:
     """Index of the first true element, by token before all else."""
-    token = axes.index("tokens")
+    token = token_axis(axes)
     index = np.argwhere(np.moveaxis(broken, token, 0))[0]
     ordered = np.insert(index[1:], token, index[0])
     return tuple(int(i) for i in ordered)

@@ -14,6 +14,7 @@ import numpy as np
 from firstdiff.api import AnySite, File, as_trace, opened_model
 from firstdiff.blas import one_thread
 from firstdiff.dumps import Site, Trace
+from firstdiff.dumps.points import Kind, kind_of
 from firstdiff.dumps.site import as_site
 from firstdiff.errors import UsageError
 from firstdiff.judge import name
@@ -249,7 +250,7 @@ def _pair(trace: Trace | File, site: AnySite, model: File | None, against: Trace
 
 def _positions(trace: Trace, pair: Pair) -> list[int]:
     """The position of each token of a site; of a cache, those of all steps so far."""
-    cached = pair.site.point in ("k_cache", "v_cache")
+    cached = kind_of(pair.site.point) is Kind.CACHE
     steps = trace.steps[0 if cached else pair.site.step : pair.site.step + 1]
     return [p for step in steps for p in step.positions]
 

@@ -14,8 +14,9 @@ from firstdiff.align import Alignment
 from firstdiff.cases import DOUBTFUL, Case, Done
 from firstdiff.detail import Details
 from firstdiff.dumps import Site, Step, Trace
+from firstdiff.dumps.points import POINTS, Kind, axes_of, kind_of
 from firstdiff.fingerprint import Levels
-from firstdiff.measure import Mask, axes_of, locate, measure, relative, within_f16
+from firstdiff.measure import Mask, locate, measure, relative, within_f16
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import MOVES, visible
 from firstdiff.model.probe import Call, Probe
@@ -139,7 +140,8 @@ class Replay(Probe):
             return Traced(recorded, upstream.wrong, lost=own, overflowed=overflows, scaled=scaled)
         self.sites.append(verdict)
         if self.details is not None:
-            self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes_of(call.point), seen=seen)
+            axes = axes_of(call.point, computed.ndim)
+            self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes, seen=seen)
         if diverges:
             known = raw if rows is None else np.where(rows, raw, np.float32(np.nan))
             case = Case(
@@ -174,7 +176,7 @@ class Replay(Probe):
         floor: float,
         seen: Mask | None,
     ) -> SiteVerdict:
-        axes = axes_of(call.point)
+        axes = axes_of(call.point, computed.ndim)
         against = partial(measure, recorded, axes=axes, floor=floor, seen=seen, terms=lambda: terms(call))
         difference = against(computed)
         rounding = [done for done in upstream.pending if done.call.op not in MOVES]
@@ -237,7 +239,7 @@ class Replay(Probe):
 
 def _scaled_query(call: Call) -> Array | None:
     """The query of a call of scores as the candidate scales it; None for any other call."""
-    source = call.sources[0] if call.point == "kq" and call.sources else None
+    source = call.sources[0] if kind_of(call.point) is Kind.SCORES and call.sources else None
     return source.scaled if isinstance(source, Traced) else None
 
 
@@ -274,9 +276,9 @@ class Drift(Probe):
 
 def _of_step(point: str, computed: Array, start: int, stop: int) -> Array:
     """What of a value of all tokens belongs to the step of tokens `start` to `stop`."""
-    if point in ("kq", "kq_soft_max"):
+    if "query" in axes_of(point):
         return computed[:, start:stop, :stop]
-    return computed[:stop] if point in ("k_cache", "v_cache") else computed[start:stop]
+    return computed[:stop] if kind_of(point) is Kind.CACHE else computed[start:stop]
 
 
 def between(candidate: Trace, other: Trace, alignment: Alignment) -> dict[str, float]:
@@ -293,7 +295,7 @@ def between(candidate: Trace, other: Trace, alignment: Alignment) -> dict[str, f
 
 def counted(point: str, computed: Array) -> Mask | None:
     """Which entries of a point count: causally hidden scores do not."""
-    return visible(*computed.shape[-2:]) if point == "kq" else None
+    return visible(*computed.shape[-2:]) if point in POINTS and POINTS[point].hidden else None
 
 
 def _named(site: Site, call: Call, status: Status, **rest: Any) -> SiteVerdict:  # noqa: ANN401 - SiteVerdict's fields

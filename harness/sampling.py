@@ -13,12 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.dumps.points import axes_of, token_axis, with_axis
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import soft_max, visible
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.value import Value
 
-SCORES = ("kq", "kq_soft_max")  # [head, query, key]: their tokens are axis 1, and some entries are hidden
+SCORES = with_axis("query")
+"""Points some of whose entries causality hides."""
 
 EPSILON = 2.0**-23
 """Spacing of f32 at 1. An engine that adds n values up one by one in f32 is off by some sqrt(n) of it."""
@@ -138,8 +140,7 @@ class Sampling(Probe):
 
     def _sampled(self, call: Call, value: Array, other: Array) -> Iterator[tuple[View, Sample]]:
         """A sample of every view of a site that may be asked for."""
-        scores = call.point in SCORES
-        axis = 1 if scores else 0  # that of tokens
+        axis, scores = token_axis(axes_of(call.point, value.ndim)), call.point in SCORES
         seen = np.broadcast_to(visible(*value.shape[-2:]), value.shape) if scores else None
         rows = range(value.shape[axis]) if self.every_row and call.step == 0 else (value.shape[axis] - 1,)
         ids = self.ids if call.point == "result_output" else ()

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps import Site, Step, Trace, TraceWriter, open_trace
+from firstdiff.dumps.points import axes_of
 from firstdiff.dumps.site import whole_numbers
 from firstdiff.errors import UsageError
 from firstdiff.model.architecture_names import architecture_named
@@ -318,7 +319,7 @@ def _canonical(point: str, x: Tensor, head_dim: int | None, heads_first: frozens
         x = x[0]
     if point in heads_first:  # [H, T, D]
         x = x.transpose(0, 1)
-    if head_dim is not None and point in ("Qcur", "Kcur", "Vcur"):
+    if head_dim is not None and "head_dim" in axes_of(point):
         x = x.reshape(x.shape[0], -1, head_dim)  # [T, H, D]
     return x
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from firstdiff.reports.words import along
 from firstdiff.verdict import SiteVerdict, Status, Verdict
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _row(s: SiteVerdict) -> dict[str, Any]:
         "drift": s.drift,
         "not_finite": s.not_finite,
         "inputs_right": s.inputs_right,
-        "where": None if s.where is None else ", ".join(f"{axis} {span}" for axis, span in s.where.items()),
+        "where": None if s.where is None else ", ".join(along(axis, span) for axis, span in s.where.items()),
         "worst_index": None if worst is None else worst.index,
         "worst_candidate": None if worst is None else worst.candidate,
         "worst_reference": None if worst is None else worst.reference,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from firstdiff.dumps.points import POINTS
 from firstdiff.reports.words import all_in, named_steps
 from firstdiff.verdict import Status, Verdict
 
@@ -30,20 +31,6 @@ MARKS = {
 
 LAYERS = 40  # rows of the map: a screen, where no two neighbours are alike
 MARGIN = "layer "
-
-HEADINGS = {
-    **{f"{x}cur": ("cur", x) for x in "QKV"},
-    **{f"{x}cur_normed": ("norm", x) for x in "QK"},
-    **{f"{x}cur_rope": ("rope", x) for x in "QK"},
-    **{f"{x}_cache": ("cache", x) for x in "kv"},
-    "kq_soft_max": ("soft", "max"),
-    "attn_post_norm": ("attn", "post"),
-    "ffn_post_norm": ("ffn", "post"),
-    "ffn_swiglu": ("ffn", "glu"),
-    "ffn_geglu": ("ffn", "glu"),
-}
-"""Short headings, so that a layer of 20 points fits 80 columns. Other names are cut at their first "_"."""
-
 
 # The map as data.
 
@@ -113,11 +100,11 @@ def folded(part: Pattern, points: Sequence[str]) -> list[Row]:
 
 
 def label(point: str) -> tuple[str, str]:
-    """The two lines of a point's heading: what it shares with its neighbours, and what is its own."""
-    name, _, rest = point.partition("_")
-    if rest.startswith("moe_"):
-        name, rest = "moe", rest.removeprefix("moe_")
-    return HEADINGS.get(point, (name, rest) if rest else ("", name))
+    """The two lines of a point's heading; a name that the table does not have is cut at its first "_"."""
+    if point in POINTS:
+        return POINTS[point].heading
+    name, _, rest = point.removeprefix("ffn_" if point.startswith("ffn_moe_") else "").partition("_")
+    return (name, rest) if rest else ("", name)
 
 
 # The map as text.

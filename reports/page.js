@@ -183,7 +183,7 @@
     if (site[DRIFT] !== null) tell("drift", number(site[DRIFT]));
     if (site[ERROR] !== null) tell("inputs", more.inputs || (more.segment ? "not judged" : "right"));
     if (more.segment) tell("judged with", `${more.segment.join(", ")}, which could not be judged alone`);
-    if (more.where) tell("wrong at", Object.entries(more.where).map(([axis, span]) => `${axis} ${span}`).join(", "));
+    if (more.where) tell("wrong at", more.where.join(", "));
     if (more.broken) tell("NaN or infinite", `${more.broken} elements`);
     tell("reason", more.reason);
     if (statusOf(site) === "not recorded") tell("to do", "dump this point, and it will be judged");
@@ -276,7 +276,7 @@
       bar.setAttribute("y", scale.y(e) - 1);
       bar.setAttribute("height", 97 - scale.y(e));
       const last = Math.min(size, (k + 1) * wide) - 1;
-      const span = wide > 1 && last > k * wide ? `${k * wide} to ${last}` : `${k * wide}${axis === "tokens" ? pieceAt(site, k * wide) : ""}`;
+      const span = wide > 1 && last > k * wide ? `${k * wide} to ${last}` : `${k * wide}${axis === "token" || axis === "query" ? pieceAt(site, k * wide) : ""}`;
       svg.append(tip(bar, `${axis} ${span}: about ${about(e)}`));
     });
     svg.append(draw("path", { class: "floor", d: `M${X0} ${scale.y(floor)}H${W}` }));

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from math import isfinite, log1p, log10
 from typing import Any
 
+from firstdiff.reports.words import along
 from firstdiff.verdict import Detail, Explanation, Profile, SiteVerdict, Statistics, Status, Verdict
 
 ALPHABET = "".join(c for c in map(chr, range(0x23, 0x7F)) if c not in "&'<>\\")
@@ -59,7 +60,7 @@ def _more(s: SiteVerdict, text: Text) -> dict[str, Any]:
     told = {
         "inputs": None if s.inputs_right else "wrong",
         "segment": [text(name) for name in s.segment],
-        "where": {text(axis): text(span) for axis, span in (s.where or {}).items()},
+        "where": [text(along(axis, span)) for axis, span in (s.where or {}).items()],
         "broken": s.not_finite,
         "reason": None if s.reason is None else text(s.reason),
     }

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from math import inf, isfinite, isnan
 
+from firstdiff.dumps.points import plural
 from firstdiff.verdict import Failed, Logits, SiteVerdict, Status, Verdict, Witness
 
 NAMED = 6  # sites named one by one in a sentence: two lines of 80 columns
@@ -45,7 +46,7 @@ def _divergence(verdict: Verdict, first: SiteVerdict, where: str | None) -> list
     kind, of = _claim(verdict)
     among = f" among the {verdict.judged:,} sites {kind}{of}" if of else ""
     error, floor = apart(first.local_error, first.floor)
-    wrong = ", ".join(_along(axis, span) for axis, span in (first.where or {}).items())
+    wrong = ", ".join(along(axis, span) for axis, span in (first.where or {}).items())
     head = f"{first.site} is the first to go wrong{among}: "
     return [
         head + f"{first.op}, local error {error} against a floor of {floor}.",
@@ -201,12 +202,12 @@ def place(site: SiteVerdict) -> str:
     """Only the axes that narrow the error down."""
     if not site.where:
         return ""
-    return ", ".join(_along(axis, span) for axis, span in site.where.items() if span != "all") or "everywhere"
+    return ", ".join(along(axis, span) for axis, span in site.where.items() if span != "all") or "everywhere"
 
 
-def _along(axis: str, span: str) -> str:
+def along(axis: str, span: str) -> str:
     """Write ``tokens 0, 3-5`` and ``token 0``."""
-    return f"{axis.removesuffix('s') if span.partition(' (')[0].isdigit() else axis} {span}"
+    return f"{axis if span.partition(' (')[0].isdigit() else plural(axis)} {span}"
 
 
 def inputs(site: SiteVerdict) -> str:

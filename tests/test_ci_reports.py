@@ -39,7 +39,7 @@ HOSTILE = [
 
 
 def site(name: str, status: Status = Status.DIVERGES, **rest: object) -> SiteVerdict:
-    given = {"local_error": 0.5, "floor": 1e-6, "where": {"tokens": "all"}} | rest
+    given = {"local_error": 0.5, "floor": 1e-6, "where": {"token": "all"}} | rest
     return SiteVerdict(name, "Qcur", 0, 0, "linear", status, **given)  # type: ignore[arg-type]
 
 

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from firstdiff.describing.describe import Finding, describe
+from firstdiff.dumps.points import axes_of, plural, token_axis
 
 Floats = npt.NDArray[np.float64]
 
-FLAT, HEADED, SCORES = ("tokens", "dims"), ("tokens", "heads", "dims"), ("heads", "tokens", "keys")
+FLAT, HEADED, SCORES = axes_of("l_out"), axes_of("Qcur"), axes_of("kq")
 SHAPES = {FLAT: (12, 96), HEADED: (12, 6, 16), SCORES: (6, 12, 12)}
 CAUSAL = np.tril(np.ones((12, 12), np.bool_))
 NOISE, F32, F16 = 1e-7, 1e-6, 1.25e-3
@@ -42,7 +43,12 @@ class Setting:
         """Tokens of different size, the first one far larger, as residual streams are."""
         x = np.random.default_rng(self.seed).standard_normal(SHAPES[self.axes])
         size = np.geomspace(50, 0.5, 12)
-        return x * size.reshape([12 if name == "tokens" else 1 for name in self.axes])
+        return x * self.along(self.token, size)
+
+    @property
+    def token(self) -> str:
+        """The axis of tokens."""
+        return self.axes[token_axis(self.axes)]
 
     @property
     def seen(self) -> npt.NDArray[np.bool_] | None:
@@ -65,8 +71,8 @@ class Setting:
 
 CASES = [Setting(axes, half) for axes in SHAPES for half in (False, True)]
 ROWS_OF_THEIR_OWN = [case for case in CASES if case.axes != SCORES]  # a row of scores sees keys of its own
-ALONG = [(case, name) for case in CASES for name in case.axes if name != "keys"]
-PERMUTED = [(case, name) for case, name in ALONG if (case.axes, name) != (SCORES, "tokens")]
+ALONG = [(case, name) for case in CASES for name in case.axes if name != "key"]
+PERMUTED = [(case, name) for case, name in ALONG if (case.axes, name) != (SCORES, "query")]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 every_row = pytest.mark.parametrize("case", ROWS_OF_THEIR_OWN, ids=str)
@@ -91,7 +97,7 @@ def test_one_factor_is_found_and_named(case: Setting) -> None:
     n = SHAPES[case.axes][-1]
     says = case.findings(case.reference * math.sqrt(n))[0].says
     assert says.startswith("every value is ")
-    assert f"(sqrt({n} {case.axes[-1]})) times the expected" in says or math.isqrt(n) ** 2 == n
+    assert f"(sqrt({n} {plural(case.axes[-1])})) times the expected" in says or math.isqrt(n) ** 2 == n
     assert "(1/8) times" in case.findings(case.reference / 8)[0].says
 
 
@@ -101,7 +107,7 @@ def test_a_factor_of_some_slices_is_found(case: Setting, name: str) -> None:
     slices(wrong, case.axes, name)[[3, 5]] *= 4
     first = case.findings(wrong)[0]
     assert first.id == "constant-factor"
-    assert first.says.replace(" (sqrt(16 dims))", "") == f"{name} 3, 5 are 4 times the expected"
+    assert first.says.replace(" (sqrt(16 head_dims))", "") == f"{plural(name)} 3, 5 are 4 times the expected"
 
 
 @every_axis
@@ -109,7 +115,7 @@ def test_a_factor_of_each_slice_is_found(case: Setting, name: str) -> None:
     n = SHAPES[case.axes][case.axes.index(name)]
     first = case.findings(case.reference * case.along(name, np.linspace(1.5, 3, n)))[0]
     assert (first.id, first.values["per"]) == ("constant-factor", [name])
-    assert first.says.startswith(f"each {name[:-1]} is multiplied by a factor of its own, 1.5")
+    assert first.says.startswith(f"each {name} is multiplied by a factor of its own, 1.5")
 
 
 @every_case
@@ -130,9 +136,9 @@ def test_a_missing_bias_is_an_offset_of_each_channel(case: Setting) -> None:
 def test_zeros_are_found(case: Setting) -> None:
     assert case.findings(np.zeros_like(case.reference))[0].says == "every value is zero"
     wrong = case.reference
-    slices(wrong, case.axes, "tokens")[3:6] = 0
+    slices(wrong, case.axes, case.token)[3:6] = 0
     first = case.findings(wrong)[0]
-    assert (first.id, first.says) == ("zeros", "tokens 3-5 are zero")
+    assert (first.id, first.says) == ("zeros", f"{plural(case.token)} 3-5 are zero")
     first = case.findings(np.maximum(case.reference, 0))[0]
     assert (first.id, first.says) == ("zeros", "zero wherever the reference is negative")
 
@@ -146,7 +152,7 @@ def test_signs_are_found(case: Setting) -> None:
     first = case.findings(wrong)[0]
     assert first.id == "sign"
     n = SHAPES[case.axes][-1]
-    assert first.says == f"every 2nd of the {case.axes[-1]} from 1 have the wrong sign" or n <= 12
+    assert first.says == f"every 2nd of the {plural(case.axes[-1])} from 1 have the wrong sign" or n <= 12
     assert case.findings(-case.reference)[0].says == "every value has the wrong sign"
 
 
@@ -212,10 +218,10 @@ def test_permutations_are_found_and_named(case: Setting, name: str) -> None:
         (swapped, "1 and 4 are exchanged"),
     ):
         first, *rest = case.findings(case.reference.take(order, axis))
-        assert (first.id, first.says, rest) == ("permuted", f"{name} {says}", [])
+        assert (first.id, first.says, rest) == ("permuted", f"{plural(name)} {says}", [])
     order = np.random.default_rng(2).permutation(n)
     first = case.findings(case.reference.take(order, axis))[0]
-    assert first.says.startswith(f"{name} are permuted (")
+    assert first.says.startswith(f"{plural(name)} are permuted (")
 
 
 def test_heads_that_hold_others_are_named() -> None:
@@ -241,18 +247,18 @@ def test_a_copy_of_some_tokens_and_equal_inputs_say_nothing() -> None:
 def test_a_permutation_within_each_head_is_found() -> None:
     case = Setting(FLAT, half=False)
     wrong = case.reference.reshape(12, 6, 2, 8).swapaxes(2, 3).reshape(12, 96)
-    says = "dims are taken from the two halves in turn (interleaved in place of half-split) within each 16"
+    says = "features are taken from the two halves in turn (interleaved in place of half-split) within each 16"
     assert case.findings(wrong)[0].says == says
 
 
 def test_exchanged_axes_are_found() -> None:
     flat, headed = Setting(FLAT, half=False), Setting(HEADED, half=True)
     wrong = flat.reference.reshape(12, 6, 16).transpose(1, 0, 2).reshape(12, 96)
-    assert flat.findings(wrong)[0].says == "tokens and heads are exchanged, taking 6 heads of 16 dims"
+    assert flat.findings(wrong)[0].says == "tokens and heads are exchanged, taking 6 heads of head_dim 16"
     wrong = flat.reference.T.reshape(12, 96)
-    assert flat.findings(wrong)[0].says == "values lie in the order [dims, tokens] in place of [tokens, dims]"
+    assert flat.findings(wrong)[0].says == "values lie in the order [feature, token] in place of [token, feature]"
     wrong = headed.reference.transpose(1, 0, 2).reshape(12, 6, 16)
-    says = "values lie in the order [heads, tokens, dims] in place of [tokens, heads, dims]"
+    says = "values lie in the order [head, token, head_dim] in place of [token, head, head_dim]"
     assert headed.findings(wrong)[0].says == says
 
 
@@ -262,7 +268,7 @@ def test_a_subset_that_is_wrong_is_named(case: Setting, name: str) -> None:
     part = slices(wrong, case.axes, name)[3:5]
     part += np.random.default_rng(4).standard_normal(part.shape) * 20
     first = case.findings(wrong)[0]
-    assert (first.id, first.says) == ("subset", f"only {name} 3-4 are wrong, the rest right")
+    assert (first.id, first.says) == ("subset", f"only {plural(name)} 3-4 are wrong, the rest right")
     assert first.share == pytest.approx(1, abs=1e-4)
 
 
@@ -280,9 +286,9 @@ def test_regular_subsets_are_named() -> None:
     noise = np.random.default_rng(4).standard_normal((12, 96)) * 20
     i = np.arange(96)
     for mask, says in (
-        (i % 4 == 1, "only every 4th of the dims from 1 are wrong, the rest right"),
-        (i % 16 >= 8, "only dims 8-15 of each 16 are wrong, the rest right"),
-        (i // 32 == 1, "only dims 32-63 are wrong, the rest right"),
+        (i % 4 == 1, "only every 4th of the features from 1 are wrong, the rest right"),
+        (i % 16 >= 8, "only features 8-15 of each 16 are wrong, the rest right"),
+        (i // 32 == 1, "only features 32-63 are wrong, the rest right"),
     ):
         assert case.findings(case.reference + noise * mask)[0].says == says
 
@@ -291,9 +297,9 @@ def test_regular_subsets_are_named() -> None:
 def test_an_error_that_grows_with_position_is_found(case: Setting) -> None:
     x = case.reference
     noise = np.random.default_rng(6).standard_normal(x.shape) * np.abs(x).mean(
-        (*{0, 1, 2} - {case.axes.index("tokens")},)[: x.ndim - 1], keepdims=True
+        (*{0, 1, 2} - {token_axis(case.axes)},)[: x.ndim - 1], keepdims=True
     )
-    wrong = x + noise * case.along("tokens", 0.03 * np.arange(12))
+    wrong = x + noise * case.along(case.token, 0.03 * np.arange(12))
     found = {f.id: f for f in case.findings(wrong)}
     assert found["grows-with-position"].says.endswith("token 0 is right")
     assert found["grows-with-position"].values["ratio"] > 3
@@ -303,7 +309,7 @@ def test_an_error_that_grows_with_position_is_found(case: Setting) -> None:
 def test_a_rotation_keeps_norms() -> None:
     case = Setting(HEADED, half=False)
     x = case.reference
-    angle = case.along("tokens", np.linspace(0, 3, 12))
+    angle = case.along(case.token, np.linspace(0, 3, 12))
     a, b = x[..., :8], x[..., 8:]
     wrong = np.concatenate([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], -1)
     first = case.findings(wrong)[0]
@@ -321,7 +327,7 @@ def test_not_a_number_comes_first_with_what_went_in() -> None:
     first, *rest = case.findings(wrong, inputs=[went_in, np.arange(3)])
     assert first.id == "not-finite"
     assert first.says == (
-        "1 NaN and 1 infinite of 1,152 values, the first at token 3, dim 5; only in tokens 3; "
+        "1 NaN and 1 infinite of 1,152 values, the first at token 3, feature 5; only in tokens 3; "
         "its input is finite, the largest 8.1e+04, beyond float16's 65504"
     )
     assert rest == []
@@ -335,7 +341,7 @@ def test_hidden_scores_are_no_infinities_that_went_in() -> None:
     wrong[1, 5] = np.nan
     (first, *_) = describe(wrong, np.full_like(wrong, 1 / 12), axes=SCORES, floor=F32, inputs=[went_in])
     assert first.says == (
-        "12 NaN of 864 values, the first at head 1, token 5, key 0; only in tokens 5; its input is finite, "
+        "12 NaN of 864 values, the first at head 1, query 5, key 0; only in queries 5; its input is finite, "
         "the largest 1e+02, beyond the 88.7 up to which float32 holds an exponential"
     )
 
@@ -373,7 +379,7 @@ def test_noise_above_the_floor_obeys_no_rule(case: Setting, times: float) -> Non
         noise = np.random.default_rng(seed).standard_normal(SHAPES[case.axes])
         floor = F16 if case.half else F32
         x = case.reference
-        size = np.sqrt((x**2).mean(tuple(i for i, a in enumerate(case.axes) if a != "tokens"), keepdims=True))
+        size = np.sqrt((x**2).mean(tuple(i for i, a in enumerate(case.axes) if a != case.token), keepdims=True))
         found = {f.id for f in case.findings(x + noise * size * floor * times)}
         assert found <= {"unlike", "subset"}
 
@@ -389,10 +395,10 @@ def test_one_massive_dim_does_not_speak_for_the_others() -> None:
     x = massive()
     wrong = x * np.where(np.arange(96) == 40, 1.01, 1)
     found = describe(wrong, x, axes=FLAT, floor=F32)
-    assert found[0].says == "dim 40 is 1.01 times the expected"
+    assert found[0].says == "feature 40 is 1.01 times the expected"
     wrong = x.copy()
     wrong[:, [40, 41]] = x[:, [41, 40]]
-    assert describe(wrong, x, axes=FLAT, floor=F32)[0].says == "dims 40 and 41 are exchanged"
+    assert describe(wrong, x, axes=FLAT, floor=F32)[0].says == "features 40 and 41 are exchanged"
     wrong[:, 7] += np.random.default_rng(1).standard_normal(12) * 1000
     assert describe(wrong, x, axes=FLAT, floor=F32)[0].id != "permuted"
 

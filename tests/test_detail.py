@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as npst
 from planted import plant, synthetic
 
 from firstdiff.detail import BRIEF, FULL, MOST_FULL, Details, measure_detail
+from firstdiff.dumps.points import axes_of
 from firstdiff.judge import judge
 from firstdiff.measure import measure
 from firstdiff.model.arithmetic import F32
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
     from firstdiff.dumps import Trace
     from firstdiff.model.engine import Model
 
-HEADS = ("tokens", "heads", "dims")
-SCORES = ("heads", "tokens", "keys")
+HEADS = axes_of("Qcur")
+SCORES = axes_of("kq")
+ROWS = axes_of("l_out")
 
 
 def pair(*shape: int, noise: float = 1e-3) -> tuple[Any, Any]:
@@ -65,7 +67,7 @@ def test_statistics_are_numpys() -> None:
 def test_the_error_by_token_is_the_local_error() -> None:
     candidate, reference = pair(6, 3, 8)
     detail = measure_detail(candidate, reference, axes=HEADS)
-    for token, error in enumerate(errors(detail, "tokens")):
+    for token, error in enumerate(errors(detail, "token")):
         one = measure(candidate[token][None], reference[token][None], axes=HEADS, floor=0.0).error
         assert error == pytest.approx(one, rel=0.05)
 
@@ -75,9 +77,9 @@ def test_a_wrong_head_and_a_wrong_dimension_stand_out() -> None:
     candidate = reference.copy()
     candidate[:, 2, 5] += 1.0
     detail = measure_detail(candidate, reference, axes=HEADS)
-    assert [h for h, e in enumerate(errors(detail, "heads")) if e] == [2]
-    assert [d for d, e in enumerate(errors(detail, "dims")) if e] == [5]
-    assert all(e > 0.1 for e in errors(detail, "tokens"))
+    assert [h for h, e in enumerate(errors(detail, "head")) if e] == [2]
+    assert [d for d, e in enumerate(errors(detail, "head_dim")) if e] == [5]
+    assert all(e > 0.1 for e in errors(detail, "token"))
 
 
 def test_the_worst_element_is_the_one_that_the_verdict_names() -> None:
@@ -107,10 +109,10 @@ def test_hidden_scores_do_not_count() -> None:
 def test_nan_and_infinity_are_counted_and_come_first() -> None:
     candidate, reference = pair(4, 8)
     candidate[2, 3], candidate[3, 0] = np.nan, np.inf
-    detail = measure_detail(candidate, reference, axes=("tokens", "dims"))
+    detail = measure_detail(candidate, reference, axes=ROWS)
     assert detail.candidate.not_finite == 2
     assert {e.index for e in detail.worst[:2]} == {(2, 3), (3, 0)}
-    assert [t for t, e in enumerate(errors(detail, "tokens")) if e == np.inf] == [2, 3]
+    assert [t for t, e in enumerate(errors(detail, "token")) if e == np.inf] == [2, 3]
 
 
 def test_bars_hold_every_element() -> None:
@@ -124,16 +126,16 @@ def test_a_long_axis_is_told_in_runs_of_neighbours_that_hide_no_error() -> None:
     _, reference = pair(3, 1000)
     candidate = reference.copy()
     candidate[1, 777] += 1.0
-    (dims,) = (p for p in measure_detail(candidate, reference, axes=("tokens", "dims")).profiles if p.axis == "dims")
-    assert (dims.size, dims.step, len(dims.errors)) == (1000, 16, 63)
-    assert [i for i, e in enumerate(dims.errors) if e] == [777 // 16]
+    (features,) = (p for p in measure_detail(candidate, reference, axes=ROWS).profiles if p.axis == "feature")
+    assert (features.size, features.step, len(features.errors)) == (1000, 16, 63)
+    assert [i for i, e in enumerate(features.errors) if e] == [777 // 16]
 
 
 def test_what_agrees_takes_less_room() -> None:
     candidate, reference = pair(100, 9, 64)
     brief, full = (measure_detail(candidate, reference, axes=HEADS, size=size) for size in (BRIEF, FULL))
     assert len(brief.scatter) < len(full.scatter) <= FULL.scatter
-    assert len(errors(brief, "tokens")) <= BRIEF.along < len(errors(full, "tokens")) <= FULL.along
+    assert len(errors(brief, "token")) <= BRIEF.along < len(errors(full, "token")) <= FULL.along
 
 
 def test_pairs_are_not_all_of_one_dimension() -> None:
@@ -146,7 +148,7 @@ def test_pairs_are_not_all_of_one_dimension() -> None:
 def test_only_so_many_sites_are_kept_in_full() -> None:
     details, (candidate, reference) = Details(), pair(8, 64)
     for n in range(MOST_FULL + 2):
-        details.take(f"l_out-{n}", Status.DIVERGES, candidate, reference, axes=("tokens", "dims"), seen=None)
+        details.take(f"l_out-{n}", Status.DIVERGES, candidate, reference, axes=ROWS, seen=None)
     sizes = [len(d.scatter) for d in details.taken.values()]
     assert len(sizes) == MOST_FULL + 2
     assert set(sizes[:MOST_FULL]) == {FULL.scatter}
@@ -173,7 +175,7 @@ def test_the_site_that_diverges_is_looked_at_in_its_own_numbers(model: Model, wr
     assert first.local_error is not None
     detail = verdict.details[first.site]
     assert detail.worst[0].index == first.worst.index
-    assert max(errors(detail, "tokens")) == pytest.approx(first.local_error, rel=0.05)
+    assert max(errors(detail, "token")) == pytest.approx(first.local_error, rel=0.05)
 
 
 SHAPES = npst.array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=9)
@@ -184,7 +186,7 @@ SHAPES = npst.array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=9)
 def test_whatever_the_numbers_are_the_details_can_be_read_again(data: st.DataObject, dtype: Any) -> None:
     shape = data.draw(SHAPES)
     candidate, reference = (data.draw(npst.arrays(dtype, shape)) for _ in range(2))
-    axes = HEADS if len(shape) == 3 else ("tokens", "dims")
+    axes = HEADS if len(shape) == 3 else ROWS
     detail = measure_detail(candidate, reference, axes=axes)
     site = SiteVerdict("embd", "embd", None, 0, "get_rows", Status.AGREES, local_error=0.0, floor=1e-6)
     verdict = Verdict("c", "r", {}, ((1,),), {}, (site,), details={"embd": detail})

@@ -103,7 +103,7 @@ def test_a_fault_is_named_where_the_last_row_alone_was_recorded(
     assert last.where is not None
     if last.point in points:
         only = f"{len(PROMPT) - 1} (the only one recorded)"
-        assert last.where["tokens"] == only
+        assert last.where["token"] == only
         assert last.worst is not None
         assert last.worst.index[0] == len(PROMPT) - 1
         assert f"token {only}" in render(verdict, width=200)

@@ -220,7 +220,7 @@ def test_a_cell_opens_a_closer_look_at_its_site(opened: Opened) -> None:
 def test_the_closer_look_has_every_chart_and_what_was_tried(opened: Opened) -> None:
     page = opened(render(DETAILED), site="Kcur_rope-1")
     captions = page.locator("#look figcaption").all_inner_texts()
-    kinds = ("Error by tokens", "Error by heads", "Error by dims", "Histogram", "Candidate (up) against")
+    kinds = ("Error by token", "Error by head", "Error by head_dim", "Histogram", "Candidate (up) against")
     assert [c.startswith(k) for c, k in zip(captions, kinds, strict=True)] == [True] * 5
     detail = DETAILED.details["Kcur_rope-1"]
     bars = [page.locator(f'#look svg[aria-label="Error by {p.axis}"] rect').count() for p in detail.profiles]
@@ -233,7 +233,7 @@ def test_the_closer_look_has_every_chart_and_what_was_tried(opened: Opened) -> N
 
 def test_what_is_drawn_is_what_was_measured(opened: Opened) -> None:
     page = opened(render(DETAILED), site="Qcur_rope-1")
-    (heads,) = (p for p in DETAILED.details["Qcur_rope-1"].profiles if p.axis == "heads")
+    (heads,) = (p for p in DETAILED.details["Qcur_rope-1"].profiles if p.axis == "head")
     told = page.locator('#look svg[aria-label="Error by heads"] rect title').all_text_contents()
     drawn = [float(t.partition("about ")[2]) for t in told]
     assert drawn == pytest.approx(heads.errors, rel=0.17)  # an eighth of a decade, and two digits

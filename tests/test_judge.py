@@ -92,7 +92,7 @@ def test_a_small_error_in_one_token_is_not_hidden_by_a_huge_one(model: Model) ->
     tensors[site][7, 100] *= 1 + 1e-3  # 1e-3 of one element of 256 in one token of twelve
     verdict = judge(model, Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={}))
     assert verdict.first is not None
-    assert (verdict.first.site, verdict.first.where) == ("ffn_inp-1", {"tokens": "7", "dims": "100"})
+    assert (verdict.first.site, verdict.first.where) == ("ffn_inp-1", {"token": "7", "feature": "100"})
 
 
 def test_a_flip_on_a_near_tie_is_within_the_noise() -> None:

@@ -17,6 +17,7 @@ from diagnosis_cases import held, places, planted_at
 
 from firstdiff import floors
 from firstdiff.dumps import Site, Trace
+from firstdiff.dumps.points import axes_of
 from firstdiff.hypotheses import TABLE
 from firstdiff.measure import SMALLEST_F32, measure, within_f16
 from firstdiff.model.arithmetic import F16, F32, F64, Array
@@ -28,7 +29,7 @@ from firstdiff.record import record_reference
 from firstdiff.verdict import SiteVerdict, Status
 
 PROMPT = [1, *range(300, 311)]
-AXES = ("tokens", "dims")
+AXES = axes_of("l_out")
 
 
 @pytest.fixture(scope="module")

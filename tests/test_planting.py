@@ -225,7 +225,7 @@ def test_numbers_that_are_none_are_named_where_they_first_appear(small: Model, v
     assert (first.site, first.not_finite, first.local_error) == ("ffn_gate-2", 1, np.inf)
     assert first.worst is not None
     assert first.worst.index == (4, 17)
-    assert first.where == {"tokens": "4", "dims": "17"}
+    assert first.where == {"token": "4", "feature": "17"}
     # Of what is computed from it, the numbers that cannot be are not judged.
     assert [s.site for s in verdict.diverging] == ["ffn_gate-2"]
 

@@ -22,8 +22,8 @@ QWEN = tuple(
     kqv_out attn_out ffn_inp ffn_norm ffn_gate ffn_up ffn_swiglu ffn_out l_out""".split()  # noqa: SIM905 - a table
 )
 LLAMA = tuple(p for p in QWEN if not p.endswith("normed"))
-WHERE = {"tokens": "all but 0", "heads": "all", "dims": "all"}
-AWKWARD = {"tokens": "0, 2, 4, 6, … (31 of 64)", "heads": "all but 3", "dims": "0-7, 9, 11-15, 20, … (44 of 64)"}
+WHERE = {"token": "all but 0", "head": "all", "head_dim": "all"}
+AWKWARD = {"token": "0, 2, 4, 6, … (31 of 64)", "head": "all but 3", "head_dim": "0-7, 9, 11-15, 20, … (44 of 64)"}
 
 
 def site(point: str, layer: int | None = None, step: int = 0, **rest: Any) -> SiteVerdict:
@@ -153,7 +153,7 @@ def test_a_divergence_opens_with_what_is_wrong_where_and_by_how_much() -> None:
     record = EVERY_KIND["one"]
     assert text(record, width=120).startswith(
         "Kcur_rope-1 is the first to go wrong: linear, local error 0.83 against a floor of 1e-06.\n"
-        "Wrong at tokens all but 0, heads all, dims all. Its inputs are right.\n"
+        "Wrong at tokens all but 0, heads all, head_dims all. Its inputs are right.\n"
         "Worst element [1, 0, 2]: 0.41, expected -0.42.\n"
         "Judged: rustorch 0.6.27 (metal) against llama.cpp:cpu, on tiny.gguf, 4 tokens in 2 steps.\n\n"
     )
@@ -361,7 +361,7 @@ def test_a_long_where_wraps_whole() -> None:
     at = next(i for i, line in enumerate(lines) if line.startswith("diverges "))
     cells = [line[lines[at].index("where") :].strip() for line in lines[at + 1 :]]
     cell = " ".join(cells[: cells.index("")]).replace("right ", "")
-    assert " ".join(cell.split()) == ", ".join(f"{axis} {span}" for axis, span in AWKWARD.items())
+    assert " ".join(cell.split()) == ", ".join(f"{axis}s {span}" for axis, span in AWKWARD.items())
 
 
 def logits(*told: Logits) -> str:

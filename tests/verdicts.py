@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from firstdiff.detail import BRIEF, FULL, measure_detail
+from firstdiff.dumps.points import axes_of
 from firstdiff.verdict import (
     CounterCheck,
     Detail,
@@ -44,7 +45,7 @@ def site(point: str, layer: int | None = None, step: int = 0, **rest: Any) -> Si
 
 
 def wrong(good: SiteVerdict) -> SiteVerdict:
-    where = {"tokens": "all but 0", "heads": "all", "dims": "all"}
+    where = {"token": "all but 0", "head": "all", "head_dim": "all"}
     worst = Element((1, 0, 2), 0.41, -0.42)
     return replace(good, op="rope", status=Status.DIVERGES, local_error=0.83, worst=worst, where=where)
 
@@ -81,7 +82,7 @@ def _detail(error: float, seed: int, *, heads: bool, full: bool) -> Detail:
     rng = np.random.default_rng(seed)
     reference = rng.standard_normal((40, 9, 64) if heads else (40, 576))
     candidate = reference * (1 + error * rng.standard_normal(reference.shape))
-    axes = ("tokens", "heads", "dims") if heads else ("tokens", "dims")
+    axes = axes_of("Qcur" if heads else "l_out")
     return measure_detail(candidate, reference, axes=axes, size=FULL if full else BRIEF)
 
 

@@ -9,23 +9,12 @@ import numpy as np
 from firstdiff.cases import Case
 from firstdiff.describing.describe import Finding, describe
 from firstdiff.dumps import Site
-from firstdiff.dumps.points import INSIDE, is_inside
+from firstdiff.dumps.points import INSIDE, POINTS, Kind, axes_of, carrying, is_inside, kind_of
 from firstdiff.hypotheses import Scene
-from firstdiff.measure import axes_of, shown
+from firstdiff.measure import shown
 from firstdiff.model.arithmetic import Array
 
 __all__ = ["Finding", "describe", "findings"]
-
-COPIES = {
-    "Qcur": ("Qcur_rope",),
-    "Kcur": ("Kcur_rope", "k_cache"),
-    "Vcur": ("v_cache",),
-    "Qcur_rope": ("Qcur",),
-    "Kcur_rope": ("Kcur", "k_cache"),
-    "k_cache": ("Kcur_rope", "Kcur"),
-    "v_cache": ("Vcur",),
-}
-"""Points that hold a candidate's wrong tensor once more, or may: to equal them says nothing."""
 
 
 def findings(case: Case, scene: Scene) -> tuple[str, ...]:
@@ -33,7 +22,7 @@ def findings(case: Case, scene: Scene) -> tuple[str, ...]:
     found = describe(
         case.recorded,
         case.computed,
-        axes=axes_of(case.site.point),
+        axes=axes_of(case.site.point, case.computed.ndim),
         floor=case.floor,
         seen=case.seen,
         inputs=[x for x in case.call.inputs if isinstance(x, np.ndarray)],
@@ -44,13 +33,24 @@ def findings(case: Case, scene: Scene) -> tuple[str, ...]:
     return (*(finding.says for finding in found), *only)
 
 
+def copies(point: str, other: str) -> bool:
+    """Whether a point may hold a candidate's wrong tensor once more, so that to equal it says nothing.
+
+    Any point of the same operand of attention may: rope leaves position 0 as it is. A norm never does: where its output
+    equals its input, it was left out.
+    """
+    if point not in POINTS or other not in carrying(*filter(None, [POINTS[point].carries])):
+        return False
+    return {kind_of(point), kind_of(other)} != {Kind.PRODUCT, Kind.NORM}
+
+
 def _others(case: Case, scene: Scene) -> Iterator[tuple[str, Array]]:
     """Other recorded tensors: of the layer, of other layers, of other steps."""
     site = case.site
     sites = [
         Site(site.step, site.layer, point)
         for point in INSIDE
-        if is_inside(site.point) and point != site.point and point not in COPIES.get(site.point, ())
+        if is_inside(site.point) and point != site.point and not copies(site.point, point)
     ]
     if site.layer is not None:
         layers = sorted(set(range(scene.model.hp.n_layer)) - {site.layer}, key=lambda n: abs(n - (site.layer or 0)))

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.dumps.points import token_axis
+
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.intp]
@@ -50,7 +52,7 @@ class Compared:
     scale
         One over each token's norm in the reference (in the candidate where the reference is zero), 1 along other axes.
     errors
-        Relative error of each token [tokens].
+        Relative error of each token [token].
     """
 
     candidate: Floats
@@ -64,7 +66,7 @@ class Compared:
     @property
     def token_axis(self) -> int:
         """Which axis the tokens lie along."""
-        return self.axes.index("tokens")
+        return token_axis(self.axes)
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -84,7 +86,7 @@ class Compared:
         return rms
 
     def norms(self, x: Floats) -> Floats:
-        """Euclidean norm of each token [tokens]."""
+        """Euclidean norm of each token [token]."""
         return norms(x, self.token_axis)
 
     def part(self) -> Compared:
@@ -146,11 +148,11 @@ def compared(
     if seen is not None:
         counts &= seen
     c, r = np.where(counts, c, 0.0), np.where(counts, r, 0.0)
-    tokens = axes.index("tokens")
-    size = norms(r, tokens)
-    size = np.where(size > 0, size, norms(c, tokens))
-    scale = (1 / np.where(size > 0, size, 1.0)).reshape([-1 if a == "tokens" else 1 for a in axes])
-    return Compared(c, r, counts, axes, floor, scale, norms((c - r) * scale, tokens))
+    token = token_axis(axes)
+    size = norms(r, token)
+    size = np.where(size > 0, size, norms(c, token))
+    scale = (1 / np.where(size > 0, size, 1.0)).reshape([-1 if i == token else 1 for i in range(len(axes))])
+    return Compared(c, r, counts, axes, floor, scale, norms((c - r) * scale, token))
 
 
 def norms(x: Floats, axis: int) -> Floats:

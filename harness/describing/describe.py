@@ -53,7 +53,7 @@ def describe(
     candidate, reference
         Same shape.
     axes
-        Names of their axes, one of them ``tokens``: see :func:`firstdiff.measure.axes_of`.
+        Names of their axes: see :func:`firstdiff.dumps.points.axes_of`.
     floor
         Relative error of a token up to which a correct engine's rounding goes.
     seen
@@ -193,7 +193,8 @@ def _elsewhere(x: Compared, others: Named) -> Iterator[Finding]:
 
 
 def _permuted(x: Compared, match: Match) -> Finding:
-    return Finding("permuted", token_order(match, len(x.errors)), {"axis": "tokens"} | match.values, match.share)
+    axis = {"axis": x.axes[x.token_axis]}
+    return Finding("permuted", token_order(match, len(x.errors)), axis | match.values, match.share)
 
 
 def _reordered(x: Compared) -> Iterator[Finding]:

@@ -39,10 +39,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Some of a tensor's values, as a sentence begins with them: ``heads 3, 5 of tokens 4-9``."""
+    """Some of a tensor's values, as a sentence begins with them: ``heads 3, 5 of tokens 4-9``.
+
+    `tokens` says that the words are those of tokens.
+    """
 
     words: str
     many: bool
+    tokens: bool = False
 
     @property
     def are(self) -> str:
@@ -66,7 +70,7 @@ def subject(x: Compared, mask: Mask, relevant: Mask) -> Subject | None:
     parts = []
     for i, here in reached.items():
         indices = np.flatnonzero(here)
-        parts.append(Subject(named(x.axes[i], indices, x.lengths[x.axes[i]]), len(indices) > 1))
+        parts.append(Subject(named(x.axes[i], indices, x.lengths[x.axes[i]]), len(indices) > 1, i == x.token_axis))
     return joined(parts) if parts else Subject("every value", many=False)
 
 
@@ -97,7 +101,7 @@ def within(relevant: Mask, reached: dict[int, Mask]) -> Mask:
 
 def joined(parts: Sequence[Subject]) -> Subject:
     """Name slices of several axes, tokens last: ``head 3 of tokens 4-9``."""
-    ordered = sorted(parts, key=lambda part: "token" in part.words)
+    ordered = sorted(parts, key=lambda part: part.tokens)
     return Subject(" of ".join(part.words for part in ordered), ordered[0].many)
 
 

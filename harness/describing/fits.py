@@ -116,7 +116,7 @@ def _offset(x: Compared, grouping: Grouping, found: Floats, wrong: Mask, share: 
 
 
 def _each(grouping: Grouping) -> str:
-    return "each " + " and ".join(name.removesuffix("s") for name in grouping)
+    return "each " + " and ".join(grouping)
 
 
 def _range(low: float, high: float, floor: float) -> str:

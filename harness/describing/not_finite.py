@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.describing.compared import Mask
+from firstdiff.dumps.points import plural, token_axis
 from firstdiff.measure import spans
 
 F16_MOST = 65504.0
@@ -36,17 +37,17 @@ def not_finite(
     broken = _broken(candidate, reference, seen)
     if not broken.any():
         return None
-    nan, token = broken & np.isnan(candidate), axes.index("tokens")
+    nan, token = broken & np.isnan(candidate), token_axis(axes)
     kinds = [f"{int(m.sum()):,} {word}" for m, word in ((nan, "NaN"), (broken & ~nan, "infinite")) if m.any()]
     rest = tuple(i for i in range(broken.ndim) if i != token)
     tokens = np.flatnonzero(broken.any(rest))
     first = np.argwhere(np.moveaxis(broken, token, 0))[0]
     index = tuple(int(i) for i in np.insert(first[1:], token, first[0]))
-    at = ", ".join(f"{name.removesuffix('s')} {i}" for name, i in zip(axes, index, strict=True))
+    at = ", ".join(f"{name} {i}" for name, i in zip(axes, index, strict=True))
     seen = np.broadcast_to(True if seen is None else seen, broken.shape)
     says = f"{' and '.join(kinds)} of {np.count_nonzero(seen):,} values, the first at {at}"
     if len(tokens) < np.count_nonzero(seen.any(rest)):
-        says += f"; only in tokens {spans(tokens, broken.shape[token])}"
+        says += f"; only in {plural(axes[token])} {spans(tokens, broken.shape[token])}"
     told = [_input(name, _of_tokens(array, tokens, broken.shape, token)) for name, array in inputs if array.size]
     values = {"nan": int(nan.sum()), "infinite": int((broken & ~nan).sum()), "first": list(index)}
     return NotFinite("; ".join([says, *told]), values)

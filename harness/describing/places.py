@@ -23,7 +23,8 @@ of zero with a probability of about t over their root mean square."""
 
 KEPT, VECTORS = 100.0, 8
 """Norms are kept by rule where at least 8 vectors of 4 or more are off by 100 floors and all keep theirs: an error in a
-random direction of 1,536 dims changes a norm by 2.5 floors then, and each stays within one floor three times in ten."""
+random direction of 1,536 numbers changes a norm by 2.5 floors then, and each stays within one floor three times in
+ten."""
 
 LEAST_DIMS = 4
 
@@ -33,15 +34,15 @@ SHOWN = 64  # indices in a finding's values
 
 
 def norms_kept(x: Compared) -> Iterator[Finding]:
-    """Each vector of dims keeps its norm, as under a rotation."""
-    if x.axes[-1] != "dims" or x.lengths["dims"] < LEAST_DIMS:
+    """Each vector along the last axis keeps its norm, as under a rotation."""
+    if x.axes[-1] not in ("feature", "head_dim") or x.reference.shape[-1] < LEAST_DIMS:
         return
     c, r = x.candidate * x.scale, x.reference * x.scale
     error, size_c, size_r = (np.sqrt(np.einsum("...d,...d->...", v, v)) for v in (c - r, c, r))
     wrong = int((error > KEPT * x.floor).sum())
     if wrong < VECTORS or (np.abs(size_c - size_r) > x.floor).any():
         return
-    of = "head of each token" if "heads" in x.axes else "token"
+    of = " of each ".join(reversed(x.axes[:-1]))
     yield Finding(
         "norms-kept", f"each {of} keeps its norm, as under a rotation or permutation", {"vectors": wrong}, 0.0
     )
@@ -57,8 +58,7 @@ def subset(x: Compared) -> Iterator[Finding]:
     parts, values = [], {}
     for i, here in reached.items():
         name, indices = x.axes[i], np.flatnonzero(here)
-        words = named(name, indices, len(here))
-        parts.append(Subject(words, len(indices) > 1))
+        parts.append(Subject(named(name, indices, len(here)), len(indices) > 1, i == x.token_axis))
         values[name] = [int(j) for j in indices[:SHOWN]]
     where = joined(parts)
     only = "" if where.words.startswith("all ") else "only "

@@ -1,4 +1,4 @@
-"""Regular numbers, sets of indices and orders, put in words: ``sqrt(64 dims)``, ``every 4th from 1``, ``reversed``."""
+"""Regular numbers, sets of indices and orders, put in words: ``sqrt(64 features)``, ``every 4th``, ``reversed``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from firstdiff.describing.compared import Indices, Mask
+from firstdiff.dumps.points import plural
 from firstdiff.measure import spans
 
 DIGITS = 6
@@ -18,7 +19,7 @@ ORDINALS = {2: "2nd", 3: "3rd"}
 
 
 def numbered(value: float, lengths: Mapping[str, int], tolerance: float) -> str:
-    """A factor for people, with the form it has if that is a well-known one: ``0.125 (1 / sqrt(64 dims))``."""
+    """A factor for people, with the form it has if that is a well-known one: ``0.125 (1 / sqrt(64 features))``."""
     plain = shortest(value, tolerance)
     allowed = min(max(tolerance, 1e-6), FORM)
     for form, says in _forms(lengths):
@@ -36,10 +37,10 @@ def shortest(value: float, tolerance: float) -> str:
 
 def _forms(lengths: Mapping[str, int]) -> Iterator[tuple[float, str]]:
     """Factors that bugs are known to make, and how they are written."""
-    sizes = {f"{n} {name}": n for name, n in reversed(list(lengths.items())) if n > 1}
-    if {"heads", "dims"} <= lengths.keys():
-        n = lengths["heads"] * lengths["dims"]
-        sizes[f"{n} channels"] = n
+    sizes = {f"{n} {plural(name)}": n for name, n in reversed(list(lengths.items())) if n > 1}
+    if {"head", "head_dim"} <= lengths.keys():
+        n = lengths["head"] * lengths["head_dim"]
+        sizes[f"{n} {plural('feature')}"] = n
     for says, n in sizes.items():
         yield math.sqrt(n), f"sqrt({says})"
         yield 1 / math.sqrt(n), f"1 / sqrt({says})"
@@ -57,17 +58,18 @@ def _forms(lengths: Mapping[str, int]) -> Iterator[tuple[float, str]]:
 
 
 def named(axis: str, indices: Indices, size: int) -> str:
-    """A set of indices along an axis: ``head 3``, ``dims 4-7``, ``every 4th of the dims from 1``."""
+    """A set of indices along an axis: ``head 3``, ``features 4-7``, ``every 4th of the features from 1``."""
     chosen = np.zeros(size, np.bool_)
     chosen[indices] = True
     if len(indices) == 1:
-        return f"{axis.removesuffix('s')} {int(indices[0])}"
+        return f"{axis} {int(indices[0])}"
+    many = plural(axis)
     words = spans(indices, size)
-    plain = f"all {axis} but {words.removeprefix('all but ')}" if words.startswith("all but") else f"{axis} {words}"
-    return plain if "…" not in plain else _periodic(axis, chosen) or plain
+    plain = f"all {many} but {words.removeprefix('all but ')}" if words.startswith("all but") else f"{many} {words}"
+    return plain if "…" not in plain else _periodic(many, chosen) or plain
 
 
-def _periodic(axis: str, chosen: Mask) -> str | None:
+def _periodic(many: str, chosen: Mask) -> str | None:
     """What repeats along the axis."""
     for period in divisors(chosen.size):
         first = chosen[:period]
@@ -75,8 +77,8 @@ def _periodic(axis: str, chosen: Mask) -> str | None:
             within = np.flatnonzero(first)
             if len(within) == 1:
                 nth = ORDINALS.get(period, f"{period}th")
-                return f"every {nth} of the {axis} from {within[0]}"
-            return f"{axis} {spans(within, period)} of each {period}"
+                return f"every {nth} of the {many} from {within[0]}"
+            return f"{many} {spans(within, period)} of each {period}"
     return None
 
 

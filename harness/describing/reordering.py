@@ -1,4 +1,4 @@
-"""The reference's values found in another order: axes exchanged, or tokens, heads or dims permuted."""
+"""The reference's values found in another order: axes exchanged, or tokens, heads or features permuted."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from firstdiff.describing.compared import Compared, Floats, Indices, Left, left
 from firstdiff.describing.matching import LEAST, OWN, SLICES, Match
 from firstdiff.describing.regularity import divisors, orders
+from firstdiff.dumps.points import plural
 from firstdiff.measure import LOCATED
 
 PROBES = 24
@@ -29,7 +30,7 @@ SWAP = 2  # slices exchanged
 
 
 def reordered(x: Compared) -> tuple[str, dict[str, Any], Left] | None:
-    """Find the reference's values in another order: axes exchanged, or dims or heads permuted."""
+    """Find the reference's values in another order: axes exchanged, or features or heads permuted."""
     for says, values, predicted in _orders(x):
         rest = left(x, predicted)
         if rest.holds:
@@ -39,13 +40,13 @@ def reordered(x: Compared) -> tuple[str, dict[str, Any], Left] | None:
 
 def _orders(x: Compared) -> Iterator[tuple[str, dict[str, Any], Floats]]:
     yield from _transposed(x)
-    for name in ("heads", "dims"):
-        if name in x.axes and x.lengths[name] > 1:
+    for name in x.axes:
+        if name not in ("token", "query", "key") and x.lengths[name] > 1:
             yield from _permuted(x, name)
 
 
 def _transposed(x: Compared) -> Iterator[tuple[str, dict[str, Any], Floats]]:
-    """The reference's buffer with two axes in the other order, also of heads that are merged into dims."""
+    """The reference's buffer with two axes in the other order, also of heads that are merged."""
     if not x.counts.all():
         return
     shape = x.reference.shape
@@ -63,17 +64,17 @@ def _transposed(x: Compared) -> Iterator[tuple[str, dict[str, Any], Floats]]:
 def _splits(x: Compared) -> Iterator[tuple[str, tuple[int, ...], tuple[int, ...]]]:
     """The shape of a buffer as three axes, and the order in which they may lie in place of it."""
     shape = x.reference.shape
-    if "heads" in x.axes:
+    if len(shape) > 2:  # noqa: PLR2004 - [token, feature]
         for order in ((1, 0, 2), (0, 2, 1), (2, 1, 0), (1, 2, 0), (2, 0, 1)):
             says = f"values lie in the order [{', '.join(x.axes[i] for i in order)}] in place of [{', '.join(x.axes)}]"
             yield says, shape, order
         return
     for heads in divisors(shape[1])[1:]:
-        dims = shape[1] // heads
-        says = f"tokens and heads are exchanged, taking {heads} heads of {dims} dims"
-        if dims == 1:
-            says = "values lie in the order [dims, tokens] in place of [tokens, dims]"
-        yield says, (shape[0], heads, dims), (1, 0, 2)
+        dim = shape[1] // heads
+        says = f"tokens and heads are exchanged, taking {heads} heads of head_dim {dim}"
+        if dim == 1:
+            says = "values lie in the order [feature, token] in place of [token, feature]"
+        yield says, (shape[0], heads, dim), (1, 0, 2)
 
 
 def _telling(x: Compared) -> Indices:
@@ -99,7 +100,7 @@ def _permuted(x: Compared, name: str) -> Iterator[tuple[str, dict[str, Any], Flo
         return
     known = {int(p): np.flatnonzero(near[i]) for i, p in enumerate(probes)}
     for says, order in orders(n, known):
-        yield f"{name} are {says}", {"axis": name, "order": says}, x.reference.take(order, axis)
+        yield f"{plural(name)} are {says}", {"axis": name, "order": says}, x.reference.take(order, axis)
     found = _irregular(a, b, moving) if len(moving) <= MOST_SLICES and a.shape[1] * len(moving) >= LEAST else None
     if found is not None:
         order = np.arange(n)
@@ -140,10 +141,10 @@ def _irregular(a: Floats, b: Floats, moving: Indices) -> Indices | None:
 def _irregular_words(name: str, moving: Indices, order: Indices) -> str:
     sources = order[moving]
     if len(moving) == SWAP and set(sources) == set(moving):
-        return f"{name} {moving[0]} and {moving[1]} are exchanged"
+        return f"{plural(name)} {moving[0]} and {moving[1]} are exchanged"
     first = ", ".join(f"{i} holds {order[i]}" for i in moving[:TOLD])
     how = "permuted" if set(sources) == set(moving) else "taken from others"
-    return f"{name} are {how} ({len(moving)} of {len(order)}: {first}{', …' if len(moving) > TOLD else ''})"
+    return f"{plural(name)} are {how} ({len(moving)} of {len(order)}: {first}{', …' if len(moving) > TOLD else ''})"
 
 
 def _listed_order(order: Indices) -> list[int] | str:
@@ -161,4 +162,4 @@ def token_order(match: Match, tokens: int) -> str:
     order[list(match.tokens)] = match.sources
     known = {int(t): order[t : t + 1] for t in range(tokens)}
     regular = next((says for says, _ in orders(tokens, known)), None)
-    return f"tokens are {regular}" if regular else _irregular_words("tokens", np.array(match.tokens), order)
+    return f"tokens are {regular}" if regular else _irregular_words("token", np.array(match.tokens), order)

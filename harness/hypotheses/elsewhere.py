@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from firstdiff.dumps.points import INSIDE, OUTSIDE
+from firstdiff.dumps.points import POINTS
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_input, with_op
 from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic, Array
 from firstdiff.model.operations import Operation, linear
 from firstdiff.model.probe import Call
 
-POINTS = (*OUTSIDE[:1], *INSIDE, *OUTSIDE[1:])
+ORDER = tuple(POINTS)  # of execution
 LAST, BEFORE = 9, " of the layer before"
 
 
@@ -29,7 +29,7 @@ def _others(call: Call, scene: Scene, _observed: Array | None) -> Iterator[dict[
     for index, own in enumerate(call.inputs):
         if not isinstance(own, np.ndarray) or own.ndim == 1:
             continue
-        for of, points in (("", POINTS[: POINTS.index(call.point)]), (BEFORE, POINTS)):
+        for of, points in (("", ORDER[: ORDER.index(call.point)]), (BEFORE, ORDER)):
             for point in points:
                 other = scene.beside(call, point, layers=-1 if of else 0)
                 if other is not None and other.shape == own.shape and not np.array_equal(other, own):
@@ -55,7 +55,7 @@ def _arithmetics(_call: Call, scene: Scene, _observed: Array | None) -> Iterator
             yield {"arithmetic": name}
 
 
-LAYER = tuple(p for p in POINTS if p != "embd")
+LAYER = tuple(p for p in ORDER if p != "embd")
 
 TABLE = (
     Hypothesis(
@@ -70,7 +70,7 @@ TABLE = (
     ),
     Hypothesis(
         "other-arithmetic",
-        POINTS,
+        ORDER,
         "computed in another arithmetic than the rest",
         "compute it as the same point of the other layers is computed",
         _computed_in,

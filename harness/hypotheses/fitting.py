@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.cases import cut, spread
+from firstdiff.dumps.points import axes_of, token_axis
 from firstdiff.hypotheses.hypothesis import Change, Scene
-from firstdiff.measure import axes_of
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
@@ -130,7 +130,8 @@ class _Fit:
             chosen = spread(observed.shape[-1], OUTPUTS)
             call, observed = cut(call, chosen), np.ascontiguousarray(observed[..., chosen])
         point = call.point if scene.later is None else scene.later.point
-        rest = tuple(i for i, axis in enumerate(axes_of(point)) if axis != "tokens")
+        token = token_axis(axes_of(point, observed.ndim))
+        rest = tuple(i for i in range(observed.ndim) if i != token)
         size = np.sqrt((np.asarray(observed, np.float64) ** 2).sum(rest, keepdims=True))
         return cls(call, scene, change, name, observed, 1 / np.maximum(size, 1e-30), rest)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from firstdiff.dumps import Site
-from firstdiff.dumps.points import is_inside
+from firstdiff.dumps.points import OUTSIDE, is_inside
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import Operation
@@ -110,7 +110,7 @@ class Hypothesis:
     @property
     def outside_layers(self) -> bool:
         """Whether it is at home outside the layers, so that asking for a layer means nothing."""
-        return set(self.points) <= {"embd", "result_norm", "result_output"}
+        return set(self.points) <= set(OUTSIDE)
 
     def apply(self, call: Call, scene: Scene, values: Values) -> Call | None:
         """The call gone wrong in one way; None where the hypothesis does not apply."""

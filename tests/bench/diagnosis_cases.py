@@ -11,13 +11,14 @@ import numpy.typing as npt
 
 from firstdiff.align import HALF
 from firstdiff.dumps import Site, Step, Trace
+from firstdiff.dumps.points import axes_of
 from firstdiff.dumps.tensors import Held
 from firstdiff.explain import Failures
 from firstdiff.explaining import PAIR_SEARCHES, explain
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.judge import replayed
-from firstdiff.measure import LARGEST_F16, SMALLEST_F16, axes_of, measure
+from firstdiff.measure import LARGEST_F16, SMALLEST_F16, measure
 from firstdiff.model.arithmetic import F32, F64
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
