@@ -134,7 +134,7 @@ class Explaining(Replay):
         group.cases.append((case.site, case.error, case.floor))
         fault = group.faults[0].fault
         for number, call in enumerate(case.calls):
-            with self.failures.at(_site(call), *fault.hypotheses):
+            with self.failures.at(site_of(call), *fault.hypotheses):
                 if fault.change(number, call, self.scene) is not None:
                     group.changed[(call.step, call.order)] = fault
 
@@ -168,7 +168,7 @@ class Repaired(Replay):
         right = self._right
         if right is None or call is right:
             return super()._computed(call, arithmetic)
-        with self.explaining.failures.at(_site(call), *self.faults[(call.step, call.order)].hypotheses):
+        with self.explaining.failures.at(site_of(call), *self.faults[(call.step, call.order)].hypotheses):
             return super()._computed(call, arithmetic)
         return super()._computed(right, arithmetic)
 
@@ -182,12 +182,12 @@ class Repaired(Replay):
         """The call gone wrong, where it is to go wrong and can be computed."""
         fault = self.faults.get((call.step, call.order))
         if fault is not None:
-            with self.explaining.failures.at(_site(call), *fault.hypotheses):
+            with self.explaining.failures.at(site_of(call), *fault.hypotheses):
                 return fault.change(-1 if fault.on is None else fault.on, call, self.explaining.scene)
         return None
 
 
-def _site(call: Call) -> Site:
+def site_of(call: Call) -> Site:
     """Where a call stands; a silent one under the name of its operation."""
     return Site(call.step, call.layer, call.point or call.op.__name__)
 
