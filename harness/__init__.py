@@ -14,9 +14,7 @@ What is heavy is loaded when a name is first used.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,17 +22,6 @@ if TYPE_CHECKING:
     from firstdiff.api import compare, explain, open, record  # noqa: A004 - `fd.open`, as in gzip.open
 
 __all__ = ["compare", "explain", "open", "plot", "record"]
-
-
-class _Package(ModuleType):
-    """Keeps the verbs: loading the module `firstdiff.explain` would put it in the place of the function."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "plot" or name not in __all__ or not isinstance(value, ModuleType):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562

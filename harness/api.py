@@ -7,18 +7,18 @@ from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 
-from firstdiff import judge as judging
-from firstdiff import run as running
 from firstdiff.blas import one_thread
-from firstdiff.demo import planted
-from firstdiff.diff import check_same_tokens
 from firstdiff.dumps import Site, Trace, open_trace
 from firstdiff.dumps.site import as_site
+from firstdiff.engines.identity import check_same_tokens, check_trace, identity
+from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.errors import UsageError
-from firstdiff.llamacpp import LlamaCpp
+from firstdiff.hypotheses.planting import Planted, planted
 from firstdiff.model.engine import Model, open_model
-from firstdiff.preflight import preflight
-from firstdiff.record import Planted
+from firstdiff.preflight.check import preflight
+from firstdiff.runs import judge, recording
+from firstdiff.runs.folder import run_folder
+from firstdiff.runs.prompt import Input
 from firstdiff.verdict import Explanation, Failed, Verdict
 
 File = str | PathLike[str]
@@ -80,11 +80,11 @@ def record(
     """
     path = Path(model)
     if out is None:
-        out = running.run_folder(path) / engine.replace(":", "-")
+        out = run_folder(path) / engine.replace(":", "-")
     plants = [bug if isinstance(bug, Planted) else _planted(bug) for bug in bugs]
     source = _input(prompt, tokens, chat=chat, decode=decode)
     with one_thread():
-        return running.record(path, source, Path(out), engine=engine, decode=decode, threads=1, planted=plants)
+        return recording.record(path, source, Path(out), engine=engine, decode=decode, threads=1, planted=plants)
 
 
 def open(  # noqa: A001 - reached as firstdiff.open, as gzip.open is
@@ -163,11 +163,11 @@ def compare(
     """
     opened = opened_model(model)
     trace = as_trace(candidate)
-    said = running.identity(opened)
-    running.check_trace(trace, opened, said)
+    said = identity(opened)
+    check_trace(trace, opened, said)
     witness = None if against is None else as_trace(against)
     if witness is not None:
-        running.check_trace(witness, opened, said)
+        check_trace(witness, opened, said)
         check_same_tokens(trace, witness)
     pieces: tuple[str, ...] = ()
     with one_thread():
@@ -177,7 +177,7 @@ def compare(
             with LlamaCpp(opened.gguf.path, vocabulary_only=True) as engine:
                 checks = preflight(opened, trace, engine=engine, text=prompt, chat=chat, sha256=said["sha256"])
                 pieces = tuple(engine.piece(t) for t in trace.steps[0].tokens)
-        return judging.judge(opened, trace, witness=witness, preflight=checks, pieces=pieces, sha256=said["sha256"])
+        return judge.judge(opened, trace, witness=witness, preflight=checks, pieces=pieces, sha256=said["sha256"])
 
 
 class Explanations(tuple[Explanation, ...]):  # noqa: SLOT001 - a tuple cannot have slots with something in them
@@ -261,7 +261,7 @@ def _opened(path: Path, _size: int, _time: int) -> Model:
 
 def _input(
     prompt: str | None, tokens: Sequence[int] | Trace | None, *, chat: bool, decode: int
-) -> running.Input | list[tuple[int, ...]]:
+) -> Input | list[tuple[int, ...]]:
     if prompt is not None and tokens is not None:
         raise UsageError("give a prompt or tokens, not both")
     if tokens is not None and chat:
@@ -270,7 +270,7 @@ def _input(
         if decode:
             raise UsageError("decode: a trace has its own steps; leave it out")
         return [step.tokens for step in tokens.steps]
-    return running.Input(None if tokens is None else tuple(tokens), prompt, chat)
+    return Input(None if tokens is None else tuple(tokens), prompt, chat)
 
 
 def _planted(bug: str) -> Planted:

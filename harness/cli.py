@@ -5,33 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NoReturn
+from collections.abc import Sequence
+from importlib import import_module
 
 from firstdiff.blas import one_thread_from_the_start
-from firstdiff.errors import UNREADABLE, USAGE, escaped, exit_code, told
-
-DESCRIPTION = """\
-Which tensor of your inference engine is the first to go wrong, and why.
-
-Runs a GGUF model through a reference engine and llama.cpp, records every intermediate, and judges
-each operation on its own recorded inputs.
-"""
-
-EPILOG = """\
-exit codes: 0 agrees, 1 diverges, 2 wrong usage, 3 unreadable input or failed capture, 4 nothing could be compared
-"""
+from firstdiff.commands.fail import fail
+from firstdiff.commands.parser import command_line
+from firstdiff.errors import UNREADABLE, USAGE, exit_code, told
 
 INTERRUPTED = 130  # what a shell makes of SIGINT
-MOST_THREADS = 512  # GGML_MAX_N_THREADS: far above it llama.cpp crashes
-FORMATS = ("text", "json", "markdown", "html", "junit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     one_thread_from_the_start()
-    parser = _parser()
+    parser = command_line()
     options = parser.parse_args(arguments)
     options.arguments = list(sys.argv[1:] if arguments is None else arguments)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a character gets its escape
@@ -55,296 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.command is None:
         return _version() if options.version else _usage(parser)
-    from firstdiff import commands
-
-    return int(getattr(commands, options.command)(options))
-
-
-def fail(message: str, code: int) -> int:
-    """Say in one line what is wrong: what a path or a file smuggles into it is escaped."""
-    sys.stderr.write(("\r\x1b[2K" if sys.stderr.isatty() else "") + f"firstdiff: {escaped(message)}\n")
-    return code
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, and where help is."""
-        self.exit(USAGE, f"firstdiff: {message} (see {self.prog} --help)\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        "firstdiff",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    parser.set_defaults(command=None)
-    commands = parser.add_subparsers(metavar="COMMAND")
-
-    def add(name: str, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=name)
-        return sub
-
-    _add_judging(add)
-    _add_looking(add)
-    return parser
-
-
-def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
-    """The commands that run engines."""
-    demo = add("demo", "Plant a bug in a real model, and find it.")
-    demo.add_argument("--bug", metavar="ID", help="which bug; without, one that surprises")
-    demo.add_argument("--layer", type=_count, metavar="N", help="at which layer")
-    demo.add_argument("--model", type=Path, metavar="GGUF", help="another model than SmolLM2")
-    demo.add_argument("--decode", type=_count, default=1, metavar="N", help="steps to decode (default: %(default)s)")
-    demo.add_argument("--list", action="store_true", help="list the bugs that can be planted, and exit")
-    _html(demo)
-    _common(demo)
-
-    run = add("run", "Judge llama.cpp, or a candidate's trace, against the reference.")
-    run.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
-    _input(run)
-    run.add_argument("--decode", type=_count, metavar="N", help="steps to decode after the prompt (default: 2)")
-    run.add_argument(
-        "--candidate",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="TRACE",
-        help="your engine's dump: it is judged, with llama.cpp as a witness; repeatable",
-    )
-    run.add_argument(
-        "--engine",
-        metavar="CMD",
-        help="your engine, to be run: 'CMD --model {model} --tokens {tokens} --decode {decode} --dump {dump}'",
-    )
-    run.add_argument("--timeout", type=_seconds, metavar="S", help="seconds that the engine may take (default: 600)")
-    _names(run)
-    _attention(run)
-    _html(run)
-    _common(run)
-
-    gate = add("gate", "Judge a matrix of cases, and hold it to limits and to committed baselines.")
-    gate.add_argument(
-        "config", type=Path, nargs="?", default=Path("firstdiff.toml"), metavar="TOML", help="(default: %(default)s)"
-    )
-    gate.add_argument("--case", action="append", default=[], metavar="NAME", help="only this case; repeatable")
-    gate.add_argument(
-        "--force-regen",
-        action="store_true",
-        help="write the baselines anew, whatever they were: commit them afterwards",
-    )
-    _common(gate, "gate.json")
-
-    record = add("record", "Record every intermediate of one engine's run.")
-    record.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
-    record.add_argument(
-        "--engine",
-        default="llama.cpp:cpu",
-        metavar="ENGINE",
-        help="llama.cpp:cpu (default), or reference:f64, f32, ggml-cpu, bf16, f16, tf32, f16-operands, bf16-operands",
-    )
-    _input(record)
-    record.add_argument("--decode", type=_count, metavar="N", help="steps to decode after the prompt (default: 2)")
-    record.add_argument(
-        "--bug",
-        action="append",
-        default=[],
-        metavar="ID[@LAYER]",
-        help="plant a bug in the reference (see demo --list); repeatable",
-    )
-    record.add_argument("--out", type=Path, required=True, metavar="TRACE", help="folder of the trace")
-    _attention(record)
-    _threads(record)
-
-
-def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
-    """The commands that look at what is there."""
-    diff = add("diff", "Judge two recorded traces of the same tokens, the second as witness of the first.")
-    diff.add_argument("candidate", type=Path, metavar="TRACE_A", help="the trace to judge")
-    diff.add_argument(
-        "witness", type=Path, metavar="TRACE_B", help="the trace beside it: exit code 1 if either diverges"
-    )
-    diff.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file (default: the one that TRACE_A names)")
-    _format(diff)
-
-    explain = add("explain", "Say why a site diverges, with every hypothesis that was tried.")
-    explain.add_argument("path", type=Path, metavar="VERDICT_OR_TRACE", help="verdict.json, a run's folder, or a trace")
-    explain.add_argument("site", nargs="?", metavar="SITE", help="such as Kcur_rope-3 (default: every explanation)")
-    explain.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file of a trace")
-    _names(explain)
-    _json(explain, "the explanations")
-
-    hypotheses = add("hypotheses", "List the hypotheses: the ways of being wrong that are tried.")
-    hypotheses.add_argument("id", nargs="?", metavar="ID", help="one of them, in full")
-    _json(hypotheses, "the hypotheses")
-    _add_report(add("report", "Print the report of a verdict.json again, or make its HTML page."))
-
-    names = add("names", "Show how the tensors of a trace were understood.")
-    names.add_argument("trace", type=Path, metavar="TRACE", help="a dump of any engine")
-    names.add_argument("--tokens", type=_ids, metavar="IDS", help="token ids, where the dump has none")
-    _names(names)
-    _json(names, "every name and how it was understood")
-
-    tokens = add("tokens", "Print a text's token ids with their pieces, or compare ids with llama.cpp's.")
-    tokens.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
-    tokens.add_argument("--prompt", required=True, metavar="TEXT", help="a text, tokenised by llama.cpp")
-    tokens.add_argument("--ids", type=_ids, metavar="IDS", help="your engine's token ids, to compare")
-    _text(tokens)
-    _json(tokens, "the ids with their pieces, or the comparison,")
-
-    rope = add("rope", "Print the rope table, or the angles that a trace was turned by.")
-    rope.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
-    rope.add_argument("--positions", type=_ids, metavar="POSITIONS", help="such as 0,1,2")
-    rope.add_argument("--pairs", type=_ids, metavar="PAIRS", help="which pairs (default: all)")
-    rope.add_argument("--trace", type=Path, metavar="TRACE", help="your dump: its angles beside the expected ones")
-    rope.add_argument("--layer", type=_count, default=0, metavar="N", help="layer of the trace (default: %(default)s)")
-    _names(rope)
-    _json(rope, "the table, or the fitted angles,")
-
-    weights = add("weights", "Print statistics of the file's weights, or compare your engine's with them.")
-    weights.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
-    weights.add_argument("names", nargs="*", metavar="NAME", help="names, parts of names, or patterns")
-    weights.add_argument(
-        "--against", type=Path, metavar="FILE", help="your weights (safetensors), or a trace with weights.safetensors"
-    )
-    _json(weights, "the statistics, or the comparison,")
-
-    log = add("log", "Hold what an engine printed against the reference.")
-    log.add_argument("log", type=Path, metavar="FILE", help="what your engine printed")
-    log.add_argument("--model", type=Path, required=True, metavar="MODEL", help="the GGUF file it ran")
-    log.add_argument("--tokens", type=_ids, required=True, metavar="IDS", help="the prompt's token ids")
-    log.add_argument(
-        "--decode", type=_count, default=0, metavar="N", help="steps decoded after the prompt (default: 0)"
-    )
-    log.add_argument(
-        "--decoded", type=_ids, default=(), metavar="IDS", help="the tokens it decoded, in place of --decode"
-    )
-    log.add_argument("--patterns", type=Path, metavar="FILE", help="a TOML file with more spellings")
-    _json(log, "every observation and what was found of it")
-
-    add("doctor", "Check that this installation is sound.")
-
-
-def _add_report(report: argparse.ArgumentParser) -> None:
-    report.add_argument("verdict", type=Path, metavar="VERDICT", help="the verdict.json of a run")
-    report.add_argument("--html", type=Path, metavar="FILE", help="write the HTML page in place of printing")
-    _format(report)
-
-
-def _input(parser: argparse.ArgumentParser) -> None:
-    text = parser.add_mutually_exclusive_group()
-    text.add_argument("--prompt", metavar="TEXT", help="a text, tokenised by llama.cpp")
-    text.add_argument("--tokens", type=_ids, metavar="IDS", help="token ids, such as 1,450,7483")
-    text.add_argument("--long", action="store_true", help="a prompt of 2,048 tokens, for what shows at none shorter")
-    _text(parser)
-
-
-def _text(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--chat", action="store_true", help="put the text into the model's chat template")
-    parser.add_argument(
-        "--no-special",
-        dest="special",
-        action="store_false",
-        help="add no BOS or EOS, read control tokens as plain text",
-    )
-
-
-def _common(parser: argparse.ArgumentParser, kept: str = "verdict.json") -> None:
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder for traces and verdict (default: a new one in firstdiff-runs/)",
-    )
-    _threads(parser)
-    _format(parser, kept)
-
-
-def _html(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one HTML page too")
-    parser.add_argument(
-        "--details",
-        action="store_true",
-        help="keep a closer look at each site in verdict.json, for 'report --html' to show later (--html does too)",
-    )
-
-
-def _names(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--names", metavar="MAP", help="names in the dump: firstdiff, llama.cpp, hf, or a TOML or JSON table"
-    )
-
-
-def _threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads",
-        type=_thread_count,
-        metavar="N",
-        help="threads of llama.cpp (default: one a core, and 1 for files below 1 GiB)",
-    )
-
-
-def _attention(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--flash-attention", action="store_true", help="run llama.cpp with flash attention")
-    parser.add_argument(
-        "--kv",
-        choices=("f16", "bf16", "q8_0", "q4_0"),
-        default="f16",
-        metavar="TYPE",
-        help="type of llama.cpp's KV cache: f16 (default), bf16, q8_0, q4_0; without flash attention the last two "
-        "are the keys' alone",
-    )
-
-
-def _format(parser: argparse.ArgumentParser, kept: str = "verdict.json") -> None:
-    parser.add_argument(
-        "--format", choices=FORMATS, default="text", help="what is printed, to stdout (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--json", dest="format", action="store_const", const="json", help=f"the same as --format json: print {kept}"
-    )
-
-
-def _json(parser: argparse.ArgumentParser, printed: str) -> None:
-    parser.add_argument("--json", action="store_true", help=f"print {printed} as JSON")
-
-
-def _is_whole(text: str, *, digits: int) -> bool:
-    """Whether a text is a whole number as everybody writes it: int() also takes 1_0 and digits of other scripts."""
-    return text.isascii() and text.isdecimal() and len(text) <= digits
-
-
-def _count(text: str) -> int:
-    if not _is_whole(text, digits=9):
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no count: give a whole number from 0 on")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    if not _is_whole(text, digits=6) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no time: give whole seconds from 1 on")
-    return float(text)
-
-
-def _thread_count(text: str) -> int:
-    value = int(text) if _is_whole(text, digits=3) else 0
-    if not 1 <= value <= MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no count of threads: give 1 to {MOST_THREADS}")
-    return value
-
-
-def _ids(text: str) -> tuple[int, ...]:
-    words = text.replace(",", " ").split()
-    for word in words:
-        if not _is_whole(word, digits=10):
-            raise argparse.ArgumentTypeError(f"{word!r:.40} is no token id: give whole numbers, such as 1,450,7483")
-    if not words:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} holds no token id: give whole numbers, such as 1,450,7483")
-    return tuple(map(int, words))
+    command = import_module(f"firstdiff.commands.{options.command}")
+    return int(getattr(command, options.command)(options))
 
 
 def _usage(parser: argparse.ArgumentParser) -> int:
@@ -353,7 +53,7 @@ def _usage(parser: argparse.ArgumentParser) -> int:
 
 
 def _version() -> int:
-    from firstdiff.provenance import own_version
+    from firstdiff.verdict.provenance import own_version
 
     print(f"firstdiff {own_version()}")
     return 0

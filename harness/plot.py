@@ -16,12 +16,12 @@ from firstdiff.blas import one_thread
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import Kind, kind_of
 from firstdiff.dumps.site import as_site
+from firstdiff.engines.identity import engine_name
 from firstdiff.errors import UsageError
-from firstdiff.judge import name
-from firstdiff.local import Pair, free, local
-from firstdiff.rope_fit import fitted_angles
-from firstdiff.rope_table import rope_table
-from firstdiff.rope_words import frequencies_of
+from firstdiff.model.rope_fit import frequencies_of
+from firstdiff.rope.fit import fitted_angles
+from firstdiff.rope.table import rope_table
+from firstdiff.runs.pair import Pair, free, local
 from firstdiff.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -158,12 +158,12 @@ def logits(trace: Trace | File, against: Trace | File, *, step: int = 0, top: in
     site = Site(step, None, "result_output")
     for each in (ours, theirs):
         if site not in each:
-            raise UsageError(f"{site}: {name(each)} did not record it")
+            raise UsageError(f"{site}: {engine_name(each)} did not record it")
     c, r = (x.reshape(-1, x.shape[-1])[-1].astype(np.float64) for x in (ours[site], theirs[site]))
     if c.shape != r.shape:
         raise UsageError(f"{site}: {len(c):,} logits in one trace and {len(r):,} in the other")
     chosen = sorted({*np.argsort(-r)[:top].tolist(), *np.argsort(-c)[:top].tolist()}, key=lambda i: -float(r[i]))
-    return plots.logits(chosen, c[chosen], r[chosen], step=step, called=name(ours), of=name(theirs))
+    return plots.logits(chosen, c[chosen], r[chosen], step=step, called=engine_name(ours), of=engine_name(theirs))
 
 
 def rope_angles(
@@ -225,7 +225,7 @@ def attention(trace: Trace | File, layer: int, head: int = 0, *, step: int = 0, 
     opened = as_trace(trace)
     site = Site(step, layer, "kq_soft_max")
     if site not in opened:
-        raise UsageError(f"{site}: {name(opened)} did not record it")
+        raise UsageError(f"{site}: {engine_name(opened)} did not record it")
     recorded = opened["kq_soft_max", layer, step]
     wanted = ("head", "query", "key")
     if sorted(recorded.axes) != sorted(wanted):

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from firstdiff.checked import Checked
-    from firstdiff.gate_config import GateCase, GateConfig
+    from firstdiff.gate.config import GateCase, GateConfig
     from firstdiff.verdict import Verdict
+    from firstdiff.verdict.gated import Checked
 
 LONGEST = 150  # characters of a test's folder: file systems take 255 bytes
 FILE = "firstdiff.toml"  # or a name that ends so, such as metal.firstdiff.toml
@@ -46,7 +46,7 @@ class GateFile(pytest.File):
     def collect(self) -> Iterable[pytest.Item]:
         """One item a case."""
         from firstdiff.errors import exit_code, told
-        from firstdiff.gate_config import read_config
+        from firstdiff.gate.config import read_config
 
         try:
             config = read_config(self.path)
@@ -69,7 +69,7 @@ class GateItem(pytest.Item):
     def runtest(self) -> None:
         """Judge the case, and fail with what is wrong."""
         from firstdiff.blas import one_thread
-        from firstdiff.gate import check_case
+        from firstdiff.gate.cases import check_case
 
         out = _out(self.config, self.path.stem) / self._case.name
         regen = bool(self.config.getoption("--firstdiff-regen"))
@@ -111,7 +111,8 @@ class FirstDiff:
         self, model: str | Path, trace: str | Path, *, tokens: Iterable[int] | None = None, names: str | None = None
     ) -> Verdict:
         """Judge a trace, and fail the test unless it agrees. Parameters as of :meth:`judge`."""
-        from firstdiff.formats import alone, report_of
+        from firstdiff.commands.printing import alone
+        from firstdiff.runs.pages import report_of
 
         verdict, out = self._judged(model, trace, tokens, names)
         report = report_of(verdict, out, passes=verdict.exit_code == 0)
@@ -121,21 +122,22 @@ class FirstDiff:
     def _judged(
         self, model: str | Path, trace: str | Path, tokens: Iterable[int] | None, names: str | None
     ) -> tuple[Verdict, Path]:
-        from firstdiff import run
         from firstdiff.blas import one_thread
-        from firstdiff.doctor import threads_for
+        from firstdiff.engines.threads import threads_for
         from firstdiff.errors import exit_code, told
-        from firstdiff.pages import keep_verdict
+        from firstdiff.runs import candidates
+        from firstdiff.runs.folder import keep_verdict
+        from firstdiff.runs.prompt import Input
 
         node = self._request.node
         name = "".join(c if c.isalnum() or c in "._" else "-" for c in node.nodeid)[-LONGEST:]
         out = _out(node.config, "tests") / (name if not self._count else f"{name}-{self._count + 1}")
         self._count += 1
-        source = run.Input(None if tokens is None else tuple(tokens))
+        source = Input(None if tokens is None else tuple(tokens))
         threads = threads_for(Path(model))
         try:
             with one_thread():
-                (verdict,) = run.judge_candidates(
+                (verdict,) = candidates.judge_candidates(
                     Path(model), [Path(trace)], source, names=names, threads=threads, out=out, detailed=True
                 )
             keep_verdict(out, verdict.to_json())
@@ -158,7 +160,7 @@ _OUT = pytest.StashKey[Path]()
 def _out(config: pytest.Config, stem: str) -> Path:
     """The session's folder: one that is not there yet, unless the user names one."""
     if _OUT not in config.stash:
-        from firstdiff.run import run_folder
+        from firstdiff.runs.folder import run_folder
 
         given = config.getoption("--firstdiff-out")
         config.stash[_OUT] = Path(given) if given else config.rootpath / run_folder(Path("pytest"))

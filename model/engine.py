@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Protocol
 
-from firstdiff.model import llama, qwen2, qwen3
 from firstdiff.model.architecture import Architecture, Hyperparameters, Nodes, Rotation, Tensor
+from firstdiff.model.architectures import llama, qwen2, qwen3
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.errors import ModelError, quoted
 from firstdiff.model.fields import NOT_WHOLE, Fields

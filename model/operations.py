@@ -1,7 +1,7 @@
 """The operations of a forward pass: pure functions of arrays, weights and attributes.
 
 Each takes the `arithmetic` it shall round like as a keyword and computes in its dtype. Shapes are those of
-:mod:`firstdiff.model.llama`: T tokens, S cached positions, H heads, D numbers a head.
+:mod:`firstdiff.model.architectures.llama`: T tokens, S cached positions, H heads, D numbers a head.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from firstdiff.checked import Checked
 from firstdiff.reports.escaped import escaped
 from firstdiff.reports.explanations import paragraphs
+from firstdiff.verdict.gated import Checked
 
 MOST = 10
 """Annotations of one kind that GitHub shows of a step."""

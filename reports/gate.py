@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from firstdiff.checked import Changes, Checked
 from firstdiff.reports import words
 from firstdiff.reports.explanations import paragraphs
 from firstdiff.reports.terminal import Page, Trimmed
+from firstdiff.verdict.gated import Changes, Checked
 
 
 def show(cases: Sequence[Checked], console: Console) -> None:

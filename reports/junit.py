@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from firstdiff.checked import Checked
 from firstdiff.reports import words
 from firstdiff.reports.escaped import escaped
 from firstdiff.reports.explanations import paragraphs
+from firstdiff.verdict.gated import Checked
 
 LONGEST = 10_000  # characters of a text
 SUITE = "firstdiff"

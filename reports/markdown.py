@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from firstdiff.checked import Changes, Checked
 from firstdiff.reports import words
 from firstdiff.reports.escaped import escaped
 from firstdiff.reports.explanations import paragraphs
 from firstdiff.verdict import SiteVerdict, Verdict
+from firstdiff.verdict.gated import Changes, Checked
 
 MOST = 1 << 20
 """Bytes of a step's summary. Source: GitHub's documentation of workflow commands, "Step isolation and limits"."""

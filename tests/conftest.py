@@ -10,7 +10,7 @@ import pytest
 from planted import SMOLLM2
 
 from firstdiff.dumps import Site
-from firstdiff.explain import Failures
+from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 
 collect_ignore = ["sample_engine"]  # a repository of its own, that tests copy and run

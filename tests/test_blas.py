@@ -13,11 +13,12 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import firstdiff as fd
-from firstdiff import judge, pytest_plugin
+from firstdiff import pytest_plugin
 from firstdiff.blas import one_thread
 from firstdiff.model.probe import Probe
 from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.pytest_plugin import FirstDiff
+from firstdiff.runs import judge
 
 TOKENS = (1, 70, 71, 72, 73)
 USERS = 2

@@ -28,9 +28,17 @@ FOLDERS = {
     "firstdiff.dumps": "dumps",
     "firstdiff.reports": "reports",
 }
-RECORDS = ("firstdiff.verdict.", "firstdiff.checked.")  # what reports are rendered from
+RECORDS = ("firstdiff.verdict.",)  # what reports are rendered from
 TABLE = "firstdiff.dumps.points."  # and what they know of a point: its heading, and its axes in words
 ROOMS = ("model", "dumps", "reports")  # and the harness, which is the rest
+GROUND = ("errors", "progress", "interruption")
+DOORS = ("__init__", "__main__", "api", "cli", "plot", "pytest_plugin", "torch")
+FLOORS = (
+    "ground", "verdict", "engines", "judging", "hypotheses", "explaining", "preflight", "rope", "logs", "runs", "gate",
+    "commands", "doors",
+)  # fmt: skip
+"""The rooms of the harness from the top down: a room imports those above it."""
+EDGES = ("verdict", "runs", "gate", "commands", "doors")  # load reports, inside functions
 HEAVY = ("numba", "threadpoolctl", "pandas", "matplotlib", "llama_cpp", "torch", "transformers", "jinja2")
 TOP_LEVEL = {"model", "harness", "dumps", "reports", "tests", "notebooks", ".ci", ".github"}
 
@@ -51,8 +59,10 @@ class Import:
 
 def room(name: str) -> str:
     """Return the room that a dotted name lies in."""
-    parts = name.split(".")
-    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "harness"
+    parts = [*name.split("."), "__init__"]
+    if parts[1] in (*ROOMS, *FLOORS):
+        return parts[1]
+    return "ground" if parts[1] in GROUND else "doors"
 
 
 def allowed(found: Import) -> bool:
@@ -60,8 +70,10 @@ def allowed(found: Import) -> bool:
     here, there = room(found.module), room(found.name)
     if here == there:
         return True
-    if here == "harness":
-        return there != "reports" or found.in_function
+    if here in FLOORS and there in FLOORS:
+        return FLOORS.index(there) < FLOORS.index(here)
+    if here in FLOORS:
+        return there != "reports" or (here in EDGES and found.in_function)
     return here == "reports" and f"{found.name}.".startswith((*RECORDS, TABLE))
 
 
@@ -143,7 +155,7 @@ def test_every_import_follows_the_arrows() -> None:
     found: list[Import] = []
     for name, file, is_package in modules():
         found += imports(name, file.read_text("utf-8"), is_package=is_package)
-    assert {room(i.module) for i in found} >= {"harness", "model", "dumps"}
+    assert {room(i.module) for i in found} == {*FLOORS, *ROOMS}
     assert [str(i) for i in found if not allowed(i)] == []
 
 
@@ -156,10 +168,17 @@ def test_every_import_follows_the_arrows() -> None:
         ("firstdiff.model.gguf", "from .. import measure"),
         ("firstdiff.dumps.trace", "import numpy, firstdiff.model.gguf as gguf"),
         ("firstdiff.dumps.trace", "if TYPE_CHECKING:\n    from ..model.gguf import GGUF"),
-        ("firstdiff.reports.html", "from firstdiff.replay import Replay"),
+        ("firstdiff.reports.html", "from firstdiff.judging.replay import Replay"),
         ("firstdiff.reports.html", "from firstdiff.verdicts import Verdict"),
         ("firstdiff.reports.html", "from firstdiff import dumps"),
         ("firstdiff.reports.html", "from firstdiff.dumps import Trace, points"),
+        ("firstdiff.verdict.sites", "from firstdiff.judging.measure import measure"),
+        ("firstdiff.engines.reference", "def f():\n    from firstdiff.hypotheses import TABLE"),
+        ("firstdiff.judging.replay", "from firstdiff.hypotheses import TABLE"),
+        ("firstdiff.judging.measure", "def f():\n    from firstdiff.reports import words"),
+        ("firstdiff.runs.judge", "from firstdiff import cli"),
+        ("firstdiff.errors", "from firstdiff.verdict import Verdict"),
+        ("firstdiff.commands.run", "import firstdiff"),
         ("firstdiff.cli", "from firstdiff.reports import terminal"),
         ("firstdiff.cli", "from . import reports"),
         ("firstdiff.cli", "class C:\n    import firstdiff.reports.html"),
@@ -181,10 +200,19 @@ def test_an_import_against_the_arrows_is_seen(module: str, source: str) -> None:
         ("firstdiff.cli", "from firstdiff.model import gguf\nfrom firstdiff.dumps import Trace"),
         ("firstdiff.cli", "def f():\n    from firstdiff.reports import terminal"),
         ("firstdiff.cli", "import firstdifference.reports"),
+        ("firstdiff.judging.replay", "from firstdiff.verdict import Status\nfrom firstdiff.errors import UsageError"),
+        ("firstdiff.commands.run", "from firstdiff.runs import candidates\nfrom firstdiff.commands import options"),
+        ("firstdiff.api", "from firstdiff.cli import main"),
     ],
 )
 def test_an_import_along_the_arrows_is_allowed(module: str, source: str) -> None:
     assert [str(i) for i in imports(module, source) if not allowed(i)] == []
+
+
+def test_every_module_lies_in_a_room() -> None:
+    paths = [path for path in installed_files() if path.parts[0] == "harness" and path.suffix == ".py"]
+    held = {path.parts[1].removesuffix(".py") for path in paths}
+    assert held == {*GROUND, *DOORS, *FLOORS} - {"ground", "doors"}
 
 
 def test_relative_imports_of_a_package_start_at_itself() -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.cases import cut, spread
 from firstdiff.dumps.points import axes_of, token_axis
 from firstdiff.hypotheses.hypothesis import Change, Scene
+from firstdiff.hypotheses.products import cut, spread
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call

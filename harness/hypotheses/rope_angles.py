@@ -12,9 +12,8 @@ from firstdiff.model import quants
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.probe import Call
 from firstdiff.model.rope import angles, frequencies
+from firstdiff.model.rope_fit import FARTHEST, fit_ratios, frequencies_of
 from firstdiff.model.weights import Weight
-from firstdiff.rope_fit import fit_ratios
-from firstdiff.rope_words import FARTHEST, frequencies_of
 
 DEFAULT_BASE, LLAMA_3_BASE = 10000.0, 500000.0  # of the paper, and of Llama 3
 BASES = (DEFAULT_BASE, LLAMA_3_BASE, 1e6, 1e5)

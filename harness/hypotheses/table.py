@@ -5,22 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from firstdiff.hypotheses import (
+    any_point,
     attention,
-    blocks,
-    elsewhere,
-    ends,
+    embedding_and_logits,
     feed_forward,
     kv_cache,
-    loading,
     norms,
     residuals,
     rope,
+    weights,
 )
+from firstdiff.hypotheses.blocks import table as blocks
 from firstdiff.hypotheses.hypothesis import Hypothesis
 
 TABLE: dict[str, Hypothesis] = {
     h.id: h
-    for family in (ends, norms, loading, blocks, rope, attention, kv_cache, residuals, feed_forward, elsewhere)
+    for family in (
+        embedding_and_logits,
+        norms,
+        weights,
+        blocks,
+        rope,
+        attention,
+        kv_cache,
+        residuals,
+        feed_forward,
+        any_point,
+    )
     for h in family.TABLE
 }
 

@@ -19,7 +19,7 @@ from models import Subject, subject, tinyllama
 from rich.console import Console
 from table import table
 
-from firstdiff.demo import smollm2
+from firstdiff.runs.demo import smollm2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,15 +19,15 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "builders"))
 
 from diagnosis_cases import Outcome, held, places, plant, planted_at
 from planted import MIXED, SMOLLM2, quantised
 
 from firstdiff.hypotheses import TABLE
+from firstdiff.hypotheses.planting import Planted
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.synthetic import Llama, write_llama
-from firstdiff.record import Planted
 
 DTYPES = ("f32", "f16", "bf16")
 SHAPES = {

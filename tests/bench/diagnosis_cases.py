@@ -9,23 +9,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.align import HALF
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.dumps.points import axes_of
 from firstdiff.dumps.tensors import Held
-from firstdiff.explain import Failures
-from firstdiff.explaining import PAIR_SEARCHES, explain
+from firstdiff.explaining.explanations import explain
+from firstdiff.explaining.replay import PAIR_SEARCHES
+from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
+from firstdiff.hypotheses.planting import Planted, Planting
 from firstdiff.hypotheses.table import EQUIVALENT
-from firstdiff.judge import replayed
-from firstdiff.measure import LARGEST_F16, SMALLEST_F16, measure
+from firstdiff.judging.layouts import HALF
+from firstdiff.judging.measure import LARGEST_F16, SMALLEST_F16, measure
+from firstdiff.judging.replay import counted
 from firstdiff.model.arithmetic import F32, F64
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
 from firstdiff.model.quants import round_bf16
 from firstdiff.model.value import Value
-from firstdiff.record import Planted, Recording
-from firstdiff.replay import counted
+from firstdiff.runs.replaying import replayed
 from firstdiff.verdict import Explanation, Status
 
 Array = npt.NDArray[Any]
@@ -42,7 +43,7 @@ BORDER = 3.0
 
 
 @dataclass
-class Knowing(Recording):
+class Knowing(Planting):
     """Records with faults planted, and measures what each planted change changes at its site."""
 
     changes: dict[str, float] = field(default_factory=dict, init=False)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "builders"))
 
 import numpy as np
 from figures import Aim, Figure
@@ -16,12 +16,12 @@ from models import Subject
 from planted import MemoryWriter, plant
 
 from firstdiff.dumps import Site, Step, Trace
-from firstdiff.explain import Failures
-from firstdiff.explaining import explain
-from firstdiff.judge import replayed
+from firstdiff.explaining.explanations import explain
+from firstdiff.explaining.search import Failures
+from firstdiff.hypotheses.planting import record_planted
 from firstdiff.model.arithmetic import F64, Array
 from firstdiff.model.engine import Model, open_model
-from firstdiff.record import record_reference
+from firstdiff.runs.replaying import replayed
 from firstdiff.verdict import Status
 
 TOKENS = [1, *range(300, 339)]
@@ -30,10 +30,10 @@ ONE, ALL = Aim("≤ 5 s", 5, of_ratio=False), Aim("≤ 60 s", 60, of_ratio=False
 
 
 def explaining(subject: Subject, rounds: int) -> list[Figure]:
-    """Measure :func:`firstdiff.explaining.explain`, the counter-check included, after everything is judged."""
+    """Measure ``explain``, the counter-check included, after everything is judged."""
     model = open_model(subject.path)
     writer = MemoryWriter()
-    record_reference(model, TOKENS, writer, arithmetic=F64, decode=0)
+    record_planted(model, TOKENS, writer, arithmetic=F64, decode=0)
     middle = model.hp.n_layer // 2
     alone = {str(s): noisy(writer.steps, writer.tensors, {s}) for s in writer.tensors if s.layer in (middle, None)}
     once = {site: seconds(model, trace, only=site)() for site, trace in alone.items()}

@@ -22,16 +22,16 @@ from functools import cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "builders"))
 
-from engines.build import compile_engine, run_engine
+from c_engine import compile_engine, run_engine
 from planted import FILE_TYPES, SMOLLM2, quantised, recorded
 
 from firstdiff.dumps import Trace, open_trace
-from firstdiff.judge import replayed
-from firstdiff.llamacpp import Attention
+from firstdiff.engines.llamacpp import Attention
 from firstdiff.model.engine import open_model
 from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.runs.replaying import replayed
 from firstdiff.verdict import SiteVerdict, Status
 
 LENGTHS = (1, 2, 33, 500)
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, write it where asked, and say by the exit code whether there is a false alarm."""
     parser = argparse.ArgumentParser("false_alarms", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small model, short prompts, no transformers")
-    parser.add_argument("--bug", help=argparse.SUPPRESS)  # of tests/engines/llama.c: that this can fail
+    parser.add_argument("--bug", help=argparse.SUPPRESS)  # of tests/engines/c/llama.c: that this can fail
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     lines, alarms = [], 0

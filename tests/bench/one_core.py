@@ -18,14 +18,14 @@ if hasattr(os, "sched_setaffinity"):  # before anything counts the processors
 
 from timing import in_turn
 
-from firstdiff import ggml
-from firstdiff.capture import Hook
 from firstdiff.dumps import Step, TraceWriter, open_trace
-from firstdiff.llamacpp import Context, LlamaCpp
+from firstdiff.engines import ggml
+from firstdiff.engines.llamacpp import Context, LlamaCpp
+from firstdiff.engines.llamacpp_capture import Hook
+from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import GGML_CPU
 from firstdiff.model.engine import open_model
 from firstdiff.model.probe import Probe
-from firstdiff.replay import Replay
 
 TOKENS = tuple(range(300, 320))
 STEP = Step(TOKENS, tuple(range(len(TOKENS))))

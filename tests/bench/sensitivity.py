@@ -17,19 +17,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "builders"))
 
 import numpy as np
 from planted import FILE_TYPES, quantised
 
 from firstdiff.dumps import Site, Step, Trace
-from firstdiff.judge import replayed
+from firstdiff.hypotheses.planting import Planting
 from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call
 from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.model.value import Value
-from firstdiff.record import Recording
+from firstdiff.runs.replaying import replayed
 from firstdiff.verdict import SiteVerdict, Status
 
 SHAPE = Llama(n_layer=2, head_dim=64)
@@ -79,7 +79,7 @@ CHANGES = (
 
 
 @dataclass(kw_only=True)
-class Changed(Recording):
+class Changed(Planting):
     """Records with one number changed."""
 
     change: Change

@@ -1,0 +1,59 @@
+"""``firstdiff run``."""
+
+from __future__ import annotations
+
+import argparse
+
+from firstdiff.commands.options import DECODE, TIMEOUT, attention_of, source_of, wants_details
+from firstdiff.commands.printing import show_verdict, show_verdicts
+from firstdiff.commands.watching import watched
+from firstdiff.engines.threads import threads_for
+from firstdiff.engines.user_engine import Engine
+from firstdiff.errors import UsageError
+from firstdiff.runs import candidates, certificate
+from firstdiff.runs.folder import run_folder
+
+
+def run(options: argparse.Namespace) -> int:
+    """Judge llama.cpp, or one or several candidates."""
+    source, out = source_of(options), options.out or run_folder(options.model)
+    detailed = wants_details(options)
+    if options.engine is None and not options.candidate:
+        decode = DECODE if options.decode is None else options.decode
+        with watched(out) as progress:
+            verdict = certificate.certify(
+                options.model,
+                source,
+                decode=decode,
+                threads=threads_for(options.model, options.threads),
+                out=out,
+                attention=attention_of(options),
+                detailed=detailed,
+                progress=progress,
+            )
+        return show_verdict(verdict, options, out)
+    if options.engine is None and options.decode is not None:
+        raise UsageError("--decode: a candidate's trace has its own steps; leave it out")
+    if options.html is not None and len(options.candidate) + (options.engine is not None) > 1:
+        raise UsageError("--html: a page shows one candidate: give one --candidate, or leave --html out")
+    engine = None
+    if options.engine is not None:
+        decode = DECODE if options.decode is None else options.decode
+        engine = Engine(options.engine, decode, options.timeout or TIMEOUT)
+    with watched(out) as progress:
+        verdicts = candidates.judge_candidates(
+            options.model,
+            options.candidate,
+            source,
+            engine=engine,
+            names=options.names,
+            threads=threads_for(options.model, options.threads),
+            out=out,
+            attention=attention_of(options),
+            detailed=detailed,
+            progress=progress,
+        )
+    if len(verdicts) == 1:
+        return show_verdict(verdicts[0], options, out)
+    given = [str(path) for path in options.candidate] + (["engine"] if engine else [])
+    return show_verdicts(verdicts, given, options, out)

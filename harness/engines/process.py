@@ -1,0 +1,233 @@
+"""Running the user's engine: its command, its output live, its end, whatever that is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from firstdiff.engines.process_output import Output, follow
+from firstdiff.errors import UsageError
+
+GRACE = 1.0  # seconds that an engine has between the request to end and its end, to close its dump
+
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRun:
+    """How one run of the user's engine went.
+
+    Parameters
+    ----------
+    command
+        The words that were run.
+    exit_code
+        None where the engine was ended by a signal, or never began.
+    signal
+        Name of the signal that ended it, such as ``SIGSEGV``.
+    timed_out
+        Whether it was ended because its time was up.
+    seconds
+        How long it ran.
+    tail
+        The last lines that it printed.
+    dumped
+        Whether there is anything at the place where it should dump.
+    problem
+        What is wrong, in one sentence; None for a run that ended well and left a dump.
+    """
+
+    command: tuple[str, ...]
+    exit_code: int | None
+    signal: str | None
+    timed_out: bool
+    seconds: float
+    tail: tuple[str, ...]
+    dumped: bool
+    problem: str | None
+
+
+def run_engine(
+    command: str,
+    *,
+    model: Path,
+    tokens: Sequence[int],
+    decode: int,
+    dump: Path,
+    timeout: float | None = None,
+    echo: TextIO,
+    folder: Path | None = None,
+) -> EngineRun:
+    """Run an engine, and wait for its end.
+
+    Parameters
+    ----------
+    command
+        Such as ``./my-engine -m {model} --tokens {tokens} -n {decode} --dump {dump}``. It is split into words as a
+        shell does, then each placeholder is replaced within its word; ``{{name}}`` stands for ``{name}`` itself.
+        No shell sees it.
+    model, tokens, decode
+        What takes the placeholders' places: an absolute path, ids with commas between, a count.
+    dump
+        Where the engine shall write: a path at which nothing is yet, or an empty folder. The folder above it is
+        made. Also in the engine's environment, as ``FIRSTDIFF_DUMP``.
+    timeout
+        Seconds until the engine is ended, with every process that it started; None waits.
+    echo
+        Where its output appears line by line while it runs.
+    folder
+        The folder that it runs in; None for the working directory.
+
+    Raises
+    ------
+    UsageError
+        For a command that is no command, an unknown placeholder, one without ``{dump}``, or a dump that is there.
+    """
+    if timeout is not None and not timeout > 0:
+        raise UsageError(f"a timeout of {timeout:g} s: give a number of seconds above 0")
+    place = Path(os.path.abspath(dump))  # noqa: PTH100 - resolve() follows links, absolute() leaves ..
+    argv = _words(
+        command,
+        {
+            "model": os.path.abspath(model),  # noqa: PTH100
+            "tokens": ",".join(map(str, tokens)),
+            "decode": str(decode),
+            "dump": str(place),
+        },
+    )
+    if _is_there(place):
+        raise UsageError(
+            f"{place}: is there already, and would be taken for this run's dump: remove it, or give another"
+        )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return _run(argv, place, timeout, Output(echo), folder)
+
+
+def _words(command: str, values: dict[str, str]) -> tuple[str, ...]:
+    """The words of a command, its placeholders replaced in one pass: a value that looks like one stays as it is."""
+    known = ", ".join(f"{{{name}}}" for name in values)
+    used = set()
+
+    def replaced(match: re.Match[str]) -> str:
+        escaped, name = match.groups()
+        if escaped is not None:
+            return f"{{{escaped}}}"
+        if name not in values:
+            raise UsageError(
+                f"--engine: {{{name}}} is not known: there are {known} (write {{{{{name}}}}} to pass it on)"
+            )
+        used.add(name)
+        return values[name]
+
+    try:
+        split = shlex.split(command)
+    except ValueError as e:
+        raise UsageError(f"--engine: {command!r:.200} cannot be split into words ({e}): check its quotes") from None
+    if not split or "\0" in command:
+        raise UsageError(f"--engine: {command!r:.200} is no command: give a program and its arguments, with {known}")
+    argv = tuple(_PLACEHOLDER.sub(replaced, word) for word in split)
+    if "dump" not in used:
+        raise UsageError(f"--engine: {command!r:.200} has no {{dump}}, so its dump cannot be found: there are {known}")
+    return argv
+
+
+def _run(argv: tuple[str, ...], dump: Path, timeout: float | None, output: Output, folder: Path | None) -> EngineRun:
+    began = time.monotonic()
+    try:
+        process = subprocess.Popen(  # noqa: S603 - the user's own command, without a shell
+            argv,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"FIRSTDIFF_DUMP": str(dump)},
+            bufsize=0,
+        )
+    except (OSError, ValueError) as e:
+        return EngineRun(argv, None, None, False, 0.0, (), _is_there(dump), _not_started(argv[0], e, folder))
+    try:
+        timed_out = not follow(process, output, None if timeout is None else began + timeout)
+    finally:  # at Ctrl-C and whatever else ends this: no engine is left behind
+        _end(process)
+        output.close()
+    seconds = time.monotonic() - began
+    code = process.returncode
+    ended = _signal(-code) if code < 0 else None
+    dumped = _is_there(dump)
+    run = EngineRun(argv, None if ended else code, ended, timed_out, seconds, tuple(output.tail), dumped, None)
+    return _with_problem(run, dump, timeout)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the engine and every process of its group, politely first."""
+    try:
+        if process.poll() is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+    finally:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _with_problem(run: EngineRun, dump: Path, timeout: float | None) -> EngineRun:
+    """The run with what is wrong about it."""
+    missing = "" if run.dumped else f", and wrote no dump to {dump}"
+    if run.timed_out:
+        problem = f"the engine did not end within {timeout:g} s{missing}"
+    elif run.signal is not None:
+        problem = f"the engine crashed ({run.signal}) after {run.seconds:.1f} s{missing}"
+    elif run.exit_code:
+        problem = f"the engine ended with exit code {run.exit_code}{_shell_says(run.exit_code)}{missing}"
+    elif not run.dumped and not run.tail:
+        problem = f"the engine printed nothing and wrote nothing to {dump}"
+    elif not run.dumped:
+        problem = f"the engine wrote no dump to {dump}"
+    else:
+        return run
+    return EngineRun(run.command, run.exit_code, run.signal, run.timed_out, run.seconds, run.tail, run.dumped, problem)
+
+
+def _shell_says(code: int) -> str:
+    """A shell that ran the engine passes its signal on as 128 + n, and has two codes of its own."""
+    if code in (126, 127):
+        return " (a shell says: not executable)" if code == 126 else " (a shell says: not found)"  # noqa: PLR2004
+    return f" (a shell says: {_signal(code - 128)})" if 128 < code < 128 + signal.NSIG else ""  # noqa: PLR2004
+
+
+def _signal(number: int) -> str:
+    with suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+def _not_started(program: str, error: Exception, folder: Path | None) -> str:
+    if isinstance(error, FileNotFoundError):
+        there = os.path.exists(os.path.join(folder or "", program))  # noqa: PTH110, PTH118 - of any text
+        return f"not found: {program}" + (" is there, but the interpreter in its first line is not" if there else "")
+    if isinstance(error, PermissionError):
+        return f"not executable: {program}: make it so with chmod +x, or name its interpreter first"
+    reason = error.strerror if isinstance(error, OSError) else error
+    return f"cannot be run: {program}: {reason}"
+
+
+def _is_there(dump: Path) -> bool:
+    """Whether anything was dumped: a file that is not empty, or a folder with something in it."""
+    try:
+        return any(dump.iterdir()) if dump.is_dir() else dump.stat().st_size > 0
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""From a site that diverges to an explanation."""

@@ -1,0 +1,1 @@
+"""What a difference looks like that no hypothesis explains."""

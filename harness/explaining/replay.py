@@ -1,0 +1,135 @@
+"""The explaining replay: at every site that diverges the call is run again under each hypothesis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from firstdiff.dumps import Site, Trace
+from firstdiff.explaining.describing.findings import findings
+from firstdiff.explaining.search import Attempt, Failures, Fault, attempt, attempts, explaining
+from firstdiff.hypotheses import Hypothesis, Scene
+from firstdiff.judging.case import Case
+from firstdiff.judging.replay import Replay
+from firstdiff.model.arithmetic import Array
+from firstdiff.model.engine import Model
+from firstdiff.model.probe import Call
+from firstdiff.model.value import Value
+
+SEARCHES = 4
+"""Sites of one point at which all hypotheses are tried in vain before the rest are only held against what is known."""
+
+PAIR_SEARCHES = 4
+"""Sites of a run at which pairs are tried in vain: it is what takes most of the time where nothing explains."""
+
+Segment = tuple[str, ...] | bool
+"""The points of a segment, or only whether there is one."""
+
+Place = tuple[int, int]
+"""The step of a call and its number there."""
+
+Unexplained = tuple[Case, list[Attempt] | None, tuple[str, ...]]
+"""A case, what was tried, None for nothing, and what is found of the difference."""
+
+
+@dataclass
+class Group:
+    """Sites that one fault explains, and the faults that explain all of them."""
+
+    first: Case
+    faults: list[Attempt]
+    tried: list[Attempt]
+    cases: list[tuple[Site, float, float]] = field(default_factory=list)  # site, error, floor
+    changed: dict[Place, Fault] = field(default_factory=dict)  # at which calls the first fault makes a change
+
+
+@dataclass(kw_only=True)
+class Explaining(Replay):
+    """Explains the sites in `wanted`, as it replays the candidate once more."""
+
+    model: Model
+    wanted: frozenset[str]
+    noise: Mapping[tuple[str, Segment], float]
+    table: Mapping[str, Hypothesis]
+    failures: Failures
+    pairs: int = PAIR_SEARCHES
+    groups: list[Group] = field(default_factory=list, init=False)
+    unexplained: list[Unexplained] = field(default_factory=list, init=False)
+    progress: Callable[[str], None] = lambda _: None
+    _shapes: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict, init=False)
+    _searches: dict[str, int] = field(default_factory=dict, init=False)
+
+    @property
+    def scene(self) -> Scene:
+        """What surrounds the call at hand."""
+        return Scene(self.model, self.arithmetic, self._lookup)
+
+    def value(self, call: Call) -> Value:
+        """Judge the call, and explain it if it diverges."""
+        given = super().value(call)
+        self._shapes[call.point, call.step] = given.shape
+        return given
+
+    def diverged(self, case: Case) -> None:
+        """Find out why: by what explains another site already, or by trying everything."""
+        if str(case.site) not in self.wanted:
+            return
+        segment = tuple(done.call.point for done in case.segment if done.call.point)
+        noise = self.noise.get((case.site.point, segment), self.noise.get((case.site.point, bool(segment)), case.floor))
+        case = replace(case, noise=min(noise, case.floor))
+        if self._joins(case):
+            return
+        self.progress(f"explaining {case.site}")
+        searches = self._searches.get(case.site.point, 0)
+        if searches >= SEARCHES:
+            self.unexplained.append((case, None, ()))
+            return
+        pairs = not searches and self.pairs > 0
+        tried = attempts(case, self.scene, self.table, self.failures, pairs=pairs)
+        good = explaining(case, tried)
+        if good:
+            group = Group(case, good, tried)
+            self.groups.append(group)
+            self._add(group, case)
+        else:
+            self._searches[case.site.point] = searches + 1
+            self.pairs -= pairs
+            self.unexplained.append((case, tried, findings(case, self.scene)))
+
+    def _joins(self, case: Case) -> bool:
+        """Whether the faults of a group explain this site too; those that do not are dropped from the group."""
+        for group in self.groups:
+            kept = []
+            for known in group.faults:
+                with self.failures.at(case.site, *known.fault.hypotheses):
+                    tried = attempt(case, self.scene, known.fault, known=True)
+                    if tried is not None and tried.explains:
+                        kept.append(replace(known, residual=max(known.residual, tried.residual)))
+            if kept:
+                group.faults = kept
+                self._add(group, case)
+                return True
+        return False
+
+    def _add(self, group: Group, case: Case) -> None:
+        group.cases.append((case.site, case.error, case.floor))
+        fault = group.faults[0].fault
+        for number, call in enumerate(case.calls):
+            with self.failures.at(site_of(call), *fault.hypotheses):
+                if fault.change(number, call, self.scene) is not None:
+                    group.changed[(call.step, call.order)] = fault
+
+    def _lookup(self, site: Site) -> Array | None:
+        shape = self._shapes.get((site.point, site.step))
+        return None if shape is None else self.alignment.shaped(self.trace, site, shape)
+
+
+def site_of(call: Call) -> Site:
+    """Where a call stands; a silent one under the name of its operation."""
+    return Site(call.step, call.layer, call.point or call.op.__name__)
+
+
+def replay(model: Model, trace: Trace, probe: Replay) -> None:
+    """Replay all steps of a trace with a probe."""
+    for _ in model.forward(trace.steps, probe):
+        pass

@@ -1,0 +1,1 @@
+"""A firstdiff.toml, held to limits and to baselines."""

@@ -1,0 +1,227 @@
+"""The gate: every case of a firstdiff.toml judged, and held to its limits and to its baseline."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from firstdiff.dumps import Trace, TraceError, open_trace
+from firstdiff.engines.identity import identity
+from firstdiff.engines.threads import threads_for
+from firstdiff.engines.user_engine import Engine
+from firstdiff.errors import CaptureError, UsageError, exit_code, told
+from firstdiff.gate.baseline import Baseline, baseline_of, check_model, check_prompt, compare, read_baseline, to_text
+from firstdiff.gate.config import LLAMA, GateCase, GateConfig
+from firstdiff.gate.limits import held, sites_are
+from firstdiff.model.engine import open_model
+from firstdiff.progress import QUIET, Progress
+from firstdiff.runs import candidates, certificate
+from firstdiff.runs.folder import keep_verdict
+from firstdiff.runs.pages import report_of
+from firstdiff.runs.prompt import PROMPT, Input
+from firstdiff.verdict import Verdict
+from firstdiff.verdict.gated import Changes, Checked, Moved
+from firstdiff.verdict.provenance import own_version, ran
+
+NAMED = 4  # sites named one by one in a sentence
+INCOMPARABLE = 4  # the exit code
+SAME = "every tensor is to the bit what it was in the baseline: the judgement changed, not the engine"
+
+
+def run_gate(
+    config: GateConfig,
+    *,
+    out: Path,
+    only: Sequence[str] = (),
+    regen: bool = False,
+    threads: int | None = None,
+    progress: Progress = QUIET,
+) -> list[Checked]:
+    """Run a gate's cases one after another; a case that cannot be run fails alone.
+
+    Parameters
+    ----------
+    config
+        See :func:`firstdiff.gate.config.read_config`.
+    out
+        Folder for traces, verdicts and pages, a folder a case.
+    only
+        Names of cases; none for all.
+    regen
+        Write every baseline anew.
+    threads
+        Threads of llama.cpp.
+    progress
+        Shows which case is judged, and at which layer.
+
+    Raises
+    ------
+    UsageError
+        For a name in `only` that no case has.
+    """
+    known = {case.name: case for case in config.cases}
+    for name in only:
+        if name not in known:
+            raise UsageError(f"--case {name!r:.80}: no such case (there are {', '.join(known)})")
+    cases = [known[name] for name in only] or list(config.cases)
+    done = []
+    for number, case in enumerate(cases, 1):
+        progress.part(f"{case.name} ({number} of {len(cases)})" if len(cases) > 1 else case.name)
+        done.append(check_case(case, config, out=out / case.name, regen=regen, threads=threads, progress=progress))
+    return done
+
+
+def check_case(
+    case: GateCase,
+    config: GateConfig,
+    *,
+    out: Path,
+    regen: bool,
+    threads: int | None = None,
+    progress: Progress = QUIET,
+) -> Checked:
+    """Run one case; what goes wrong is its result."""
+    try:
+        return _checked(_Run(case, config, out, regen, threads, progress))
+    except Exception as e:
+        code = exit_code(e)
+        if code is None:
+            raise
+        return Checked(case.name, None, (told(e),), code)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    case: GateCase
+    config: GateConfig
+    out: Path
+    regen: bool
+    threads: int | None
+    progress: Progress
+
+    @property
+    def baseline(self) -> Path:
+        return self.config.baseline / f"{self.case.name}.json"
+
+
+def _checked(run: _Run) -> Checked:
+    run.progress.say("reading the model")
+    path = run.case.model
+    stat = path.stat() if path.is_file() else None
+    said = _identity(path, *(() if stat is None else (stat.st_mtime_ns, stat.st_size)))
+    was = None
+    if run.baseline.exists() and not run.regen:
+        was = read_baseline(run.baseline)
+        check_model(run.baseline, was, said)
+    verdict, trace = _judged(run)
+    verdict = replace(verdict, run=ran(["gate", str(run.config.path), "--case", run.case.name]))
+    keep_verdict(run.out, verdict.to_json())
+    failures, notes = held(verdict, run.config.limits)
+    if verdict.verdict == "incomparable":
+        return Checked(run.case.name, verdict, failures, INCOMPARABLE, None, notes, str(run.out / "verdict.json"))
+    changes = None
+    if was is None and verdict.broken:
+        notes = (*notes, "no baseline is written of a run whose input contract does not hold")
+    else:
+        now = baseline_of(verdict, trace, said, made_by=own_version())
+        if was is not None and "tokens" not in verdict.broken:
+            check_prompt(run.baseline, was, now.prompt)
+        more, changes = _beside(run, was, now)
+        failures = (*failures, *more)
+        if changes is not None and changes.worsened and changes.same == changes.common:
+            notes = (*notes, SAME)
+    if was is not None and was.made_by != own_version():
+        notes = (*notes, f"the baseline was made by firstdiff {was.made_by}, and this is {own_version()}")
+    report = report_of(verdict, run.out, passes=not failures)
+    return Checked(run.case.name, verdict, failures, 1 if failures else 0, changes, notes, report)
+
+
+@lru_cache(maxsize=64)
+def _identity(path: Path, *_changed: int) -> dict[str, str]:
+    """File name and SHA-256 of a model; computed again where its file has changed."""
+    return identity(open_model(path))
+
+
+def _judged(run: _Run) -> tuple[Verdict, Trace]:
+    """Judge the case's engine or trace, and open what it recorded."""
+    case, progress = run.case, run.progress
+    given = case.prompt
+    source = Input() if given is None else Input(given.tokens, given.text, given.chat, given.special)
+    threads = threads_for(case.model, run.threads)
+    if case.command == LLAMA:
+        verdict = certificate.certify(
+            case.model, source, decode=case.decode, threads=threads, out=run.out, detailed=True, progress=progress
+        )
+        return verdict, open_trace(run.out / "llama.cpp")
+    engine = None
+    if case.command is not None:
+        if source == Input():
+            source = Input(prompt=PROMPT)
+        folder = run.config.path.absolute().parent
+        engine = Engine(case.command, case.decode, run.config.timeout, folder)
+    (verdict,) = candidates.judge_candidates(
+        case.model,
+        [] if case.trace is None else [case.trace],
+        source,
+        engine=engine,
+        names=run.config.names,
+        threads=threads,
+        out=run.out,
+        detailed=True,  # for the page, if it fails: SmolLM2 takes 2 s in place of 1
+        progress=progress,
+    )
+    return verdict, _recorded(case.trace or run.out / "engine", verdict, run.config.names)
+
+
+def _recorded(path: Path, verdict: Verdict, names: str | None) -> Trace:
+    """The candidate's trace; where it does not say its tokens, they are those that were judged."""
+    try:
+        return open_trace(path, names=names)
+    except TraceError:
+        return open_trace(path, tokens=[t for step in verdict.tokens for t in step], names=names)
+
+
+# The baseline
+
+
+def _beside(run: _Run, was: Baseline | None, now: Baseline) -> tuple[list[str], Changes | None]:
+    """Compare with the baseline, or write it; why that fails, and what changed."""
+    if was is None:
+        _write(run.baseline, to_text(now))
+        if run.regen:
+            return [], None
+        return [f"There was no baseline: {run.baseline} is written now. Look at it, commit it, and run again."], None
+    changes = compare(was, now)
+    failures = []
+    if changes.vanished:
+        many = sites_are(len(changes.vanished), " of the baseline")
+        failures.append(f"{many} no longer judged: {_named(changes.vanished)}.")
+    if changes.worsened:
+        names = [(m.site, _moved(m)) for m in changes.worsened]
+        failures.append(f"{sites_are(len(names))} worse than in the baseline: {_named(names)}.")
+    return failures, changes
+
+
+def _moved(m: Moved) -> str:
+    return f"{m.was}, now {m.now}" if m.was != m.now else f"local error {m.error_was:.2g}, now {m.error:.2g}"
+
+
+def _named(names: Sequence[tuple[str, str]]) -> str:
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(f"{site} ({said})" for site, said in names[:NAMED]) + more
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a baseline whole, or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CaptureError(f"{path}: the baseline cannot be written ({e.strerror})") from e

@@ -1,0 +1,297 @@
+"""Faults of dequantisation, as ways of decoding raw blocks wrongly.
+
+Each way is one slip in ``dequantize_row_*`` of ggml/src/ggml-quants.c (a shift, a mask, a pointer, an index, a
+struct's field), or was seen in an engine: paiml/aprender#1656, #1924, #2115, #2127, paiml/trueno#182,
+ml-explore/mlx#3664, 1bit-MONSTER/1bit-MONSTER#473, #572, #734, tenstorrent/tt-metal#48264.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from firstdiff.hypotheses.blocks import numbers
+from firstdiff.hypotheses.blocks.codes import HIGH_BITS, SIGNS
+from firstdiff.hypotheses.blocks.order import ORDER
+from firstdiff.hypotheses.blocks.ways import (
+    FIFTHS,
+    K45,
+    K_MINIMA,
+    MINIMA,
+    SIXTEENTHS,
+    BlockFault,
+    BlockWay,
+    Decode,
+    K,
+    groups,
+    halves,
+    high_bits,
+    no_minimum,
+    ones,
+    packing,
+    placed,
+    way,
+)
+from firstdiff.model.blocks import LAYOUTS, Bytes, Fields, Floats, half
+from firstdiff.model.quants import QuantType
+
+__all__ = ["BLOCK_FAULTS", "BlockFault", "BlockWay", "Decode"]
+
+QUANTISED = tuple(LAYOUTS)
+WITH_MINIMA = (*MINIMA, *K_MINIMA)
+G16, G8 = range(16), range(8)
+
+
+def _number(name: str, number: numbers.Number, kind: str | None = "F16") -> tuple[BlockWay, ...]:
+    """The 16 bits of the scales taken for another number, and those of the values of `kind`."""
+
+    def decode(raw: Bytes, _: QuantType) -> Floats:
+        return number(np.ascontiguousarray(raw).view("<u2")[:, 0])[:, None]
+
+    scales = way(f"{name}: d, and dmin or m", QUANTISED, layout=halves(number))
+    return (scales, BlockWay(f"{name}: every value", (kind,), decode)) if kind else (scales,)
+
+
+def _bf16_as_half(raw: Bytes, _: QuantType) -> Floats:
+    return half(np.ascontiguousarray(raw).view("<u2")[:, 0])[:, None]
+
+
+def _bf16_swapped(raw: Bytes, _: QuantType) -> Floats:
+    return numbers.bf16(np.ascontiguousarray(raw).view(">u2")[:, 0])[:, None]
+
+
+def _float32_swapped(raw: Bytes, _: QuantType) -> Floats:
+    return np.ascontiguousarray(raw[:, ::-1]).view("<f4")
+
+
+def _exchanged(f: Fields) -> Fields:
+    assert f.m is not None
+    return replace(f, d=f.m, m=f.d)
+
+
+def _other_sign(f: Fields) -> Fields:
+    return replace(f, subtracted=not f.subtracted)
+
+
+def _times_d(f: Fields) -> Fields:
+    assert f.m is not None
+    with np.errstate(all="ignore"):
+        return replace(f, m=f.d * f.m)
+
+
+def _zero_point(f: Fields) -> Fields:
+    return _other_sign(_times_d(f))
+
+
+def _by_d(f: Fields) -> Fields:
+    return replace(f, m=f.d)
+
+
+def _unsigned_scales(f: Fields) -> Fields:
+    assert f.scales is not None
+    return replace(f, scales=f.scales.view(np.uint8))
+
+
+FIELDS: tuple[BlockFault, ...] = (
+    BlockFault(
+        "header-size",
+        "the codes read from too early in the block, some of its header not skipped",
+        "take each field's offset from the block's struct in ggml-common.h",
+        (
+            way("2 bytes in place of 4", ("Q4_1",), layout=placed(low=2)),
+            way("2 bytes in place of 4", ("Q5_1",), layout=placed(high=2, low=6)),
+            way("dmin not skipped", ("Q4_K",), layout=placed(packed=2, low=14)),
+            way("dmin not skipped", ("Q5_K",), layout=placed(packed=2, high=14, low=46)),
+            way("high bits not skipped", ("Q5_0",), layout=placed(low=2)),
+            way("high bits not skipped", ("Q5_1",), layout=placed(low=4)),
+            way("high bits not skipped", ("Q5_K",), layout=placed(low=16)),
+            way("scales not skipped", ("Q4_K",), layout=placed(low=4)),
+            way("scales not skipped", ("Q5_K",), layout=placed(high=4, low=36)),
+            way("scales not skipped", ("Q2_K",), layout=placed(low=0)),
+        ),
+    ),
+    BlockFault(
+        "field-order",
+        "the fields of a block in another order than the file's",
+        "take the order of the fields from the block's struct in ggml-common.h",
+        (
+            way("d first", ("Q2_K",), layout=placed(d=0, m=2, packed=4, low=20)),
+            way("d first", ("Q3_K",), layout=placed(d=0, high=2, low=34, packed=98)),
+            way("d first", ("Q6_K",), layout=placed(d=0, low=2, high=130, packed=194)),
+            way("low bits before high ones", ("Q5_0",), layout=placed(low=2, high=18)),
+            way("low bits before high ones", ("Q5_1",), layout=placed(low=4, high=20)),
+            way("low bits before high ones", ("Q5_K",), layout=placed(low=16, high=144)),
+            way("low bits before high ones", ("Q3_K",), layout=placed(low=0, high=64)),
+            way("high bits before low ones", ("Q6_K",), layout=placed(high=0, low=64)),
+            way("codes before scales", ("Q2_K",), layout=placed(low=0, packed=64)),
+            way("codes before scales", ("Q4_K",), layout=placed(low=4, packed=132)),
+        ),
+    ),
+    BlockFault(
+        "f16-subnormal",
+        "subnormal float16 numbers converted wrongly",
+        "a float16 of exponent 0 is its mantissa times 2^-24",
+        (
+            *_number("half their value", numbers.halved),
+            *_number("twice their value", numbers.doubled),
+            *_number("as zero", numbers.flushed),
+            *_number("as if they were normal", numbers.rebiased),
+        ),
+    ),
+    BlockFault(
+        "endianness",
+        "bytes in the other order",
+        "read little-endian, as GGUF is unless its header says otherwise",
+        (
+            *_number("float16", numbers.swapped),
+            way("32 high bits", FIFTHS, fields=high_bits([i ^ 24 for i in range(32)])),
+            BlockWay("every value", ("BF16",), _bf16_swapped),
+            BlockWay("every value", ("F32",), _float32_swapped),
+        ),
+    ),
+    BlockFault(
+        "half-as-bf16",
+        "float16 read as bfloat16, its bits put on top of a float32",
+        "convert float16 with its own exponent, 5 bits of bias 15",
+        _number("moved up by 16 bits", numbers.bf16),
+    ),
+    BlockFault(
+        "bf16-as-half",
+        "bfloat16 read as float16",
+        "put the 16 bits of a bfloat16 on top of a float32",
+        (BlockWay("every value", ("BF16",), _bf16_as_half),),
+    ),
+)
+
+MINIMUM: tuple[BlockFault, ...] = (
+    BlockFault(
+        "min-missing",
+        "the minimum of the blocks ignored",
+        "add m to each value (Q4_1, Q5_1), or subtract dmin times the sub-block's minimum (K types)",
+        (
+            way("of the block", WITH_MINIMA, fields=no_minimum),
+            way("of the sub-block: dmin alone", K_MINIMA, fields=ones("mins")),
+        ),
+    ),
+    BlockFault(
+        "min-sign",
+        "the minimum of the other sign",
+        "the minimum is added in Q4_1 and Q5_1 and subtracted in the K types",
+        (way("added in K types, subtracted in the others", WITH_MINIMA, fields=_other_sign),),
+    ),
+    BlockFault(
+        "min-scale",
+        "the minimum multiplied by the scale of the codes",
+        "the minimum has its own scale: value = d * code + m, or d * scale * code - dmin * min",
+        (
+            way("d * (code + m)", MINIMA, fields=_times_d),
+            way("d * (code - m)", MINIMA, fields=_zero_point),
+            way("d in place of dmin or m", WITH_MINIMA, fields=_by_d),
+        ),
+    ),
+)
+
+SCALE: tuple[BlockFault, ...] = (
+    BlockFault(
+        "scale-swapped",
+        "d and dmin (or m) exchanged",
+        "d comes first, dmin or m behind it",
+        (way("both", WITH_MINIMA, fields=_exchanged),),
+    ),
+    BlockFault(
+        "block-scale-missing",
+        "the scale of the block not applied",
+        "multiply by d",
+        (
+            way("d", QUANTISED, fields=ones("d")),
+            way("d and dmin", K_MINIMA, fields=ones("d", "m")),
+        ),
+    ),
+    BlockFault(
+        "sub-scale-missing",
+        "the scales of sub-blocks not applied",
+        "multiply d by the sub-block's scale, and dmin by its minimum",
+        (
+            way("scales", K, fields=ones("scales")),
+            way("scales and minima", K_MINIMA, fields=ones("scales", "mins")),
+        ),
+    ),
+    BlockFault(
+        "scale-index",
+        "the scale of another sub-block",
+        "sub-block g of a block takes scale g: 16 sub-blocks of 16 values (Q2_K, Q3_K, Q6_K) or 8 of 32 (Q4_K, Q5_K)",
+        (
+            *(
+                way(name, SIXTEENTHS, fields=groups(order))
+                for name, order in (
+                    ("the next one's", [(g + 1) % 16 for g in G16]),
+                    ("the one's before", [(g - 1) % 16 for g in G16]),
+                    ("the first half's for both halves", [g % 8 for g in G16]),
+                    ("each pair's first for both", [g // 2 * 2 for g in G16]),
+                    ("one for each 32 values", [g // 2 for g in G16]),
+                    ("each pair exchanged", [g ^ 1 for g in G16]),
+                    ("moved on by 1 in place of 2", [8 * (g // 8) + g % 8 // 2 + g % 2 for g in G16]),
+                )
+            ),
+            *(
+                way(name, K45, fields=groups(order))
+                for name, order in (
+                    ("the next one's", [(g + 1) % 8 for g in G8]),
+                    ("the one's before", [(g - 1) % 8 for g in G8]),
+                    ("each pair's first for both nibbles", [g // 2 * 2 for g in G8]),
+                    ("each pair exchanged", [g ^ 1 for g in G8]),
+                    ("not moved on", [g % 2 for g in G8]),
+                    ("moved on by 1 in place of 2", [g // 2 + g % 2 for g in G8]),
+                    ("one for each 64 values", [g // 2 for g in G8]),
+                )
+            ),
+            way("the next one's minimum", K45, fields=groups(G8, [(g + 1) % 8 for g in G8])),
+            way("each pair's first minimum for both", K45, fields=groups(G8, [g // 2 * 2 for g in G8])),
+        ),
+    ),
+    BlockFault(
+        "scale-unsigned",
+        "signed scales of sub-blocks taken as unsigned",
+        "take the scales of Q6_K as int8",
+        (way("0 to 255", ("Q6_K",), fields=_unsigned_scales),),
+    ),
+    BlockFault(
+        "scale-packing",
+        "the scales of sub-blocks unpacked wrongly",
+        "unpack them as get_scale_min_k4 does (Q4_K, Q5_K), as dequantize_row_q3_K does (Q3_K), or the scale from the"
+        " low nibble and the minimum from the high one (Q2_K)",
+        (
+            *(
+                way("scales and minima exchanged", (kind,), layout=packing(numbers.exchanged(kind)))
+                for kind in K_MINIMA
+            ),
+            way("indices from 4 on as those below", K45, layout=packing(numbers.k4_without_upper_branch)),
+            way("upper 2 bits left out", K45, layout=packing(numbers.k4_without_top_bits)),
+            way("& 63 left out", K45, layout=packing(numbers.k4_without_mask)),
+            way("upper 2 bits of scale and minimum exchanged", K45, layout=packing(numbers.k4_top_bits_exchanged)),
+            way("lower 4 bits of scale and minimum exchanged", K45, layout=packing(numbers.k4_nibbles_exchanged)),
+            way("6 bits in sequence, in pairs", K45, layout=packing(numbers.k4_pairs_in_sequence)),
+            way("6 bits in sequence, scales first", K45, layout=packing(numbers.k4_all_in_sequence)),
+            *(
+                way(name, ("Q3_K",), layout=packing(unpack))
+                for name, unpack in (
+                    ("32 not subtracted", numbers.q3(finish=numbers.as_stored)),
+                    ("two's complement in place of an offset", numbers.q3(finish=numbers.twos_complement)),
+                    ("upper 2 bits left out", numbers.q3(finish=numbers.lower_bits(32))),
+                    ("lower 4 bits alone, less 8", numbers.q3(finish=numbers.lower_bits(8))),
+                    ("lower 4 bits alone, in sequence, less 8", numbers.q3(1, finish=numbers.lower_bits(8))),
+                    ("lower 4 bits in sequence", numbers.q3(low_width=1)),
+                    ("upper 2 bits in sequence", numbers.q3(high_width=1)),
+                    ("both in sequence", numbers.q3(low_width=1, high_width=1)),
+                    ("6 bits in sequence", numbers.q3_in_sequence),
+                )
+            ),
+        ),
+    ),
+)
+
+BLOCK_FAULTS: dict[str, BlockFault] = {
+    fault.id: fault for fault in (*ORDER, *SIGNS, *HIGH_BITS, *FIELDS, *MINIMUM, *SCALE)
+}
+"""Every fault whose decoder takes each block by itself."""

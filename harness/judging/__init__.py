@@ -1,0 +1,1 @@
+"""Each recorded tensor judged on its own inputs."""

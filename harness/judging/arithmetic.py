@@ -1,0 +1,185 @@
+"""A candidate's arithmetic, group by group, with the evidence for it and the floors that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from firstdiff.dumps import Trace
+from firstdiff.judging.arithmetic_trials import GROUPS, group_of
+from firstdiff.model.arithmetic import Arithmetic, arithmetic_named
+from firstdiff.model.engine import Model
+from firstdiff.model.errors import ModelError
+from firstdiff.model.operations import embed
+from firstdiff.model.probe import Call
+from firstdiff.model.rounding import BLOCK, QUANTISED
+from firstdiff.verdict import SiteVerdict, Status
+
+STRONG, HANDFUL = 3.0, 5
+"""Evidence is weak where the runner-up is nearer than this factor, or there are fewer sites."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known of one group's arithmetic.
+
+    Parameters
+    ----------
+    name
+        The option that leaves the least.
+    error
+        Its median error over sites.
+    runner_up
+        The next one that says something else.
+    strength
+        How many times larger the runner-up's errors are at the point that speaks most against it; infinite for none.
+    sites
+        How many sites were measured.
+    fits
+        Whether its error is at its floor.
+    same
+        Other options that leave just as much: they are the same arithmetic on these numbers.
+    level
+        Whether the group is judged at its own level, because no option is at its floor; `ceiling` is then the most.
+    like
+        An arithmetic that makes errors of that size, though not these.
+    known
+        Whether a good many sites are at its floor and at no other's, though not most: the others are faults.
+    """
+
+    name: str
+    error: float
+    runner_up: str | None
+    strength: float
+    sites: int
+    fits: bool
+    same: tuple[str, ...] = ()
+    level: bool = False
+    ceiling: float = 0.0
+    like: str | None = None
+    known: bool = False
+
+    @property
+    def weak(self) -> bool:
+        """Whether another arithmetic could have done it."""
+        return (
+            self.strength < STRONG or self.sites < HANDFUL or (self.runner_up is None and not (self.fits or self.known))
+        )
+
+    def called(self, name: str) -> Evidence:
+        """The same evidence, for another option that leaves just as much."""
+        return replace(self, name=name, same=(self.name, *(n for n in self.same if n != name)))
+
+    def __str__(self) -> str:
+        if self.level:
+            known = "unknown" if self.weak else f"near to {self.name}"
+            if self.weak and self.like is not None:
+                known = f"unknown, perhaps {self.like}, weak evidence"
+            return f"{known} (level {self.error:.1e}, ceiling {self.ceiling:.0e})"
+        return f"{self.name} (weak evidence)" if self.weak else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """The floors of groups whose arithmetic is unknown: by point, and by group for points of too few layers."""
+
+    points: dict[str, float] = field(default_factory=dict)
+    groups: dict[str, float] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.groups)
+
+    def floor(self, calls: Sequence[Call]) -> float:
+        """What the calls of a segment add to its floor; 0 where their arithmetic is known."""
+        return sum(self._of(call) for call in calls)
+
+    def _of(self, call: Call) -> float:
+        group = "results" if call.op is embed else group_of(call)
+        if group not in self.groups:
+            return 0.0
+        return self.points.get(_part(call), self.groups[group])
+
+
+def _part(call: Call) -> str:
+    return f"{call.point} {call.inputs[1].kind.name}" if GROUPS.get(call.op) == "linear" else call.point
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """The arithmetic that a candidate is judged in, the evidence for it, and the levels of what is unknown."""
+
+    arithmetic: Arithmetic
+    groups: dict[str, Evidence] = field(default_factory=dict)
+    levels: Levels = field(default_factory=Levels)
+    instead: str | None = None  # the arithmetic that the trace states, where its numbers say otherwise
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a verdict notes."""
+        if self.instead is None:
+            return ()
+        return (f"the trace states the arithmetic {self.instead}, but its numbers are those of {self.arithmetic.name}",)
+
+    @property
+    def better(self) -> bool:
+        """Whether it may stand against an arithmetic that the trace states: known, and by strong evidence."""
+        of = [e for group, e in self.groups.items() if group != "results"]
+        return bool(of) and all(e.fits for e in of) and any(not e.weak for e in of)
+
+    @property
+    def stated(self) -> dict[str, str]:
+        """One string a group, for the verdict."""
+        assumed = described(self.arithmetic)
+        stored = self.arithmetic.weights_and_results
+        found = {
+            group: str(evidence.called(stored) if stored in evidence.same else evidence)
+            for group, evidence in self.groups.items()
+        }
+        keys, values = found.pop("keys", assumed["cache"]), found.pop("values", assumed["cache"])
+        found["cache"] = keys if keys == values else f"{keys} keys, {values} values"
+        if "results" in found and not self.groups["results"].level:
+            del found["results"]  # nobody asks how an engine adds, unless it is unknown
+        return assumed | found
+
+
+def described(arithmetic: Arithmetic) -> dict[str, str]:
+    """The arithmetic of each group, where it was not found but taken."""
+    plain = arithmetic.weights_and_results or ("f64" if arithmetic.dtype is np.float64 else "f32")
+    operands = {"f16": "f16-operands", "bf16": "bf16-operands"}
+    attention = operands.get(arithmetic.attention or "", arithmetic.attention) or plain
+    keys, values = arithmetic.keys or plain, arithmetic.values or plain
+    return {
+        "linear": operands.get(arithmetic.products or "", arithmetic.products) or plain,
+        "norm": plain,
+        "attention": f"{attention}+flash" if arithmetic.flash else attention,
+        "cache": keys if keys == values else f"{keys} keys, {values} values",
+    }
+
+
+def declared(model: Model, trace: Trace) -> Arithmetic | None:
+    """The arithmetic that a trace states, where it is one, and one that heads of this size can have."""
+    with suppress(ModelError):
+        found = arithmetic_named(str(trace.engine.get("arithmetic")))
+        quantised = not {found.keys, found.values}.isdisjoint(QUANTISED)
+        return None if quantised and model.hp.head_dim % BLOCK else found
+    return None
+
+
+def fits(sites: Sequence[SiteVerdict]) -> bool:
+    """Whether most sites of every group are below their floor, of those that were judged on their own inputs.
+
+    Attention in one piece, whose scores nobody recorded, counts too.
+    """
+    wrong: dict[str, list[bool]] = {}
+    for site in sites:
+        group = BY_NAME.get(site.op)
+        alone = not site.segment or (group == "attention" and len(site.segment) == 2)  # noqa: PLR2004 - kq, kq_soft_max
+        if site.local_error is not None and alone and group is not None:
+            wrong.setdefault(group, []).append(site.status is Status.DIVERGES)
+    return all(2 * sum(values) <= len(values) for values in wrong.values())
+
+
+BY_NAME = {op.__name__: group for op, group in GROUPS.items()} | {"append": "cache"}

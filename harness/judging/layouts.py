@@ -1,0 +1,286 @@
+"""Layouts: how a candidate's tensors lie, and reading them as the reference has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from firstdiff.dumps import Site, Trace, TraceError
+from firstdiff.dumps.points import Kind, axes_of, carrying, of_kind
+from firstdiff.judging.measure import Mask
+from firstdiff.model.arithmetic import Array
+
+Shape = tuple[int, ...]
+Read = Callable[[Array, Shape], Array | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One way of laying a point out.
+
+    Parameters
+    ----------
+    says
+        In words, for the verdict; empty for the plain one.
+    read
+        Gives the recorded tensor as the reference has it, or None where its shape does not fit the expected one.
+    source
+        The candidate's point that holds it, where that is another one (a fused product).
+    unscaled
+        Of a layout of values times 1 / sqrt(head_dim): the same without this factor.
+    """
+
+    says: str
+    read: Read
+    source: str | None = None
+    unscaled: Layout | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """The layout taken for each point; plain where nothing else is said."""
+
+    layouts: dict[str, Layout] = field(default_factory=dict)
+
+    def read(self, trace: Trace, site: Site, like: Array) -> tuple[Array | None, str | None]:
+        """A site's tensor laid out as `like`; or None, with the reason if it is recorded and does not fit.
+
+        Where only the last token's row is recorded, the others are taken from `like`: :meth:`read_rows` tells.
+        """
+        recorded, _, reason = self.read_rows(trace, site, like)
+        return recorded, reason
+
+    def read_rows(self, trace: Trace, site: Site, like: Array) -> tuple[Array | None, Mask | None, str | None]:
+        """As :meth:`read`, with the rows that are recorded [token, 1] between the two; None for all."""
+        layout = self.layouts.get(site.point, PLAIN)
+        held = Site(site.step, site.layer, layout.source or site.point)
+        if held not in trace:
+            return None, None, None
+        recorded = trace[held]
+        fitted = layout.read(recorded, like.shape)
+        if fitted is not None:
+            return fitted, None, None
+        row = _last_row(layout, recorded, like.shape)
+        if row is None:
+            return None, None, f"recorded shape {list(recorded.shape)}, expected {list(like.shape)}"
+        return np.concatenate([like[:-1], row]), np.arange(len(like))[:, None] == len(like) - 1, None
+
+    def shaped(self, trace: Trace, site: Site, shape: Shape) -> Array | None:
+        """A site's tensor in the reference's layout, NaN in rows that are not recorded; None where it does not fit."""
+        like = np.broadcast_to(np.float32(np.nan), shape)
+        return self.read_rows(trace, site, like)[0]
+
+    def scaled_query(self, trace: Trace, site: Site, value: Array) -> Array | None:
+        """What the candidate feeds its scores in place of the rotated `value` [token, head, head_dim] of a site.
+
+        As it is recorded, to the bit, where it is: an engine with narrow operands rounds that. None where it is `value`
+        itself.
+        """
+        layout = self.layouts.get(site.point, PLAIN)
+        if site.point != "Qcur_rope" or not any(is_scaled(self.layouts.get(point)) for point in QUERIES):
+            return None
+        if layout.unscaled is not None:
+            recorded, _ = Alignment({site.point: layout.unscaled}).read(trace, site, value)
+            if recorded is not None and np.isfinite(recorded).all():
+                return recorded
+        return np.asarray(value * value.dtype.type(value.shape[-1] ** -0.5))
+
+    def dtype(self, trace: Trace, site: Site) -> str:
+        """The dtype that a site's tensor was recorded in."""
+        layout = self.layouts.get(site.point, PLAIN)
+        return trace.dtype(Site(site.step, site.layer, layout.source or site.point))
+
+    def described(self) -> dict[str, str]:
+        """What is said of each point that is not laid out plainly."""
+        return {point: layout.says for point, layout in self.layouts.items() if layout.says}
+
+
+def plain(x: Array, shape: Shape) -> Array | None:
+    """The same numbers in the same order: a batch of one dropped, heads merged or apart."""
+    merged = (shape[0], int(np.prod(shape[1:])))
+    recorded = x.shape
+    while recorded not in (shape, merged) and recorded[:1] == (1,):
+        recorded = recorded[1:]
+    return x.reshape(shape) if recorded in (shape, merged) else None
+
+
+def _last_row(layout: Layout, x: Array, shape: Shape) -> Array | None:
+    """The last token's row [1, feature], where it alone is recorded; None where it is not."""
+    if len(shape) != 2:  # noqa: PLR2004 - [token, feature]
+        return None
+    one = (1, shape[1])
+    return x.reshape(one) if x.size == shape[1] else layout.read(x, one)
+
+
+def _moved(*axes: int) -> Read:
+    """Axes in another order: recorded axis `axes[i]` is the reference's axis i."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        while x.ndim > len(axes) and x.shape[0] == 1:
+            x = x[0]
+        if x.ndim != len(axes) or len(shape) < len(axes):
+            return None
+        return plain(x.transpose(axes), shape)
+
+    return read
+
+
+def _merged_last(x: Array, shape: Shape) -> Array | None:
+    """[feature, token], the order in which ggml writes dimensions."""
+    while x.ndim > 2 and x.shape[0] == 1:  # noqa: PLR2004 - a matrix
+        x = x[0]
+    return plain(x.T, shape) if x.ndim == 2 else None  # noqa: PLR2004
+
+
+def _half_split(inner: Read) -> Read:
+    """Head dimensions (i, i + D / 2) where the reference has (2i, 2i + 1): before GGUF's conversion."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        y = inner(x, shape)
+        if y is None or y.ndim != 3 or y.shape[-1] % 2:  # noqa: PLR2004 - [token, head, head_dim]
+            return None
+        return np.stack(np.split(y, 2, axis=-1), axis=-1).reshape(y.shape)
+
+    return read
+
+
+def _repeated(inner: Read, heads: int) -> Read:
+    """KV heads repeated for each query head that reads them."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        group = heads // shape[1]
+        y = inner(x, (shape[0], heads, *shape[2:])) if group > 1 else None
+        return None if y is None else y[:, ::group]
+
+    return read
+
+
+def _padded(x: Array, shape: Shape) -> Array | None:
+    """More keys than exist."""
+    while x.ndim > len(shape) and x.shape[0] == 1:
+        x = x[0]
+    fits = x.ndim == len(shape) and x.shape[:-1] == shape[:-1] and x.shape[-1] > shape[-1]
+    return x[..., : shape[-1]] if fits else None
+
+
+def scaled_layout(layout: Layout, head_dim: int) -> Layout:
+    """The same layout, of values that were multiplied by the softmax's scale as an engine rounds it."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        y = layout.read(x, shape)
+        with np.errstate(all="ignore"):
+            return None if y is None else y / y.dtype.type(head_dim**-0.5)
+
+    says = f"{layout.says}, {SCALED}" if layout.says else SCALED
+    return Layout(says, read, layout.source, unscaled=layout)
+
+
+def _slice(start: int, stop: int) -> Read:
+    def read(x: Array, shape: Shape) -> Array | None:
+        rows = plain(x, (shape[0], x.shape[-1]))
+        return None if rows is None or stop > x.shape[-1] else plain(rows[:, start:stop], shape)
+
+    return read
+
+
+def _per_group(part: slice, width: int) -> Read:
+    """Interleaved per KV head: [q of its group, k, v] for one head after another."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        rows = plain(x, (shape[0], x.shape[-1]))
+        if rows is None or rows.shape[-1] % width:
+            return None
+        return plain(np.ascontiguousarray(rows.reshape(shape[0], -1, width)[:, :, part]).reshape(shape[0], -1), shape)
+
+    return read
+
+
+PLAIN = Layout("", plain)
+HALF = "head dimensions in half-split order (Hugging Face's, before GGUF's conversion)"
+ROTATED = carrying("Q", "K")
+"""Points whose head dimensions are turned in pairs: each holds them in the order that the rotation pairs."""
+
+
+SCALED = "values times 1 / sqrt(head_dim)"
+SCORES = of_kind(Kind.SCORES)
+QUERIES = carrying("Q")
+"""Points that may hold the softmax's scale already. An engine that multiplies Q by it has it in all that follow."""
+
+
+def candidates(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401 - an architecture's hyperparameters
+    """Ways in which a point may be laid out, the likeliest first."""
+    yield PLAIN
+    axes = axes_of(point)
+    if "head_dim" in axes:
+        yield from _of_heads(point, hp)
+    elif "query" in axes:
+        yield Layout("[query, head, key]", _moved(1, 0, 2))
+        yield Layout("[key, query, head]", _moved(2, 1, 0))
+        yield Layout("padded to more keys than there are", _padded)
+    else:
+        yield Layout("[feature, token]", _merged_last)
+    if point in ("ffn_gate", "ffn_up"):
+        first = point == "ffn_gate"
+        half = _slice(0, hp.n_ff) if first else _slice(hp.n_ff, 2 * hp.n_ff)
+        other = _slice(hp.n_ff, 2 * hp.n_ff) if first else _slice(0, hp.n_ff)
+        yield Layout("from the fused gate and up, gate first", half, "ffn_gate_up")
+        yield Layout("from the fused gate and up, up first", other, "ffn_gate_up")
+
+
+def _of_heads(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401
+    orders: tuple[tuple[str, Read], ...] = (
+        ("[token, head, head_dim]", plain),
+        ("[head, token, head_dim]", _moved(1, 0, 2)),
+        ("[head_dim, head, token]", _moved(2, 1, 0)),
+        ("[feature, token]", _merged_last),
+    )
+    if point in carrying("K", "V"):
+        orders += tuple((f"{says}, KV heads repeated", _repeated(read, hp.n_head)) for says, read in orders[:2])
+    yield from (Layout(says, read) for says, read in orders[1:])
+    if point in ROTATED:
+        yield from (Layout(HALF if read is plain else f"{says}, {HALF}", _half_split(read)) for says, read in orders)
+    if point in ("Qcur", "Kcur", "Vcur"):
+        yield from _fused(point, hp)
+
+
+def _fused(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401
+    q, kv, d, group = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim, hp.head_dim, hp.n_head // hp.n_head_kv
+    blocks = {"Qcur": (0, q), "Kcur": (q, q + kv), "Vcur": (q + kv, q + 2 * kv)}[point]
+    part = {
+        "Qcur": slice(0, group * d),
+        "Kcur": slice(group * d, (group + 1) * d),
+        "Vcur": slice((group + 1) * d, None),
+    }
+    for says, read in (
+        ("from the fused product, blocks of Q, K and V", _slice(*blocks)),
+        ("from the fused product, interleaved by KV head", _per_group(part[point], (group + 2) * d)),
+    ):
+        yield Layout(says, read, "wqkv")
+        if point in ROTATED:
+            yield Layout(f"{says}, {HALF}", _half_split(read), "wqkv")
+
+
+def stated(trace: Trace) -> Alignment:
+    """The layouts that a trace's manifest states, as lists of axes.
+
+    Raises
+    ------
+    TraceError
+        For axes that a point does not have.
+    """
+    layouts = {}
+    for point, given in trace.layouts.items():
+        axes = axes_of(point)
+        if sorted(given) != sorted(axes):
+            raise TraceError(f"{trace.path}: layout of '{point}' has axes {list(given)}: its axes are {list(axes)}")
+        if tuple(given) != axes:
+            layouts[point] = Layout(f"[{', '.join(given)}]", _moved(*(list(given).index(axis) for axis in axes)))
+    return Alignment(layouts)
+
+
+def is_scaled(layout: Layout | None) -> bool:
+    """Whether a layout is of values that the candidate has multiplied by the softmax's scale."""
+    return layout is not None and layout.unscaled is not None

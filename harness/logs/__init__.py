@@ -1,0 +1,1 @@
+"""Numbers that an engine printed, held against the reference's."""

@@ -1,0 +1,1 @@
+"""The input contract: tokens, positions, weights, model. Checked before any tensor is judged."""

@@ -1,0 +1,1 @@
+"""One job from inputs to a verdict in a folder. Prints nothing."""

@@ -1,0 +1,155 @@
+"""A site's values beside those that they are held against: the reference's on the same inputs, or another engine's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.dumps import Site, Trace
+from firstdiff.dumps.points import axes_of, token_axis
+from firstdiff.engines.identity import engine_name
+from firstdiff.errors import UsageError
+from firstdiff.judging.arithmetic import Fingerprint
+from firstdiff.judging.layouts import Alignment, stated
+from firstdiff.judging.replay import Replay, counted
+from firstdiff.model.arithmetic import Array
+from firstdiff.model.engine import Model, open_model
+from firstdiff.model.probe import Call
+from firstdiff.runs.replaying import replayed
+from firstdiff.verdict import SiteVerdict
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """Two tensors of one site, laid out alike.
+
+    Parameters
+    ----------
+    site
+        Which.
+    candidate, other
+        Their values.
+    seen
+        Entries that count, broadcastable; None for all.
+    called, of
+        The candidate, and what it is held against, in words.
+    floor
+        The local error that a correct engine stays below; None for another engine's values.
+    """
+
+    site: Site
+    candidate: Array
+    other: Array
+    seen: npt.NDArray[np.bool_] | None
+    called: str
+    of: str
+    floor: float | None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the axes."""
+        return axes_of(self.site.point, self.candidate.ndim)
+
+    @property
+    def token_axis(self) -> int:
+        """The axis along which positions go."""
+        return token_axis(self.axes)
+
+    def errors(self, axis: int) -> Floats:
+        """Relative error along one axis: the norm of the difference over the norm of the other's values.
+
+        Infinite where the candidate is not finite, or has something in place of exact zeros.
+        """
+        c, r = (np.asarray(x, np.float64) for x in (self.candidate, self.other))
+        if self.seen is not None:
+            c, r = np.where(self.seen, c, 0.0), np.where(self.seen, r, 0.0)
+        rest = tuple(i for i in range(c.ndim) if i != axis)
+        with np.errstate(all="ignore"):
+            difference, size = (np.sqrt((x**2).sum(rest)) for x in (c - r, r))
+            error = np.where(difference == 0, 0.0, difference / size)
+        return np.where(np.isfinite(error), error, np.inf)
+
+    def counted(self) -> tuple[Floats, Floats]:
+        """The values that count, flat."""
+        c, r = (np.asarray(x, np.float64) for x in (self.candidate, self.other))
+        if self.seen is None:
+            return c.ravel(), r.ravel()
+        seen = np.broadcast_to(self.seen, c.shape)
+        return c[seen], r[seen]
+
+
+@dataclass(kw_only=True)
+class _Watching(Replay):
+    """Replays, and keeps both values of one site."""
+
+    watched: Site
+    found: tuple[Array, Array, float] | None = field(default=None, init=False)
+
+    def _judge(self, site: Site, call: Call, recorded: Array, computed: Array, **rest: Any) -> SiteVerdict:  # noqa: ANN401
+        if site == self.watched:
+            self.found = recorded, computed, rest["floor"]
+        return super()._judge(site, call, recorded, computed, **rest)
+
+
+def local(model: Model, trace: Trace, site: Site) -> Pair:
+    """A site's recorded values, and the reference's on the inputs that the trace recorded.
+
+    Raises
+    ------
+    UsageError
+        Where the trace does not hold the site, or in a shape that does not fit.
+    """
+    found, alignment = _understood(trace, model.gguf.path)
+    probe = _Watching(found.arithmetic, trace, alignment, found.levels, watched=site)
+    for _ in model.forward(trace.steps[: site.step + 1], probe):
+        pass
+    if probe.found is None:
+        _check(trace, site)
+        raise UsageError(f"{site}: its recorded shape {list(trace.shape(site))} does not fit the model")
+    recorded, computed, floor = probe.found
+    of = f"the reference ({found.arithmetic.name}) on the same inputs"
+    return _pair(trace, site, recorded, computed, of=of, floor=floor)
+
+
+def free(trace: Trace, other: Trace, site: Site) -> Pair:
+    """A site's values in two traces, each of a free run; the other one is laid out as the reference has it.
+
+    Raises
+    ------
+    UsageError
+        Where one of them does not hold the site, or in shapes that do not fit.
+    """
+    for each in (trace, other):
+        _check(each, site)
+    values = other[site]
+    recorded, reason = stated(trace).read(trace, site, values)
+    if recorded is None or site.point in stated(other).layouts:
+        raise UsageError(f"{site}: the two traces lay it out in different ways ({reason or 'as their manifests say'})")
+    return _pair(trace, site, recorded, values, of=f"{engine_name(other)}, run freely", floor=None)
+
+
+def _pair(trace: Trace, site: Site, recorded: Array, other: Array, *, of: str, floor: float | None) -> Pair:
+    """Without the tokens that were filled in, where the last one alone is recorded."""
+    seen = counted(site.point, other)
+    if site in trace and recorded.ndim == 2 and np.prod(trace.shape(site)) < recorded.size:  # noqa: PLR2004
+        recorded, other = recorded[-1:], other[-1:]
+    return Pair(site, recorded, other, seen, engine_name(trace), of, floor)
+
+
+def _check(trace: Trace, site: Site) -> None:
+    if site not in trace:
+        known = ", ".join(map(str, trace.sites()[:6]))
+        raise UsageError(f"{site}: {engine_name(trace)} did not record it (its first sites are {known})")
+
+
+@lru_cache(maxsize=4)  # one investigation plots many sites of a trace
+def _understood(trace: Trace, model: Path) -> tuple[Fingerprint, Alignment]:
+    found, _, alignment = replayed(open_model(model), trace)
+    return found, alignment

@@ -1,0 +1,23 @@
+"""What is said: the frozen records of a verdict, writing and reading them."""
+
+from firstdiff.verdict.explanations import CounterCheck, Explanation, Failed, Tried
+from firstdiff.verdict.sites import Detail, Element, Histogram, Profile, SiteVerdict, Statistics, Status
+from firstdiff.verdict.verdict import PASSED, Logits, Verdict, Witness
+
+__all__ = [
+    "PASSED",
+    "CounterCheck",
+    "Detail",
+    "Element",
+    "Explanation",
+    "Failed",
+    "Histogram",
+    "Logits",
+    "Profile",
+    "SiteVerdict",
+    "Statistics",
+    "Status",
+    "Tried",
+    "Verdict",
+    "Witness",
+]

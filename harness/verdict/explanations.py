@@ -1,0 +1,108 @@
+"""Why sites diverge: what a verdict says of it, and the check that it is all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A hypothesis that was tried at a site, and what it leaves of the local error."""
+
+    hypothesis: str
+    says: str
+    residual: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why sites diverge, or what can be said of them where no hypothesis fits.
+
+    Parameters
+    ----------
+    site, sites
+        The first of the sites, and all of them, in execution order.
+    extent
+        Where they are, in words: ``Qcur_rope and Kcur_rope at every layer``.
+    hypothesis
+        Its id, or two joined by `` + ``; None where none explains.
+    says, fix
+        What is wrong, and what to do, each in one phrase.
+    attributes
+        The parameters of the hypothesis.
+    error, residual, floor
+        The largest local error of the sites, what the hypothesis leaves of it at most, and the largest floor.
+    next_best
+        The best of the other hypotheses that does not explain, at the first site.
+    equals
+        Hypotheses that explain as well: the data do not tell them apart.
+    separate
+        What would tell them apart.
+    note
+        What else is to be known.
+    findings
+        Where no hypothesis explains: what the difference looks like, the most useful first.
+    tried
+        The hypotheses tried at the first site, least residual first.
+    """
+
+    site: str
+    sites: tuple[str, ...]
+    extent: str
+    hypothesis: str | None
+    says: str
+    fix: str
+    attributes: dict[str, Any]
+    error: float
+    residual: float | None
+    floor: float
+    next_best: Tried | None = None
+    equals: tuple[Tried, ...] = ()
+    separate: str | None = None
+    note: str | None = None
+    findings: tuple[str, ...] = ()
+    tried: tuple[Tried, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A hypothesis that could not be tried at a site: a defect of firstdiff, and of no engine.
+
+    Parameters
+    ----------
+    hypothesis
+        Its id, or two joined by `` + ``.
+    site
+        Where it was tried.
+    error
+        The exception's type and message, in one line.
+    """
+
+    hypothesis: str
+    site: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class CounterCheck:
+    """The run replayed with the explanations' changes made in the reference.
+
+    Parameters
+    ----------
+    applied
+        Ids of the hypotheses that were applied.
+    left
+        Sites that diverge all the same.
+    judged
+        Sites that agree then, and those of `left`; 0 where it is not known, as in a file of an earlier version.
+    """
+
+    applied: tuple[str, ...]
+    left: tuple[str, ...]
+    judged: int = 0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether nothing is left."""
+        return not self.left

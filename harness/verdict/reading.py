@@ -1,0 +1,260 @@
+"""Reading ``verdict.json`` again, strictly: a report must not claim what no judgement did.
+
+Whatever follows from the sites (the verdict, the first divergence, the coverage) is made anew and held against what
+the file says, so that an edited or damaged file is refused and not rendered.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import MISSING, fields, is_dataclass
+from enum import StrEnum
+from math import isfinite
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from firstdiff.dumps import Site, TraceError
+from firstdiff.dumps.errors import shown
+from firstdiff.dumps.strict_json import parse_object
+from firstdiff.verdict.sites import Detail, Histogram, Profile, SiteVerdict, Status
+from firstdiff.verdict.verdict import Verdict
+from firstdiff.verdict.writing import FORMAT, VERSION
+
+MOST_BYTES = 1 << 26
+"""64 MB. 39,000 sites (SmolLM2, 64 steps) with 6000 closer looks make a file of 20 MB."""
+
+JUDGED = (Status.AGREES, Status.INHERITS, Status.DIVERGES)
+ADVICE = "make it again with firstdiff run"
+
+
+class _UnfitError(ValueError):
+    """A value that cannot be: where in the record, and what is wrong."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{where.lstrip('.') or 'the record'} {what}")
+
+
+def read_verdict(path: Path) -> Verdict:
+    """Read a verdict that :meth:`Verdict.to_json` wrote.
+
+    Raises
+    ------
+    TraceError
+        In one line, where the file cannot be read, is cut short, is of another format or version, holds a value that
+        cannot be, or contradicts itself.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as e:
+        raise TraceError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})") from None
+    found = parse_object(raw, str(path), most=MOST_BYTES)
+    _check_format(path, found)
+    try:
+        return _verdict(found)
+    except RecursionError:
+        raise TraceError(f"{path}: is nested too deep to be read: {ADVICE}") from None
+    except _UnfitError as e:
+        raise TraceError(f"{path}: {e}: the file was edited or damaged: {ADVICE}") from None
+
+
+def _check_format(path: Path, found: dict[str, Any]) -> None:
+    if found.get("format") != FORMAT:
+        has = "has no 'format'" if "format" not in found else f"'format' is {shown(found['format'])}"
+        raise TraceError(f"{path}: {has}, where a verdict says '{FORMAT}': give the verdict.json of a run")
+    version = found.get("version")
+    if type(version) is not int or version != VERSION:
+        raise TraceError(f"{path}: is version {shown(version)} of the format, and this firstdiff reads {VERSION}")
+
+
+def _verdict(found: dict[str, Any]) -> Verdict:
+    told = dict(found)
+    if told.get("logits") is not None:  # the worst step, and all steps beside it
+        told["logits"] = _inside(told, "logits", "steps")
+    made = {f.name: told[f.name] for f in fields(Verdict) if f.name in told}
+    verdict: Verdict = _record(Verdict, made | {"logits": made.get("logits") or []}, "", spare=True)
+    _check_sites(verdict.sites)
+    _check_details(verdict)
+    _check_counter_check(verdict)
+    _check_failed(verdict)
+    try:
+        again = json.loads(verdict.to_json())
+    except (KeyError, ValueError, TypeError, OverflowError) as e:
+        raise _UnfitError("", f"cannot be told again ({type(e).__name__})") from None
+    different = _different(found, again, "")
+    if different is not None:
+        raise _UnfitError(*different)
+    return verdict
+
+
+def _inside(told: dict[str, Any], name: str, key: str) -> Any:  # noqa: ANN401 - any JSON value
+    value = told[name]
+    if not isinstance(value, dict) or key not in value:
+        raise _UnfitError(name, f"must hold '{key}', and is {shown(value)}")
+    return value[key]
+
+
+# A value of each type that a record's field may have.
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - any type, any JSON value
+    """Give a JSON value the type of a field."""
+    origin, of = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        (inner,) = (k for k in of if k is not NoneType)
+        return None if value is None else _value(inner, value, where)
+    if origin is tuple:
+        return _tuple(of, value, where)
+    if origin is dict:
+        return {k: _value(of[1], v, f"{where}.{_key(k)}") for k, v in _typed(dict, value, where).items()}
+    return value if kind is Any else _plain(kind, value, where)
+
+
+def _plain(kind: type, value: Any, where: str) -> Any:  # noqa: ANN401 - any JSON value
+    if is_dataclass(kind):
+        spare = where.startswith((".logits[", ".counter_check"))
+        return _record(kind, _typed(dict, value, where), where, spare=spare)
+    if issubclass(kind, StrEnum):
+        if value not in list(kind):
+            raise _UnfitError(where, f"is {shown(value)}, and is one of {', '.join(kind)}")
+        return kind(value)
+    return _number(value, where) if kind is float else _typed(kind, value, where)
+
+
+def _record(kind: Any, told: dict[str, Any], where: str, *, spare: bool = False) -> Any:  # noqa: ANN401 - a record
+    """Build a record; with `spare`, it may hold more than the fields, such as what follows from them."""
+    hints, names = get_type_hints(kind), {f.name for f in fields(kind)}
+    unknown = [name for name in told if name not in names]
+    if unknown and not spare:
+        raise _UnfitError(where, f"has a key {shown(unknown[0])} that nothing is known of")
+    for f in fields(kind):
+        if f.name not in told and f.default is MISSING and f.default_factory is MISSING:
+            raise _UnfitError(where, f"lacks '{f.name}'")
+    return kind(**{n: _value(hints[n], v, f"{where}.{n}") for n, v in told.items() if n in names})
+
+
+def _tuple(of: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:  # noqa: ANN401 - any JSON value
+    items = _typed(list, value, where)
+    kinds = [of[0]] * len(items) if of[1:] == (...,) else list(of)
+    if len(items) != len(kinds):
+        raise _UnfitError(where, f"must hold {len(kinds)} values, and holds {len(items)}")
+    return tuple(_value(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, items, strict=True)))
+
+
+def _typed(kind: type, value: Any, where: str) -> Any:  # noqa: ANN401 - any JSON value
+    if type(value) is not kind:
+        names = {dict: "an object", list: "a list", int: "a whole number", str: "a text", bool: "true or false"}
+        raise _UnfitError(where, f"must be {names[kind]}, and is {shown(value)}")
+    return value
+
+
+def _number(value: Any, where: str) -> float:  # noqa: ANN401 - any JSON value
+    """A number; those that JSON does not have stand as texts."""
+    if value in ("nan", "inf", "-inf"):
+        return float(value)
+    if type(value) not in (int, float):
+        raise _UnfitError(where, f"must be a number, and is {shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = float("inf")
+    if not isfinite(number):
+        raise _UnfitError(where, f"must be a number that float64 holds, and is {shown(value)}")
+    return number
+
+
+# What must fit together.
+
+
+def _check_sites(sites: tuple[SiteVerdict, ...]) -> None:
+    for i, s in enumerate(sites):
+        where = f"sites[{i}]"
+        try:
+            name = str(Site(s.step, s.layer, s.point))
+        except TraceError as e:
+            raise _UnfitError(where, f"is no site: {e}") from None
+        if s.site != name:
+            raise _UnfitError(where, f"is called {shown(s.site)}, and is point, layer and step of {shown(name)}")
+        if s.status in JUDGED:
+            if s.local_error is None or s.floor is None:
+                raise _UnfitError(where, f"({shown(s.site)}) {s.status} without a local error and a floor")
+            if (s.status is Status.DIVERGES) != (not s.local_error <= s.floor):
+                raise _UnfitError(
+                    where, f"({shown(s.site)}) {s.status} with local error {s.local_error:g} and floor {s.floor:g}"
+                )
+    twice = [site for site, n in Counter(s.site for s in sites).items() if n > 1]
+    if twice:
+        raise _UnfitError("sites", f"holds {shown(twice[0])} twice")
+
+
+def _check_details(verdict: Verdict) -> None:
+    known = {s.site for s in verdict.sites}
+    for site, detail in verdict.details.items():
+        where = f"details.{_key(site)}"
+        if site not in known:
+            raise _UnfitError(where, "is of a site that is not there")
+        if len(detail.axes) != len(detail.shape) or any(len(e.index) != len(detail.shape) for e in detail.worst):
+            raise _UnfitError(where, "has axes and indices that do not fit its shape")
+        _check_charts(where, detail)
+
+
+def _check_counter_check(verdict: Verdict) -> None:
+    check, recorded = verdict.counter_check, verdict.coverage["recorded"]
+    if check is not None and check.judged and not len(check.left) <= check.judged <= recorded:
+        what = f"is {check.judged}, with {len(check.left)} sites left of {recorded} that were recorded"
+        raise _UnfitError("counter_check.judged", what)
+
+
+def _check_failed(verdict: Verdict) -> None:
+    known = {s.site for s in verdict.sites}
+    for i, failed in enumerate(verdict.failed):
+        if failed.site not in known:
+            raise _UnfitError(f"failed[{i}]", f"is of a site that is not there: {shown(failed.site)}")
+
+
+def _check_charts(where: str, detail: Detail) -> None:
+    for i, profile in enumerate(detail.profiles):
+        if not _fits(profile):
+            raise _UnfitError(f"{where}.profiles[{i}]", "has another number of errors than its size and step give")
+    if detail.histogram is not None and not _drawn(detail.histogram):
+        raise _UnfitError(f"{where}.histogram", "has other bars or ends than a histogram has")
+
+
+def _fits(profile: Profile) -> bool:
+    return profile.step > 0 and len(profile.errors) == -(-profile.size // profile.step)
+
+
+def _drawn(h: Histogram) -> bool:
+    counts = (*h.candidate, *h.reference)
+    return (
+        len(h.candidate) == len(h.reference) > 0
+        and min(counts) >= 0
+        and isfinite(h.low)
+        and isfinite(h.high)
+        and h.low < h.high
+    )
+
+
+def _different(found: Any, again: Any, where: str) -> tuple[str, str] | None:  # noqa: ANN401 - any JSON values
+    """The first place where the file says something else than the record it gives, in words."""
+    if isinstance(found, dict) and isinstance(again, dict):
+        for key in again:
+            if key not in found:
+                return where, f"lacks '{_key(key)}'"
+        for key in found:
+            if key not in again:
+                return where, f"has a key {shown(key)} that nothing is known of"
+        pairs = [(found[k], again[k], f"{where}.{_key(k)}") for k in again]
+    elif isinstance(found, list) and isinstance(again, list) and len(found) == len(again):
+        pairs = [(f, a, f"{where}[{i}]") for i, (f, a) in enumerate(zip(found, again, strict=True))]
+    else:
+        same = found == again and isinstance(found, bool) == isinstance(again, bool)
+        return None if same else (where, f"is {shown(found)}, and what the file holds gives {shown(again)}")
+    return next((d for pair in pairs if (d := _different(*pair)) is not None), None)
+
+
+def _key(key: str) -> str:
+    """A key as a message names it: on one line, and short."""
+    return shown(key)[1:-1]

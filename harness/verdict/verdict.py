@@ -1,0 +1,184 @@
+"""The verdict: one frozen record that every report is rendered from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from firstdiff.verdict.explanations import CounterCheck, Explanation, Failed
+from firstdiff.verdict.sites import Detail, SiteVerdict, Status
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+PASSED = ("agrees", "not recorded", "not checked")
+"""What preflight says of a check that found nothing wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """The last token's logits of one step against another engine's free-running ones.
+
+    `kl` is the divergence of the candidate's distribution from the other's, in nats; `margin` is the other's top-1
+    logit less its logit of the candidate's top-1, or less its second where both agree; `noise` the root mean square
+    difference of the centred logits.
+    """
+
+    step: int
+    top1: int
+    top1_against: int
+    margin: float
+    kl: float
+    noise: float
+
+    @property
+    def top1_agrees(self) -> bool:
+        """Whether both name the same token."""
+        return self.top1 == self.top1_against
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether another top-1 token says nothing: the margin is no larger than a few times the noise."""
+        return self.margin <= 4 * self.noise
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """Another engine judged on the same tokens: whether the reference can be trusted where the candidate diverges.
+
+    Parameters
+    ----------
+    engine
+        Its name; llama.cpp's as a rule.
+    agrees, diverges
+        How many of its sites agree, and those that diverge.
+    judged_too
+        Whether the verdict is about this engine as well as the candidate, as in ``firstdiff diff``: it diverges if
+        either does.
+    """
+
+    engine: str
+    agrees: int
+    diverges: tuple[str, ...]
+    judged_too: bool = False
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Verdict:
+    """The whole result of judging one candidate. In a notebook it shows itself."""
+
+    candidate: str
+    against: str
+    model: dict[str, Any]
+    tokens: tuple[tuple[int, ...], ...]
+    arithmetic: dict[str, str]
+    sites: tuple[SiteVerdict, ...]
+    logits: tuple[Logits, ...] = ()
+    witness: Witness | None = None
+    notes: tuple[str, ...] = ()
+    layouts: dict[str, str] = field(default_factory=dict)  # of points that are not laid out plainly
+    pieces: tuple[str, ...] = ()  # text of the tokens of step 0, where a tokeniser was at hand
+    preflight: dict[str, str] = field(default_factory=dict)
+    explanations: tuple[Explanation, ...] = ()
+    counter_check: CounterCheck | None = None
+    failed: tuple[Failed, ...] = ()  # hypotheses that could not be tried: the explanations stand without them
+    details: dict[str, Detail] = field(default_factory=dict)  # by site, where they were asked for
+    run: dict[str, Any] = field(default_factory=dict)  # the command and the versions, where a command judged
+
+    @property
+    def diverging(self) -> tuple[SiteVerdict, ...]:
+        """Every site with an error of its own, in execution order."""
+        return tuple(s for s in self.sites if s.status is Status.DIVERGES)
+
+    @property
+    def first(self) -> SiteVerdict | None:
+        """The first divergence in execution order."""
+        return next(iter(self.diverging), None)
+
+    @property
+    def judged(self) -> int:
+        """Sites that were compared."""
+        return sum(s.status in (Status.AGREES, Status.INHERITS, Status.DIVERGES) for s in self.sites)
+
+    @property
+    def broken(self) -> dict[str, str]:
+        """What of the input contract (tokens, positions, weights, model) does not hold, and how."""
+        return {check: says for check, says in self.preflight.items() if says not in PASSED}
+
+    @property
+    def verdict(self) -> str:
+        """``agrees``, ``diverges``, or ``incomparable`` where nothing could be compared: an error, never a pass."""
+        if not self.judged:
+            return "incomparable"
+        return "diverges" if self.first or self.broken or self.beside else "agrees"
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Sites at which the second of two traces diverges, where both are judged."""
+        return self.witness.diverges if self.witness is not None and self.witness.judged_too else ()
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process: 0 agrees, 1 diverges, 4 incomparable."""
+        return {"agrees": 0, "diverges": 1, "incomparable": 4}[self.verdict]
+
+    @property
+    def coverage(self) -> dict[str, int]:
+        """How many sites there are, were recorded, and have each status."""
+        count = Counter(s.status for s in self.sites)
+        recorded = len(self.sites) - count[Status.NOT_RECORDED]
+        return {"sites": len(self.sites), "recorded": recorded} | {
+            s.value.replace(" ", "_"): count[s] for s in Status if s is not Status.NOT_RECORDED
+        }
+
+    @property
+    def dump_next(self) -> tuple[str, ...]:
+        """Points whose recording would narrow the first divergence down, in execution order.
+
+        Of a segment that spans several layers these are their outputs alone, which name the layer to look into.
+        What was recorded and is not comparable is not asked for again.
+        """
+        if self.first is None:
+            return ()
+        names = set(self.first.segment)
+        segment = [s for s in self.sites if s.site in names]
+        missing = [s for s in segment if s.status is Status.NOT_RECORDED]
+        outputs = [s for s in missing if s.point == "l_out"]
+        layers = {s.layer for s in segment if s.layer is not None}
+        wanted = outputs if outputs and len(layers) > 1 else missing
+        return tuple(dict.fromkeys(s.site.partition("@")[0] for s in wanted))
+
+    @property
+    def worst_error(self) -> float:
+        """The largest local error of any site that was judged; 0 if none was."""
+        return max((s.local_error for s in self.sites if s.local_error is not None), default=0.0)
+
+    def frame(self) -> DataFrame:
+        """Every site as a row of a pandas DataFrame, in execution order.
+
+        Raises
+        ------
+        ImportError
+            Where pandas is not installed.
+        """
+        from firstdiff.reports.frame import frame
+
+        return frame(self)
+
+    def __repr__(self) -> str:
+        from firstdiff.reports.words import sentences
+
+        return f"<Verdict {self.verdict}: {sentences(self)[0]}>"
+
+    def _repr_html_(self) -> str:
+        from firstdiff.reports.notebook import fragment
+
+        return fragment(self)
+
+    def to_json(self) -> str:
+        """The verdict as ``verdict.json`` holds it, ending in a newline. The same verdict gives the same bytes."""
+        from firstdiff.verdict.writing import to_json
+
+        return to_json(self)

@@ -1,0 +1,99 @@
+"""``verdict.json``: the same verdict gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from math import isfinite
+from typing import Any
+
+from firstdiff.verdict.explanations import CounterCheck
+from firstdiff.verdict.sites import Detail, Element, Histogram, Profile, SiteVerdict, Statistics
+from firstdiff.verdict.verdict import Verdict, Witness
+
+FORMAT, VERSION = "firstdiff-verdict", 1
+
+
+def to_json(verdict: Verdict) -> str:
+    """The verdict as ``verdict.json`` holds it, ending in a newline. The same verdict gives the same bytes."""
+    logits = [asdict(x) | {"top1_agrees": x.top1_agrees, "within_noise": x.within_noise} for x in verdict.logits]
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "verdict": verdict.verdict,
+        "first": None if verdict.first is None else _plain(verdict.first),
+        "diverging": [_plain(s) for s in verdict.diverging],
+        "dump_next": list(verdict.dump_next),
+        "explanations": [asdict(e) for e in verdict.explanations],
+        "counter_check": None if verdict.counter_check is None else _checked(verdict.counter_check),
+        "failed": [asdict(f) for f in verdict.failed],
+        "candidate": verdict.candidate,
+        "against": verdict.against,
+        "witness": None if verdict.witness is None else _plain_witness(verdict.witness),
+        "model": verdict.model,
+        "tokens": verdict.tokens,
+        "pieces": verdict.pieces,
+        "preflight": verdict.preflight,
+        "arithmetic": verdict.arithmetic,
+        "layouts": verdict.layouts,
+        "coverage": verdict.coverage,
+        "logits": _worst_logits(logits),
+        "notes": verdict.notes,
+        "run": verdict.run,
+        "sites": [_plain(s) for s in verdict.sites],
+    }
+    text = json.dumps(strict(record), indent=1, allow_nan=False)
+    return text.removesuffix("\n}") + f',\n "details": {{{_details(verdict.details)}}}\n}}\n'
+
+
+def _plain_witness(witness: Witness) -> dict[str, Any]:
+    """The witness's fields; whether it is judged too is said only where it is."""
+    return {k: v for k, v in asdict(witness).items() if k != "judged_too" or v}
+
+
+def _checked(check: CounterCheck) -> dict[str, Any]:
+    """The counter-check's fields, without the number that is not known."""
+    return {k: v for k, v in asdict(check).items() if k != "judged" or v} | {"agrees": check.agrees}
+
+
+def _worst_logits(logits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The step that disagrees most, and all steps beside it."""
+    if not logits:
+        return None
+    return max(logits, key=lambda x: (not x["top1_agrees"], x["kl"])) | {"steps": list(logits)}
+
+
+def _details(details: dict[str, Detail]) -> str:
+    """A line a site: a number a line would make the file several times as long."""
+    lines = (
+        f"\n  {json.dumps(site)}: {json.dumps(strict(detail), separators=(',', ':'), allow_nan=False)}"
+        for site, detail in details.items()
+    )
+    return ",".join(lines) + ("\n " if details else "")
+
+
+def _plain(site: SiteVerdict) -> dict[str, Any]:
+    """A site's fields, without those that have nothing to say."""
+    return {f.name: _value(v) for f in fields(site) if (v := getattr(site, f.name)) != f.default or f.name in _KEPT}
+
+
+_KEPT = {"site", "point", "layer", "step", "op", "status", "local_error", "floor", "inputs_right"}
+
+
+def _value(value: Any) -> Any:  # noqa: ANN401 - any field of a record
+    return asdict(value) if isinstance(value, Element) else value
+
+
+def strict(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    """Give numbers that JSON does not have as the strings ``"nan"``, ``"inf"`` and ``"-inf"``; details as objects."""
+    match value:
+        case float() if not isfinite(value):
+            return str(value)
+        case dict():
+            return {str(k): strict(v) for k, v in value.items()}
+        case list() | tuple():
+            return [strict(v) for v in value]
+        case Detail() | Statistics() | Profile() | Histogram() | Element():
+            return {f.name: strict(getattr(value, f.name)) for f in fields(value)}
+    return value

@@ -1,0 +1,1 @@
+"""One file an architecture: the whole forward pass, in the order of the paper."""

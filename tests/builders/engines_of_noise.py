@@ -1,0 +1,148 @@
+"""Engines that round as no known arithmetic does, or are wrong at every layer alike: the reference, changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from planted import MemoryWriter
+
+from firstdiff.dumps import Site, Step, Trace
+from firstdiff.hypotheses import TABLE
+from firstdiff.hypotheses.planting import Planted, Planting
+from firstdiff.model.arithmetic import F32, Arithmetic
+from firstdiff.model.engine import Model
+from firstdiff.model.operations import attend, linear, rms_norm, scores
+from firstdiff.model.probe import Call
+from firstdiff.model.rounding import round_to
+from firstdiff.model.value import Value
+from firstdiff.model.weights import Weight
+
+Floats = npt.NDArray[np.float32]
+Before = Callable[[Call], Call]
+After = Callable[[Call, Floats], Floats]
+PRODUCTS = ("Qcur", "Kcur", "Vcur", "attn_out", "ffn_gate", "ffn_up", "ffn_out", "result_output")
+NORMS = ("attn_norm", "ffn_norm", "result_norm")
+
+
+@dataclass
+class Changed(Planting):
+    """Records the reference with its calls changed before, or its results after."""
+
+    before: Before = lambda call: call
+    after: After = lambda _, y: y
+
+    def value(self, call: Call) -> Value:
+        """Compute, and keep what a changed engine would dump."""
+        y = self.after(call, super().value(self.before(call)).array)
+        self.tensors[Site(call.step, call.layer, call.point).key] = y
+        return Value(y)
+
+
+def dump(
+    model: Model,
+    prompt: Sequence[int],
+    *bugs: tuple[str, int | None],
+    before: Before = lambda call: call,
+    after: After = lambda _, y: y,
+    arithmetic: Arithmetic = F32,
+) -> Trace:
+    """An undeclared trace of a prompt and one more token."""
+    planted = [Planted(TABLE[bug], layer) for bug, layer in bugs]
+    probe = Changed(arithmetic, model, planted, before=before, after=after)
+    writer, length = MemoryWriter(), len(prompt)
+    steps = [Step(tuple(prompt), tuple(range(length))), Step((5,), (length,))]
+    for step, _ in zip(steps, model.forward(steps, probe), strict=True):
+        writer.step(step, probe.finish())
+    return writer.trace()
+
+
+def bits(x: Floats, kept: int, *, cut: bool = False) -> Floats:
+    """Numbers of so many bits after the point, rounded or cut off."""
+    words = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    lost = 23 - kept
+    if not cut:
+        words = words + np.uint32(1 << (lost - 1))
+    return (words & np.uint32(0xFFFFFFFF << lost & 0xFFFFFFFF)).view(np.float32)
+
+
+def noise(size: float, *ops: object) -> After:
+    """Every result of some operations off by a random share of itself."""
+    rng = np.random.default_rng(0)
+
+    def after(call: Call, y: Floats) -> Floats:
+        if call.op not in ops:
+            return y
+        return (y * (1 + size * rng.standard_normal(y.shape))).astype(np.float32)
+
+    return after
+
+
+def activations(kept: int, *, cut: bool = False) -> Before:
+    """Activations of so many bits go into every product."""
+
+    def before(call: Call) -> Call:
+        if call.op is not linear:
+            return call
+        return replace(call, inputs=(bits(call.inputs[0], kept, cut=cut), *call.inputs[1:]))
+
+    return before
+
+
+def sums_in_f16(call: Call) -> Call:
+    """Products whose terms are added one by one in f16, in four strands."""
+    return replace(call, op=_stranded) if call.op is linear else call
+
+
+def _stranded(
+    x: Floats, weight: Weight, bias: Weight | None = None, *, heads: int | None = None, arithmetic: Arithmetic
+) -> Floats:
+    assert bias is None
+    assert arithmetic is F32
+    rows = round_to(weight.values(), "f16")
+    x = round_to(x, "f16")
+    strands = np.zeros((4, len(x), len(rows)), np.float16)
+    for k in range(x.shape[1]):
+        term = x[:, k : k + 1] * rows[:, k]
+        strands[k % 4] = (strands[k % 4].astype(np.float32) + term).astype(np.float16)
+    y = strands.astype(np.float32).sum(0)
+    return y if heads is None else y.reshape(len(y), heads, -1)
+
+
+def weights_off(size: float, *points: str) -> Before:
+    """Weights of some points wrong by a random share of themselves, the same at every token."""
+
+    def before(call: Call) -> Call:
+        if call.point not in points:
+            return call
+        values = call.inputs[1].values()
+        wrong = (values * (1 + size * np.random.default_rng(1).standard_normal(values.shape))).astype(np.float32)
+        return replace(call, inputs=(call.inputs[0], replace(call.inputs[1], dense=wrong), *call.inputs[2:]))
+
+    return before
+
+
+def attribute(name: str, factor: float, *points: str) -> Before:
+    """An attribute of some points wrong by a factor."""
+
+    def before(call: Call) -> Call:
+        if call.point not in points:
+            return call
+        return replace(call, attributes=call.attributes | {name: call.attributes[name] * factor})
+
+    return before
+
+
+UNKNOWN: dict[str, tuple[Before, After]] = {
+    "noise of 3e-3 on products": (lambda c: c, noise(3e-3, linear)),
+    "noise of 3e-3 on products and attention": (lambda c: c, noise(3e-3, linear, scores, attend)),
+    "noise of 2e-3 on norms": (lambda c: c, noise(2e-3, rms_norm)),
+    "activations of 5 bits": (activations(5), lambda _, y: y),
+    "activations cut to 5 bits": (activations(5, cut=True), lambda _, y: y),
+    "activations cut to 10 bits": (activations(10, cut=True), lambda _, y: y),
+    "all results cut to 7 bits": (lambda c: c, lambda _, y: bits(y, 7, cut=True)),
+    "all results of 9 bits": (lambda c: c, lambda _, y: bits(y, 9)),
+    "sums in f16": (sums_in_f16, lambda _, y: y),
+}

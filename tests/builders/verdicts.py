@@ -1,0 +1,203 @@
+"""Verdicts made by hand, for what is rendered and read: every field can be seen, and none takes a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from firstdiff.dumps.points import axes_of
+from firstdiff.judging.closeup import BRIEF, FULL, measure_detail
+from firstdiff.verdict import (
+    CounterCheck,
+    Detail,
+    Element,
+    Explanation,
+    Failed,
+    Logits,
+    SiteVerdict,
+    Status,
+    Tried,
+    Verdict,
+    Witness,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LLAMA = tuple(
+    """attn_norm Qcur Kcur Vcur Qcur_rope Kcur_rope k_cache v_cache kq kq_soft_max kqv_out attn_out ffn_inp ffn_norm
+    ffn_gate ffn_up ffn_swiglu ffn_out l_out""".split()  # noqa: SIM905 - a list of words
+)
+WRONG = ("Qcur_rope", "Kcur_rope")
+HOSTILE = "<script>window.pwned=1</script>\"'><img src=x onerror=window.pwned=1>&lt;{{7*7}}\u202e\x00\n</title>"
+
+NAME = "".join(c for c in HOSTILE if c.isprintable() and c not in "/\\")
+"""As hostile as the name of a tensor can be."""
+
+
+def site(point: str, layer: int | None = None, step: int = 0, **rest: Any) -> SiteVerdict:
+    name = point + (f"-{layer}" if layer is not None else "") + (f"@{step}" if step else "")
+    measured: dict[str, Any] = {"status": Status.AGREES, "local_error": 2e-7, "floor": 1e-6, "drift": 3e-3}
+    return SiteVerdict(name, point, layer, step, "linear", **(measured | rest))
+
+
+def wrong(good: SiteVerdict) -> SiteVerdict:
+    where = {"token": "all but 0", "head": "all", "head_dim": "all"}
+    worst = Element((1, 0, 2), 0.41, -0.42)
+    return replace(good, op="rope", status=Status.DIVERGES, local_error=0.83, worst=worst, where=where)
+
+
+def sites(layers: int, steps: int, bug: int | None, points: Sequence[str] = LLAMA) -> tuple[SiteVerdict, ...]:
+    """Clean, or with a wrong rope at layer `bug` of every step, which all later sites inherit from."""
+    told: list[SiteVerdict] = []
+    for step in range(steps):
+        inside = [site(p, n, step) for n in range(layers) for p in points]
+        own = [
+            site("embd", step=step, drift=0.0),
+            *inside,
+            site("result_norm", step=step),
+            site("result_output", step=step),
+        ]
+        after = False
+        for s in own:
+            if s.layer == bug and s.point in WRONG and bug is not None:
+                told.append(wrong(s))
+                after = True
+            else:
+                told.append(replace(s, status=Status.INHERITS, inputs_right=False) if after else s)
+    return tuple(told)
+
+
+def detail(s: SiteVerdict, seed: int) -> Detail:
+    """Of random numbers, of a shape that the point could have; as large as a detail gets."""
+    heads = s.point[0] in "QKVk" and s.point != "kqv_out"
+    return _detail(s.local_error or 0.0, seed % 50, heads=heads, full=s.status is Status.DIVERGES)
+
+
+@cache
+def _detail(error: float, seed: int, *, heads: bool, full: bool) -> Detail:
+    rng = np.random.default_rng(seed)
+    reference = rng.standard_normal((40, 9, 64) if heads else (40, 576))
+    candidate = reference * (1 + error * rng.standard_normal(reference.shape))
+    axes = axes_of("Qcur" if heads else "l_out")
+    return measure_detail(candidate, reference, axes=axes, size=FULL if full else BRIEF)
+
+
+def explanation(bug: int) -> Explanation:
+    fits = Tried("rope-pairing", "half-split pairs in place of interleaved ones", 2e-7)
+    other = Tried("rope-base", "a rope base of 500000 in place of the file's", 0.41)
+    return Explanation(
+        site=f"Qcur_rope-{bug}",
+        sites=(f"Qcur_rope-{bug}", f"Kcur_rope-{bug}"),
+        extent=f"Qcur_rope and Kcur_rope at layer {bug}",
+        hypothesis=fits.hypothesis,
+        says=fits.says,
+        fix="turn neighbours, (0, 1), (2, 3) and so on",
+        attributes={"pairing": "half"},
+        error=0.83,
+        residual=fits.residual,
+        floor=1e-6,
+        next_best=other,
+        tried=(fits, other),
+    )
+
+
+def verdict(*, layers: int = 2, steps: int = 2, bug: int | None = None, details: bool = False, **rest: Any) -> Verdict:
+    told = sites(layers, steps, bug)
+    record: dict[str, Any] = {
+        "candidate": "rustorch 0.6.27 (metal)",
+        "against": "llama.cpp:cpu",
+        "model": {"file": "tiny.gguf", "architecture": "llama", "layers": layers, "sha256": "ab" * 32},
+        "tokens": (tuple(range(1, 41)), *((n,) for n in range(1, steps))),
+        "pieces": tuple(f" w{n}" for n in range(40)),
+        "arithmetic": {"linear": "ggml-cpu", "attention": "ggml-cpu"},
+        "preflight": {"tokens": "agrees", "positions": "agrees", "weights": "not recorded"},
+        "logits": (Logits(0, 5, 5, 1.0, 1e-3, 1e-2),),
+        "witness": Witness("llama.cpp:cpu", len(told), ()),
+        "sites": told,
+        "run": {"command": ["firstdiff", "run", "a b.gguf"], "versions": {"firstdiff": "0.1.0"}, "machine": "x86_64"},
+    }
+    if bug is not None:
+        record["explanations"] = (explanation(bug),)
+        record["counter_check"] = CounterCheck(("rope-pairing",), (), judged=len(told))
+    if details:
+        record["details"] = {s.site: detail(s, n) for n, s in enumerate(told) if s.local_error is not None}
+    return Verdict(**(record | rest))
+
+
+def unexplained() -> Verdict:
+    """Nothing explains it; some sites were not recorded, one is not comparable, and numbers turned infinite."""
+    told = list(verdict(bug=1).sites)
+    places = {s.site: i for i, s in enumerate(told)}
+    for point in ("Qcur-1", "Kcur-1"):
+        told[places[point]] = replace(
+            told[places[point]], status=Status.NOT_RECORDED, local_error=None, floor=None, drift=None
+        )
+    told[places["Qcur_rope-1"]] = replace(
+        told[places["Qcur_rope-1"]],
+        local_error=float("inf"),
+        not_finite=7,
+        worst=Element((1, 0, 2), float("nan"), 0.5),
+        segment=("Qcur-1",),
+    )
+    told[places["v_cache-0"]] = replace(
+        told[places["v_cache-0"]], status=Status.NOT_COMPARABLE, local_error=None, floor=None, reason="its shape is 3"
+    )
+    says = "not explained, because none of 2 hypotheses that apply gives these numbers"
+    why = replace(explanation(1), hypothesis=None, says=says, fix="", attributes={}, residual=None, findings=("odd",))
+    check = CounterCheck(("rope-base",), ("Kcur_rope-1",))
+    failed = tuple(Failed(id_, "Kcur_rope-1", "KeyError: 'x'") for id_ in ("rope-sign", "norm-eps + rope-sign"))
+    return verdict(sites=tuple(told), explanations=(why,), counter_check=check, failed=failed)
+
+
+def hostile() -> Verdict:
+    """Every text that a trace or a file can bring."""
+    told = (site("embd"), wrong(site(NAME, 0)), replace(site("l_out", 0), op=HOSTILE), site("[red]" + "名" * 80, 0))
+    why = replace(
+        explanation(0),
+        site=told[1].site,
+        sites=(told[1].site,),
+        extent=HOSTILE,
+        says=HOSTILE,
+        fix=HOSTILE,
+        note=HOSTILE,
+        separate=HOSTILE,
+        findings=(HOSTILE,),
+        attributes={HOSTILE: [HOSTILE, 1, None]},
+        equals=(Tried(HOSTILE, HOSTILE, 0.0),),
+        tried=(Tried(HOSTILE, HOSTILE, 0.0),),
+    )
+    return verdict(
+        sites=told,
+        candidate=HOSTILE,
+        against=HOSTILE,
+        model={"file": HOSTILE, HOSTILE: HOSTILE},
+        pieces=(HOSTILE,) * 40,
+        notes=(HOSTILE, "w" * 500),
+        preflight={"tokens": HOSTILE},
+        layouts={"embd": HOSTILE},
+        arithmetic={HOSTILE: HOSTILE},
+        explanations=(why,),
+        counter_check=CounterCheck((HOSTILE,), (told[1].site,)),
+        run={"command": ["firstdiff", HOSTILE], "versions": {HOSTILE: HOSTILE}, "machine": HOSTILE},
+        witness=None,
+        failed=(Failed(HOSTILE, told[1].site, HOSTILE),),
+    )
+
+
+EVERY_KIND = {
+    "clean": verdict(),
+    "detailed": verdict(details=True, layers=3, bug=1),
+    "wrong": verdict(bug=1),
+    "later": verdict(steps=3, sites=tuple(wrong(s) if s.site == "k_cache-1@2" else s for s in sites(2, 3, None))),
+    "unexplained": unexplained(),
+    "beside": verdict(witness=Witness("mine", 80, ("Qcur_rope-1", "Kcur_rope-1"), judged_too=True)),
+    "incomparable": verdict(
+        sites=tuple(replace(s, status=Status.NOT_RECORDED, local_error=None, floor=None) for s in sites(2, 1, None))
+    ),
+    "empty": verdict(sites=(), tokens=(), pieces=(), logits=(), witness=None, run={}, model={}),
+    "hostile": hostile(),
+}

@@ -1,0 +1,193 @@
+"""What explanations do not claim: more than the numbers show, of sites not searched, or with others as good unsaid."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from planted import FILE_TYPES, MemoryWriter, plant, quantised, synthetic
+
+from firstdiff.dumps import Site, Trace
+from firstdiff.explaining.replay import SEARCHES
+from firstdiff.hypotheses import TABLE
+from firstdiff.hypotheses.planting import Planted, record_planted
+from firstdiff.model.arithmetic import F64, GGML_CPU, Arithmetic
+from firstdiff.model.engine import Model, open_model
+from firstdiff.runs.judge import judge
+from firstdiff.verdict import Explanation, Verdict
+
+PROMPT = [1, *range(70, 110)]
+LAYERS = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("careful")
+
+
+@pytest.fixture(scope="module")
+def small(folder: Path) -> Model:
+    return open_model(
+        quantised(synthetic(folder, n_layer=LAYERS, biases=True), FILE_TYPES["Q4_1"], folder / "q4_1.gguf")
+    )
+
+
+@pytest.fixture(scope="module")
+def half(folder: Path) -> Model:
+    return open_model(quantised(synthetic(folder, n_layer=LAYERS), FILE_TYPES["F16"], folder / "f16.gguf"))
+
+
+def planted(
+    model: Model, id_: str, layer: int | None, arithmetic: Arithmetic = F64, stated: str = "f32", **values: Any
+) -> Trace:
+    """A trace with one fault, with parameters of its own."""
+    writer = MemoryWriter()
+    faults = [Planted(TABLE[id_], layer, values)]
+    assert record_planted(model, PROMPT, writer, arithmetic=arithmetic, decode=0, planted=faults)
+    return writer.trace(arithmetic=stated)
+
+
+def altered(trace: Trace, **by: Callable[[np.ndarray], np.ndarray]) -> Trace:
+    """Some tensors altered, by name: ``Qcur_0``."""
+    sites = {Site(0, int(layer), point): f for name, f in by.items() for point, _, layer in [name.rpartition("_")]}
+    tensors = {s: sites[s](np.array(trace[s])) if s in sites else np.array(trace[s]) for s in trace.sites()}
+    return Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={})
+
+
+def of(verdict: Verdict, site: str) -> Explanation:
+    return next(e for e in verdict.explanations if site in e.sites)
+
+
+def test_the_way_that_fits_best_is_named_where_the_floor_is_wide(half: Model) -> None:
+    trace = planted(half, "activation-wrong", 2, GGML_CPU, "ggml-cpu", activation="gelu (quick)")
+    few = trace.without(lambda site: site.point not in ("embd", "l_out", "result_output"))
+    explanation = of(judge(half, few), "l_out-2")
+    assert explanation.says == "gelu (quick) in place of SiLU"
+
+
+def test_what_leaves_much_of_the_error_is_no_explanation(half: Model) -> None:
+    trace = planted(half, "norm-eps", 2, GGML_CPU, "ggml-cpu", eps=0.02)
+    kept = ("embd", "kqv_out", "attn_out", "ffn_inp", "l_out", "result_output")
+    explanations = judge(half, trace.without(lambda site: site.point not in kept)).explanations
+    assert explanations
+    for e in explanations:
+        assert e.hypothesis in (None, "norm-eps") or e.note is not None
+
+
+@pytest.mark.parametrize("point", ["ffn_out", "Qcur"])
+def test_nothing_but_nan_is_explained_by_nothing(half: Model, point: str) -> None:
+    trace, _ = plant(half, PROMPT, decode=0)
+    explanation = judge(half, altered(trace, **{f"{point}_2": lambda x: np.full_like(x, np.nan)})).explanations[0]
+    assert explanation.site == f"{point}-2"
+    assert explanation.hypothesis is None
+    assert any("NaN" in finding for finding in explanation.findings)
+
+
+def test_what_explains_the_first_site_as_well_is_said(folder: Path) -> None:
+    """Q and K exchanged is one fused tensor split wrongly, and two weights taken for each other."""
+    (folder / "square").mkdir()
+    model = open_model(synthetic(folder / "square", n_layer=4, n_head=4, n_head_kv=4))
+    swapped = {"Qcur": "attn_k.weight", "Kcur": "attn_q.weight"}
+    hypothesis = TABLE["weight-swapped"]
+    faults = [
+        Planted(dataclasses.replace(hypothesis, points=(point,)), 2, {"tensor": tensor})
+        for point, tensor in swapped.items()
+    ]
+    writer = MemoryWriter()
+    assert record_planted(model, PROMPT, writer, arithmetic=F64, decode=0, planted=faults) == ["Qcur-2", "Kcur-2"]
+    verdict = judge(model, writer.trace(arithmetic="f32"))
+    assert {site for e in verdict.explanations for site in e.sites} == {"Qcur-2", "Kcur-2"}
+    for explanation in verdict.explanations:
+        assert explanation.hypothesis == "weight-swapped" or "weight-swapped ('attn_k.weight' in" in str(
+            explanation.note
+        )
+        assert explanation.next_best is None or explanation.next_best.residual > (explanation.residual or 0)
+
+
+def test_sites_that_were_not_searched_are_not_said_to_be(small: Model) -> None:
+    rng = np.random.default_rng(0)
+    trace, _ = plant(small, PROMPT, decode=0)
+    noise = {f"Qcur_{n}": lambda x: x * (1 + 0.01 * rng.standard_normal(x.shape).astype(np.float32)) for n in range(6)}
+    explanation = of(judge(small, altered(trace, **noise)), "Qcur-5")
+    assert explanation.hypothesis is None
+    assert len(explanation.sites) == LAYERS > SEARCHES
+    assert explanation.says.endswith("gives these numbers at Qcur-0, Qcur-1, Qcur-2 and Qcur-3, where all were tried")
+
+
+def test_what_is_found_at_one_site_is_not_said_of_all(small: Model) -> None:
+    rng = np.random.default_rng(0)
+    trace = planted(small, "weight-row-offset", 3)
+    wrong = altered(
+        trace,
+        Qcur_0=lambda x: 0.5 * x,
+        Qcur_1=lambda x: x * (1 + 0.01 * rng.standard_normal(x.shape).astype(np.float32)),
+    )
+    verdict = judge(small, wrong)
+    assert of(verdict, "Qcur-3").hypothesis == "weight-row-offset"
+    unknown = of(verdict, "Qcur-0")
+    assert unknown.sites == ("Qcur-0", "Qcur-1")
+    halved = [finding for finding in unknown.findings if "0.5" in finding]
+    assert halved
+    assert all(finding.startswith("at Qcur-0, ") for finding in halved)
+
+
+def test_each_call_of_a_segment_has_its_own_ways(small: Model) -> None:
+    trace = planted(small, "weight-swapped", 2, tensor="ffn_gate.weight")
+    few = trace.without(lambda site: site.point == "ffn_norm")
+    explanation = of(judge(small, few), "ffn_up-2")
+    assert "weight-swapped" in {explanation.hypothesis, *(t.hypothesis for t in explanation.equals)}
+
+
+@pytest.mark.parametrize(
+    ("id_", "values", "missing"),
+    [
+        ("scale-wrong", {"scale": 0.3}, {"kq", "kq_soft_max"}),
+        ("softcap-added", {"cap": 0.3}, {"kq", "kq_soft_max"}),
+        ("window-added", {"window": 4}, {"kq", "kq_soft_max"}),
+        ("rope-base", {"base": 20000.0}, {"Qcur_rope", "Kcur_rope"}),
+        ("norm-eps", {"eps": 0.0037}, {"attn_norm"}),
+    ],
+)
+def test_parameters_of_what_was_not_recorded_are_fitted(
+    small: Model, id_: str, values: dict[str, float], missing: set[str]
+) -> None:
+    trace = planted(small, id_, 2, **values)
+    verdict = judge(small, trace.without(lambda site: site.point in missing))
+    assert verdict.explanations
+    for explanation in verdict.explanations:
+        assert explanation.hypothesis == id_
+        assert explanation.attributes == pytest.approx(values, rel=1e-3)
+
+
+def test_the_counter_check_sees_what_a_change_breaks(small: Model) -> None:
+    """Q alone was made of a norm with another epsilon, which was not recorded: K and V were not."""
+    right, _ = plant(small, PROMPT, decode=0)
+    wrong = planted(small, "norm-eps", 2, eps=0.0037)
+    mixed = altered(right, Qcur_2=lambda _: np.array(wrong[Site(0, 2, "Qcur")]))
+    verdict = judge(small, mixed.without(lambda site: site.point == "attn_norm"))
+    assert of(verdict, "Qcur-2").hypothesis == "norm-eps"
+    assert verdict.counter_check is not None
+    assert {"Kcur-2", "Vcur-2"} <= set(verdict.counter_check.left)
+
+
+def test_the_counter_check_keeps_the_floor_of_what_storing_takes(small: Model) -> None:
+    trace = planted(small, "softcap-added", None, cap=0.3)
+    narrow = {s: np.array(trace[s]).astype(np.float16) for s in trace.sites()}
+    verdict = judge(small, Trace.from_arrays(trace.steps, narrow, engine=trace.engine, model={}))
+    assert {e.hypothesis for e in verdict.explanations} == {"softcap-added"}
+    assert verdict.counter_check is not None
+    assert verdict.counter_check.left == ()
+
+
+def test_weak_evidence_is_called_weak() -> None:
+    from firstdiff.explaining.explanations import _note
+    from firstdiff.explaining.search import Attempt, Fault
+
+    trace = Trace.from_arrays([], {}, engine={}, model={})
+    attempt = Attempt(Fault(((TABLE["norm-eps"], {"eps": 1e-6}),)), 2e-3, 3e-3)
+    assert "weak" in (_note(attempt, 1e-2, [Site(0, 1, "l_out")], [], trace) or "")
+    assert _note(attempt, 1.0, [Site(0, 1, "l_out")], [], trace) is None

@@ -1,0 +1,77 @@
+"""Parameters that are fitted: stated as they are, in the digits that a dump's dtype leaves known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from planted import MemoryWriter, synthetic
+
+from firstdiff.dumps import Trace
+from firstdiff.hypotheses import TABLE
+from firstdiff.hypotheses.planting import Planted, record_planted
+from firstdiff.model.arithmetic import F64
+from firstdiff.model.engine import Model, open_model
+from firstdiff.runs.judge import judge
+from firstdiff.verdict import Explanation
+
+PROMPT = [1, *range(70, 110)]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return open_model(synthetic(tmp_path_factory.mktemp("fitting"), n_layer=2))
+
+
+def explained(model: Model, bug: str, dtype: type[np.floating], **values: float) -> Explanation:
+    """The one explanation of a fault with such values, in a dump of a dtype."""
+    layer = None if TABLE[bug].outside_layers else 1
+    writer = MemoryWriter()
+    record_planted(model, PROMPT, writer, arithmetic=F64, planted=[Planted(TABLE[bug], layer, values)])
+    tensors = {site: x.astype(dtype) for site, x in writer.tensors.items()}
+    trace = Trace.from_arrays(writer.steps, tensors, engine={"name": "planted", "arithmetic": "f32"}, model={})
+    (explanation,) = judge(model, trace).explanations
+    assert explanation.hypothesis == bug
+    return explanation
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    ("bug", "name", "value"),
+    [
+        ("logit-softcap-added", "cap", 8.77),  # not 9
+        ("norm-eps", "eps", 0.0037),
+        ("rope-base", "base", 12345.0),
+        ("rope-base", "base", 500000.0),  # one that is listed
+        ("branch-scale", "factor", 0.9876),
+        ("branch-scale", "factor", 0.22),
+        ("scale-wrong", "scale", 1 / 32),  # listed, and no number of few digits
+        ("rope-scale", "factor", 0.7),
+        ("glu-clipped", "limit", 1.5),
+        ("glu-clipped", "limit", 3.25),  # which a few numbers are beyond
+        ("residual-clipped", "bound", 1.234),
+    ],
+)
+def test_a_fitted_number_is_stated_as_it_was_planted(
+    small: Model, bug: str, name: str, value: float, dtype: type[np.floating]
+) -> None:
+    assert explained(small, bug, dtype, **{name: value}).attributes == {name: value}
+
+
+def test_an_epsilon_of_one_digit_is_stated_in_one(small: Model) -> None:
+    assert explained(small, "norm-eps", np.float32, eps=1e-6).attributes == {"eps": 1e-6}
+
+
+def test_no_more_digits_are_stated_than_are_known(small: Model) -> None:
+    found = explained(small, "scale-wrong", np.float16, scale=48**-0.5)
+    assert len(f"{found.attributes['scale']:.6g}".lstrip("0.")) <= 5
+    assert found.attributes["scale"] == pytest.approx(48**-0.5, rel=1e-4)
+    exact = explained(small, "scale-wrong", np.float32, scale=48**-0.5)
+    assert exact.attributes["scale"] == pytest.approx(48**-0.5, rel=1e-7)
+
+
+@pytest.mark.parametrize(("bug", "name"), [("glu-clipped", "limit"), ("residual-clipped", "bound")])
+def test_any_clip_is_found_to_float32(small: Model, bug: str, name: str) -> None:
+    found = explained(small, bug, np.float32, **{name: 1.2345678})
+    assert found.attributes[name] == pytest.approx(1.2345678, rel=1e-7)
+    assert found.residual is not None
+    assert found.residual < 2e-7

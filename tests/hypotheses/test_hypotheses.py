@@ -1,0 +1,141 @@
+"""Hypotheses on shapes and files that few models have: frequency factors, heads of another length, hidden rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from planted import MemoryWriter, plant, synthetic
+
+from firstdiff.dumps import Site, Step, Trace
+from firstdiff.hypotheses import TABLE, Scene
+from firstdiff.hypotheses.attention import BLIND
+from firstdiff.hypotheses.planting import Planted, record_planted
+from firstdiff.model.arithmetic import F32, F64, Array
+from firstdiff.model.engine import Model, open_model
+from firstdiff.model.operations import rope, visible
+from firstdiff.model.probe import Call, Probe
+from firstdiff.model.value import Value
+from firstdiff.runs.judge import judge
+from firstdiff.verdict import Explanation
+
+PROMPT = [1, *range(70, 110)]
+
+
+@pytest.fixture(scope="module")
+def factored(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Llama 3's frequency factors, and heads twice as long as n_embd / n_head."""
+    folder = tmp_path_factory.mktemp("factored")
+    return open_model(synthetic(folder, n_layer=2, n_embd=64, n_head=4, n_head_kv=2, head_dim=32, rope_factors=True))
+
+
+def explained(model: Model, bug: str, values: dict[str, Any] | None = None) -> Explanation:
+    """The one explanation of a fault at layer 1."""
+    writer = MemoryWriter()
+    record_planted(model, PROMPT, writer, arithmetic=F64, planted=[Planted(TABLE[bug], 1, values)])
+    (explanation,) = judge(model, writer.trace(arithmetic="f32")).explanations
+    return explanation
+
+
+def changed(trace: Trace, site: Site, value: Array) -> Trace:
+    """The trace with one tensor replaced."""
+    tensors = {s: np.array(trace[s]) for s in trace.sites()} | {site: value}
+    return Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={})
+
+
+# Frequency factors
+
+
+def test_heads_of_another_length_are_no_trouble_where_there_are_frequency_factors(factored: Model) -> None:
+    assert explained(factored, "rope-pairing").hypothesis == "rope-pairing"
+
+
+def test_values_rotated_by_factored_angles_are_named(factored: Model) -> None:
+    assert explained(factored, "rope-on-v").hypothesis == "rope-on-v"
+
+
+def test_values_are_rotated_by_the_angles_of_the_file(factored: Model) -> None:
+    trace, _ = plant(factored, PROMPT, ("rope-on-v", None), decode=0)
+    factors = factored.weights["rope_freqs.weight"]
+    x, base = np.array(trace[Site(0, 1, "Vcur")]), factored.hp.rope_base
+    turned = rope(x, range(len(x)), factors, pairing="interleaved", base=base, arithmetic=F32)
+    assert np.abs(turned - trace[Site(0, 1, "v_cache")]).max() < 1e-6
+
+
+@pytest.mark.parametrize("values", [{"dims": 16, "over": 16}, {"dims": 16, "over": 32}])
+def test_a_partial_rotation_takes_the_factors_of_the_pairs_it_turns(factored: Model, values: dict[str, int]) -> None:
+    found = explained(factored, "rope-partial", values)
+    assert found.hypothesis == "rope-partial"
+    assert found.attributes == values
+
+
+# Rows that see no key
+
+
+@pytest.mark.parametrize("blind", [None, *BLIND])
+def test_a_mask_that_hides_a_whole_row_is_named_whatever_that_row_holds(factored: Model, blind: str | None) -> None:
+    values = {"offset": -1} | ({} if blind is None else {"blind": blind})
+    found = explained(factored, "mask-offset", values)
+    assert found.hypothesis == "mask-offset"
+    assert found.attributes == values
+
+
+def test_a_mask_of_large_negative_numbers_leaves_a_hidden_row_uniform(factored: Model) -> None:
+    trace, _ = plant(factored, PROMPT, decode=0)
+    z = np.array(trace[Site(0, 1, "kq")]) * np.float32(factored.hp.head_dim**-0.5)
+    hidden = ~visible(*z.shape[-2:], -1)
+    z = z + np.where(hidden, np.finfo(np.float32).min, np.float32(0))
+    p = np.exp(z - z.max(-1, keepdims=True))
+    wrong = changed(trace, Site(0, 1, "kq_soft_max"), p / p.sum(-1, keepdims=True))
+    explanation = judge(factored, wrong).explanations[0]
+    assert explanation.hypothesis == "mask-offset"
+    assert explanation.attributes == {"offset": -1, "blind": "uniform over all keys"}
+
+
+# Odd shapes
+
+
+@dataclass
+class Trying(Probe):
+    """Tries every way of every hypothesis at every call, on what was observed there: nothing, noise, or no numbers."""
+
+    model: Model
+    tried: set[str] = field(default_factory=set, init=False)
+    values: dict[Site, Array] = field(default_factory=dict, init=False)
+
+    def value(self, call: Call) -> Value:
+        value = self.values[Site(call.step, call.layer, call.point)] = call.compute(self.arithmetic)
+        noisy = value * (1 + 0.1 * np.random.default_rng(0).standard_normal(value.shape)).astype(value.dtype)
+        scene = Scene(self.model, self.arithmetic, self.values.get)
+        for hypothesis in (h for h in TABLE.values() if call.point in h.points):
+            for observed in (None, noisy, np.zeros_like(value), np.full_like(value, np.nan)):
+                for values in islice(hypothesis.ways(call, scene, observed), 12):
+                    assert hypothesis.told(values)
+                    wrong = hypothesis.apply(call, scene, values)
+                    if wrong is not None:
+                        wrong.compute(self.arithmetic)
+                        self.tried.add(hypothesis.id)
+        return Value(value)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"n_embd": 64, "n_head": 4, "n_head_kv": 2, "head_dim": 32, "rope_factors": True},
+        {"n_embd": 60, "n_head": 3, "n_head_kv": 1, "head_dim": 6, "rope_factors": True, "biases": True},
+        {"n_embd": 8, "n_head": 16, "n_head_kv": 8, "head_dim": 4, "n_ff": 3},  # more heads than numbers
+        {"n_embd": 2, "n_head": 1, "n_head_kv": 1, "head_dim": 2, "n_ff": 1, "tied": True, "rope_scale": 0.5},
+    ],
+)
+def test_no_hypothesis_fails_on_an_odd_shape(tmp_path: Path, shape: dict[str, Any]) -> None:
+    model = open_model(synthetic(tmp_path, n_layer=1, n_vocab=320, **{"n_ff": 32, **shape}))
+    probe = Trying(F32, model)
+    steps = [Step(tuple(range(5)), tuple(range(5))), Step((5,), (5,))]
+    with np.errstate(all="ignore"):
+        for _ in model.forward(steps, probe):
+            pass
+    assert len(probe.tried) > 40
