@@ -30,8 +30,7 @@ from firstdiff.dumps.points import (
     plural,
     token_axis,
 )
-from firstdiff.engines import llamacpp_capture
-from firstdiff.explaining.describing import describe
+from firstdiff.explaining.describing.describe import describe
 from firstdiff.explaining.describing.findings import copies
 from firstdiff.hypotheses import TABLE, any_point, attention, feed_forward, kv_cache, norms, residuals, rope, weights
 from firstdiff.hypotheses.planting import record_planted
@@ -42,8 +41,9 @@ from firstdiff.judging.measure import locate, measure
 from firstdiff.judging.replay import Replay
 from firstdiff.logs import statistics
 from firstdiff.model.arithmetic import F32
-from firstdiff.model.engine import open_model
+from firstdiff.model.engine import ARCHITECTURES, open_model
 from firstdiff.model.operations import rms_norm
+from firstdiff.model.value import Value
 from firstdiff.reports.map import label
 from firstdiff.verdict import Status
 
@@ -107,8 +107,7 @@ LISTS: dict[str, Iterable[str | None]] = {
     "what conventions lack": [point for known in naming.CONVENTIONS.values() for point in known.lacks],
     "spellings in logs": PATTERNS["points"],
     "names that logs use twice": [point for _, _, point in PATTERNS["ggml"]["renamed"]],
-    "nodes of llama.cpp": llamacpp_capture.NODES.values(),
-    "heads of llama.cpp": [*llamacpp_capture.HEADS_OF, *llamacpp_capture.HEADS_OF.values()],
+    **{f"nodes of llama.cpp's {name}": of.NODES.values() for name, of in ARCHITECTURES.items()},
     "layouts": [
         *ROTATED,
         *SCORES,
@@ -227,7 +226,7 @@ def test_a_wrong_norm_is_judged_whatever_its_axes(point: str) -> None:
     trace = Trace.from_arrays([Step(tokens, tokens)], {site: wrong}, engine={}, model={})
     probe = Replay(F32, trace, details=Details())
     probe.layer = site.layer
-    probe(point, rms_norm, x, None, eps=1e-6)
+    probe(point, rms_norm, Value(x), None, eps=1e-6)
     (found,) = probe.sites
     assert (found.status, found.local_error) == (Status.DIVERGES, pytest.approx(1, rel=1e-3))
     assert found.where == {axis: "3" if axis == "token" else "all" for axis in POINTS[point].axes}
