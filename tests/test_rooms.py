@@ -31,7 +31,7 @@ FOLDERS = {
 RECORDS = ("firstdiff.verdict.",)  # what reports are rendered from
 TABLE = "firstdiff.dumps.points."  # and what they know of a point: its heading, and its axes in words
 ROOMS = ("model", "dumps", "reports")  # and the harness, which is the rest
-GROUND = ("errors", "progress", "interruption")
+GROUND = ("errors", "progress", "interruption", "blas")
 DOORS = ("__init__", "__main__", "api", "cli", "plot", "pytest_plugin", "torch")
 FLOORS = (
     "ground", "verdict", "engines", "judging", "hypotheses", "explaining", "preflight", "rope", "logs", "runs", "gate",
