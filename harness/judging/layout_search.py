@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import Kind, carrying, of_kind
 from firstdiff.judging.layouts import (
-    HALF,
     QUERIES,
     SCORES,
     Alignment,
     Layout,
     candidates,
+    is_reordered,
     is_scaled,
     scaled_layout,
     stated,
@@ -53,7 +52,7 @@ class _Trial(Probe):
     """Measures every layout of every point, at every layer, on the candidate's own inputs."""
 
     trace: Trace
-    hp: Any
+    model: Model
     given: Alignment
     scaled: tuple[str, ...]  # points that may be
     errors: dict[str, dict[int, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
@@ -63,9 +62,9 @@ class _Trial(Probe):
         """The layouts that are tried for a point: of a given one that is scaled, the unscaled one too."""
         if point not in self._known:
             given = self.given.layouts.get(point)
-            layouts = tuple(candidates(point, self.hp)) if given is None else (given,)
+            layouts = tuple(candidates(point, self.model)) if given is None else (given,)
             if point in self.scaled:
-                layouts += tuple(scaled_layout(layout, self.hp.head_dim) for layout in layouts)
+                layouts += tuple(scaled_layout(layout, self.model.hp.head_dim) for layout in layouts)
             elif given is not None and given.unscaled is not None:
                 layouts += (given.unscaled,)
             self._known[point] = layouts
@@ -81,7 +80,7 @@ class _Trial(Probe):
                 chosen[point] = layouts[best]
         for before, after in BEFORE:
             # An order of dimensions holds on both sides of the rotation: on one alone, the weight's rows are permuted.
-            if _is_half(chosen.get(before)) and after in self.errors and not _is_half(chosen.get(after)):
+            if is_reordered(chosen.get(before)) and after in self.errors and not is_reordered(chosen.get(after)):
                 del chosen[before]
         return chosen
 
@@ -135,7 +134,7 @@ def align(model: Model, trace: Trace, given: Alignment) -> Alignment:
 
 def _tried(model: Model, trace: Trace, given: Alignment, scaled: tuple[str, ...]) -> dict[str, Layout] | None:
     """Layouts of which those of some points may be `scaled`; None where one then is that cannot be."""
-    trial = _Trial(F32, trace, model.hp, given, scaled)
+    trial = _Trial(F32, trace, model, given, scaled)
     for _ in model.forward(trace.steps[:1], trial):
         pass
     chosen = trial.chosen()
@@ -144,15 +143,11 @@ def _tried(model: Model, trace: Trace, given: Alignment, scaled: tuple[str, ...]
         return chosen
     if not trial.agree(chosen):
         return None
-    whole = _Trial(F32, trace, model.hp, Alignment(given.layouts | chosen), ())
+    whole = _Trial(F32, trace, model, Alignment(given.layouts | chosen), ())
     for _ in model.forward(trace.steps, whole):
         pass
     unscaled = [error for point in found for error in whole.errors[point][1]]
     return None if min(unscaled) <= PLAUSIBLE else chosen
-
-
-def _is_half(layout: Layout | None) -> bool:
-    return layout is not None and HALF in layout.says
 
 
 def _choice(middle: dict[int, float]) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hugging_face import hugging_face_model
@@ -19,7 +20,7 @@ from tiny_models import tiny
 import firstdiff.torch
 from firstdiff.dumps import Trace
 from firstdiff.engines.llamacpp import Attention
-from firstdiff.judging.layouts import HALF
+from firstdiff.judging.layouts import HALF, PAIRS
 from firstdiff.model.engine import ARCHITECTURES, open_model
 from firstdiff.runs.judge import judge
 from firstdiff.verdict import Status, Verdict
@@ -115,3 +116,21 @@ def test_transformers_as_a_candidate_has_no_diverging_site(name: str, dtype: tor
     assert [str(s.site) for s in verdict.diverging] == []
     assert verdict.coverage["agrees"] == verdict.coverage["sites"]
     assert set(verdict.layouts.values()) == ({HALF} if name == "llama" else set())
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_a_half_split_model_may_be_run_with_each_pair_side_by_side(name: str, tmp_path: Path) -> None:
+    """An engine that shares llama's kernels permutes Qwen's rows at loading, and is right."""
+    path = made(name, tmp_path)
+    model = open_model(path)
+    trace, _ = recorded(path, tmp_path / "llama.cpp", PROMPT, decode=1)
+    turned = {"Qcur", "Kcur", "Qcur_normed", "Kcur_normed", "Qcur_rope", "Kcur_rope", "k_cache"}
+    theirs = {
+        s: np.stack(np.split(np.asarray(trace[s]), 2, axis=-1), -1).reshape(trace[s].shape)
+        if s.point in turned
+        else trace[s]
+        for s in trace.sites()
+    }
+    verdict = judge(model, Trace.from_arrays(trace.steps, theirs, engine=dict(trace.engine), model={}))
+    assert verdict.verdict == "agrees"
+    assert verdict.layouts == dict.fromkeys(turned & {s.point for s in trace.sites()}, PAIRS)
