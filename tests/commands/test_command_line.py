@@ -25,7 +25,7 @@ from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import planted
 from firstdiff.model.engine import open_model
-from firstdiff.runs import candidates, demo, recording
+from firstdiff.runs import demo, recording
 from firstdiff.runs.judge import judge
 from firstdiff.runs.prompt import Input
 from firstdiff.verdict import Tried, Verdict
@@ -209,7 +209,7 @@ def test_a_verdict_says_how_to_run_it_again(firstdiff: Command, model: Path, wro
     record = strict(ran.out)
     assert record["run"]["command"] == ["firstdiff", "run", str(model), "--candidate", str(wrong), "--threads", "1"]
     assert record["run"]["versions"]["firstdiff"] == importlib.metadata.version("firstdiff")
-    assert record["model"]["sha256"] == identity(candidates.open_model(model))["sha256"]
+    assert record["model"]["sha256"] == identity(open_model(model))["sha256"]
     assert firstdiff(*record["run"]["command"][1:], "--json", "--details").out == ran.out
 
 
@@ -407,7 +407,7 @@ def test_an_explanation_names_a_plant_in_three_ways() -> None:
 def test_demo_lists_its_bugs(firstdiff: Command) -> None:
     ran = firstdiff("demo", "--list")
     assert (ran.code, ran.err) == (0, "")
-    assert [line.split()[0] for line in ran.out.splitlines()] == list(demo.TABLE)
+    assert [line.split()[0] for line in ran.out.splitlines()] == list(TABLE)
 
 
 # doctor

@@ -5,6 +5,7 @@ Both are other hands: llama.cpp's graph gives every intermediate, and transforme
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,12 @@ def one_thread() -> Iterator[None]:
 
 def test_every_architecture_is_tried() -> None:
     assert {arch for arch, _ in MODELS.values()} == set(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_an_architecture_fits_a_page(arch: str) -> None:
+    """The design asks for 45 to 90 lines."""
+    assert len(inspect.getsource(ARCHITECTURES[arch]).splitlines()) <= 90
 
 
 @pytest.mark.parametrize("file_type", TYPES)
