@@ -75,13 +75,14 @@ def test_weights_within_their_rounding_agree(
         (Q, lambda x: x.T, "is transposed", "weight-transposed"),
         (K, lambda x: x.T, "is transposed, [64, 32]", "weight-transposed"),
         (K, lambda x: x.reshape(x.shape[::-1]), "GGUF's order of dimensions", "weight-reinterpreted"),
-        (K, lambda x: x.reshape(x.shape[::-1]).T, "read with the dimensions", "weight-reinterpreted"),
+        (K, lambda x: x.reshape(x.shape[::-1]).T, "read with its dimensions", "weight-reinterpreted"),
         (K, lambda x: x.T.reshape(x.shape), "the transpose's bytes", "weight-transposed"),
         (Q, lambda x: x * 20, "is 20 times the file's", None),
         (Q, lambda x: -x, "is -1 times", None),
         (Q, lambda x: x * 0, "all zeros", None),
-        (NORM, lambda x: x + 1, "plus 1: Gemma's + 1", "norm-plus-one"),
-        (NORM, lambda x: x**2, "the square", "norm-weight-twice"),
+        (NORM, lambda x: x + 1, "1 added to the norm's weight", "norm-plus-one"),
+        (NORM, lambda x: x + 0.5, "is the file's plus 0.5", None),
+        (NORM, lambda x: x**2, "multiplied in twice", "norm-weight-twice"),
         (Q, lambda x: x[:-1], "(shape [63, 64]), where the file has 4,096", None),
         (
             Q,
@@ -103,13 +104,17 @@ def test_a_wrong_weight_is_described(
 
 @pytest.mark.parametrize(
     ("name", "other", "hypothesis"),
-    [(NORM, OTHER_NORM, "weight-of-other-layer"), (V, K, "weight-swapped")],
+    [
+        (NORM, OTHER_NORM, "weight-of-other-layer"),
+        (V, K, "weight-swapped"),
+        (V, "blk.1.attn_k.weight", None),  # of another layer and another name
+    ],
 )
 def test_another_tensor_s_values_are_recognised(
     model: Model, tmp_path: Path, name: str, other: str, hypothesis: str
 ) -> None:
     check = dumped(tmp_path, model, {name: values(model, other)})
-    assert check.sentence == f"{name} holds the values of {other}"
+    assert check.sentence.startswith(f"{name} holds the values of {other}")
     assert check.tensors[0].hypothesis == hypothesis
 
 
