@@ -161,7 +161,8 @@ def _values(ours: Array, theirs: Array) -> Fault:
     if norm == 0:
         return Fault("is all zeros")
     scale = float(w @ t) / power if power else 0.0
-    if scale and np.linalg.norm(t - scale * w) <= CLOSE * norm:
+    most = min(CLOSE * norm, float(np.linalg.norm(t - w)) / CLEARLY)
+    if scale and np.linalg.norm(t - scale * w) <= most:
         return Fault(f"is {scale:.6g} times the file's")
     shift = float((t - w).mean())
     if np.linalg.norm(t - w - shift) <= CLOSE * np.linalg.norm(t - w):

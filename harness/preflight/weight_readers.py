@@ -10,6 +10,7 @@ import numpy as np
 from firstdiff.dumps import Step
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model
+from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.value import Value
 from firstdiff.model.weights import Weight
@@ -32,12 +33,15 @@ class _Listing(Probe):
     def value(self, call: Call) -> Value:
         """Note the call, with one token of zeros for its input: as many as a row of its weight has."""
         if len(call.inputs) > 1 and isinstance(call.inputs[1], Weight):  # of x, weight and perhaps a bias
+            x, weight, *rest = call.inputs
             if call.sources[0] is not None:
-                token = np.zeros((1, call.inputs[1].shape[-1]), np.float32)
-                call = replace(call, inputs=(token, *call.inputs[1:]))
-            for index, x in enumerate(call.inputs):
-                if isinstance(x, Weight):
-                    self.readers.setdefault(x.name, []).append(Reader(call, index))
+                x = np.zeros((1, weight.shape[-1]), np.float32)
+            if call.op is linear and not rest:
+                rest = [None]  # no bias, said as the operation takes it
+            call = replace(call, inputs=(x, weight, *rest), sources=())
+            for index, read in enumerate(call.inputs):
+                if isinstance(read, Weight):
+                    self.readers.setdefault(read.name, []).append(Reader(call, index))
         return Value(np.empty(0, np.float32))
 
     silent = value
