@@ -204,7 +204,7 @@ def test_errors_that_are_not_finite_are_drawn(verdict: Verdict) -> None:
 
 def test_the_angles_of_a_trace_are_fitted(model: Path, trace: Trace) -> None:
     wrong, fine = (fd.plot.rope_angles(model, trace=trace, layer=layer) for layer in (2, 1))
-    assert "base is 500" in wrong.get_suptitle()
+    assert "base of 500000" in wrong.get_suptitle()
     assert "are those that the model's file asks for" in fine.get_suptitle()
 
 
