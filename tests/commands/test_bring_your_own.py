@@ -821,9 +821,9 @@ def test_rope_prints_the_table_or_a_traces_angles(firstdiff: Command, model: Pat
     assert firstdiff("rope", model, "--trace", clean, "--layer", 1).code == 0
     ran = firstdiff("rope", model, "--trace", wrong, "--layer", 1)
     assert ran.code == 1
-    assert "pairs are (i, i + head_dim / 2)" in ran.out
+    assert "Pairing half fits, where the model pairs interleaved," in ran.out
     record = strict(firstdiff("rope", model, "--trace", wrong, "--layer", 1, "--json").out)
-    assert record["Qcur"]["id"] == record["Kcur"]["id"] == "rope-pairing"
+    assert record["Qcur_rope"]["id"] == record["Kcur_rope"]["id"] == "rope-pairing"
 
 
 # Trouble with an engine

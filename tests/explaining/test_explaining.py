@@ -18,7 +18,6 @@ from firstdiff.dumps import Site, Step, Trace
 from firstdiff.explaining.search import Fault
 from firstdiff.explaining.telling_apart import separating
 from firstdiff.hypotheses import TABLE, Scene
-from firstdiff.hypotheses.blocks import table as blocks
 from firstdiff.hypotheses.catalogue import TOKENS
 from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.judging.case import Case
@@ -26,6 +25,8 @@ from firstdiff.model.arithmetic import F64
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import linear, rope
 from firstdiff.model.probe import Call
+from firstdiff.preflight.weight_faults import wrong_weights
+from firstdiff.preflight.weight_readers import readers
 from firstdiff.preflight.weights import check_weights
 from firstdiff.reports.terminal import render
 from firstdiff.runs.judge import judge
@@ -365,7 +366,7 @@ def test_a_hypothesis_that_gives_no_number_explains_none(small: Model) -> None:
 def test_a_dumped_weight_names_its_fault_exactly(small: Model, tmp_path: Path) -> None:
     weight = small.weights["blk.1.ffn_gate.weight"]
     found: dict[str, str | None] = {}
-    for hypothesis, values, wrong in blocks.readings(small, weight):
+    for hypothesis, values, wrong in wrong_weights(small, readers(small)[weight.name]):
         if hypothesis.id in found or np.array_equal(wrong.values(), weight.values()):
             continue
         path = tmp_path / "weights.safetensors"
@@ -373,7 +374,7 @@ def test_a_dumped_weight_names_its_fault_exactly(small: Model, tmp_path: Path) -
         (check,) = check_weights(small, path).tensors
         assert not check.agrees, values
         found[hypothesis.id] = check.hypothesis
-    assert len(found) >= 10
+    assert len(found) >= 14
     assert {id_: named for id_, named in found.items() if named != id_} == {}
 
 
