@@ -20,6 +20,8 @@ from firstdiff.local import free, local
 from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.verdict import Status, Verdict
 
+pytestmark = pytest.mark.notebook
+
 BUG = "rope-base@2"
 TOKENS = (1, *range(70, 82))
 
