@@ -21,6 +21,8 @@ from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.runs.pair import free, local
 from firstdiff.verdict import Status, Verdict
 
+pytestmark = pytest.mark.notebook
+
 BUG = "rope-base@2"
 TOKENS = (1, *range(70, 82))
 

@@ -122,6 +122,7 @@ class Trying(Probe):
         return Value(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [

@@ -24,8 +24,6 @@ from firstdiff.model import rope
 from firstdiff.model.engine import open_model
 from firstdiff.model.synthetic import Llama, write_llama
 
-pytestmark = pytest.mark.slow
-
 # SmolLM2's tokens of "The capital of France is Paris, and the capital of Italy is".
 PROMPT = [504, 3575, 282, 4649, 314, 7042, 28, 284, 260, 3575, 282, 7158, 314]
 DECODED = 4

@@ -219,6 +219,7 @@ def test_a_damaged_file_is_refused(model: Model, tmp_path: Path) -> None:
         check_weights(model, path)
 
 
+@pytest.mark.smollm2
 def test_norm_weights_that_look_too_small_are_what_the_file_holds() -> None:
     model = open_model(SMOLLM2)
     (found,) = weight_statistics(model, ["blk.0.attn_norm.weight"])
@@ -230,6 +231,7 @@ def test_norm_weights_that_look_too_small_are_what_the_file_holds() -> None:
     assert found.statistics.mean == pytest.approx(x.mean())
 
 
+@pytest.mark.smollm2
 def test_quantised_weights_agree_with_their_values_in_f16(tmp_path: Path) -> None:
     model = open_model(SMOLLM2)
     name = "blk.3.attn_k.weight"
