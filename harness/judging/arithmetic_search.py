@@ -37,7 +37,7 @@ SHARE = 0.75
 
 ROUNDING = 0.25
 """What a fault leaves of an error at most, once it is taken out: see
-:func:`firstdiff.judging.arithmetic_trials.systematic`."""
+:func:`firstdiff.judging.systematic.rest`."""
 
 
 TINY = 1e-12

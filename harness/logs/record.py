@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
-from firstdiff.dumps.log import Unknown
+from firstdiff.dumps.observation import Unknown
 from firstdiff.errors import escaped
 
 FORMAT, VERSION = "firstdiff-log-verdict", 1

@@ -16,8 +16,9 @@ from planted import SMOLLM2, plant, synthetic
 
 from firstdiff.commands.log import observe
 from firstdiff.dumps import Trace, TraceError
-from firstdiff.dumps.log import Log, Observation, read_log
+from firstdiff.dumps.log import Log, read_log
 from firstdiff.dumps.log_lines import Printed
+from firstdiff.dumps.observation import Observation
 from firstdiff.dumps.patterns import load_patterns, parse_form
 from firstdiff.logs.compare import judge_log
 from firstdiff.logs.record import LogVerdict, text

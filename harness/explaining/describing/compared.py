@@ -18,7 +18,7 @@ CLEARLY = 100.0
 """How many times smaller than the error a residual above the floor must be for a prediction to hold."""
 
 SHARE = 0.9
-"""Least share of the squared error of a prediction that holds. As :data:`DATA` has it, a fit of unrelated numbers
+"""Least share of the squared error of a prediction that holds. As :data:`~firstdiff.explaining.describing.fits.DATA` has it, a fit of unrelated numbers
 reaches 0.5."""
 
 AGREE, MOSTLY = 0.5, 0.9
