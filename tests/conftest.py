@@ -2,8 +2,8 @@
 
 A test has a mark without being given it where it or one of its fixtures takes the fixture of that name (``llama``,
 ``smollm2``, ``compiler``, ``browser``), and where its module imports torch or a builder that needs it at the top. All
-other marks are written at the test. ``--quick`` runs the tests that have none of these marks. `make quick` gives it to an environment where none of
-these things is installed: a test without its mark fails there.
+other marks are written at the test. ``--quick`` runs the tests that have none of these marks. `make quick` gives it to
+an environment where none of these things is installed: a test without its mark fails there.
 """
 
 from __future__ import annotations
