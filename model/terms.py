@@ -34,7 +34,7 @@ def terms(call: Call) -> npt.NDArray[np.float64] | None:
     """
     if isinstance(call.op, Derived):
         inner = None if call.op.sizes is None else terms(replace(call, op=call.op.of))
-        return None if inner is None or call.op.sizes is None else call.op.sizes(inner)
+        return None if inner is None or call.op.sizes is None else np.asarray(call.op.sizes(inner), np.float64)
     function = _TERMS.get(call.op)
     return None if function is None else function(call)
 

@@ -13,8 +13,8 @@ from planted import MemoryWriter, plant, synthetic
 
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.hypotheses import TABLE, Scene
-from firstdiff.hypotheses.attention import BLIND
 from firstdiff.hypotheses.planting import Planted, record_planted
+from firstdiff.hypotheses.softmax import BLIND
 from firstdiff.model.arithmetic import F32, F64, Array
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import rope, visible
@@ -106,19 +106,21 @@ class Trying(Probe):
     model: Model
     tried: set[str] = field(default_factory=set, init=False)
     values: dict[Site, Array] = field(default_factory=dict, init=False)
+    ran: dict[Site, int] = field(default_factory=dict, init=False)
 
     def value(self, call: Call) -> Value:
         value = self.values[Site(call.step, call.layer, call.point)] = call.compute(self.arithmetic)
         noisy = value * (1 + 0.1 * np.random.default_rng(0).standard_normal(value.shape)).astype(value.dtype)
-        scene = Scene(self.model, self.arithmetic, self.values.get)
-        for hypothesis in (h for h in TABLE.values() if call.point in h.points):
+        scene = Scene(self.model, self.arithmetic, self.values.get, self.ran)
+        for hypothesis in (h for h in TABLE.values() if h.where.matches(call)):
             for observed in (None, noisy, np.zeros_like(value), np.full_like(value, np.nan)):
                 for values in islice(hypothesis.ways(call, scene, observed), 12):
-                    assert hypothesis.told(values)
+                    assert hypothesis.told(values, self.model)
                     wrong = hypothesis.apply(call, scene, values)
                     if wrong is not None:
                         wrong.compute(self.arithmetic)
                         self.tried.add(hypothesis.id)
+        self.ran[Site(call.step, call.layer, call.point)] = call.order
         return Value(value)
 
 
