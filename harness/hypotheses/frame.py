@@ -1,4 +1,7 @@
-"""A candidate's own layout: hypotheses are run on the call as the candidate computes it, and the result is laid back."""
+"""A candidate's own layout: a hypothesis is run on the call as the candidate makes it, and the result laid back.
+
+No claim rests on it yet: a scene's frame is the reference's.
+"""
 
 from __future__ import annotations
 

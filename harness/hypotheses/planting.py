@@ -42,7 +42,7 @@ class Touched(Value):
     right: Array
 
 
-def _right(call: Call) -> Call:
+def untouched(call: Call) -> Call:
     """The call on inputs that no silent call before it has changed; the call itself where none has."""
     return call.with_inputs({source: source.right for source in call.sources if isinstance(source, Touched)})
 
@@ -51,8 +51,8 @@ def _right(call: Call) -> Call:
 class Planting(Recording):
     """Stores every value of a step, with the planted hypotheses in effect.
 
-    `touched` lists, in execution order, the sites whose value a planted hypothesis changed; `effective` holds the plants
-    that changed one.
+    `touched` lists, in execution order, the sites whose value a planted hypothesis changed, and `effective` the plants
+    that did it.
     """
 
     model: Model
@@ -75,7 +75,7 @@ class Planting(Recording):
     def silent(self, call: Call) -> Value:
         """Compute the value, wrongly where a plant says so; a recorded value that is made of it is touched then."""
         value, touched = self._computed(call)
-        return Touched(value, _right(call).compute(self.arithmetic)) if touched else Value(value)
+        return Touched(value, untouched(call).compute(self.arithmetic)) if touched else Value(value)
 
     def _computed(self, call: Call) -> tuple[Array, bool]:
         """The value of a call, and whether plants changed it, here or in a silent call before it."""
@@ -85,7 +85,7 @@ class Planting(Recording):
             if wrong.op is call.op:  # of an operation that another has replaced, nothing is left to go wrong
                 changed = self._gone_wrong(plant, wrong)
                 wrong, planted = (wrong, planted) if changed is None else (changed, [*planted, plant])
-        right = _right(call)
+        right = untouched(call)
         if wrong is call and right is call:
             return call.compute(self.arithmetic), False
         with np.errstate(all="ignore"):  # a fault may well overflow

@@ -16,7 +16,7 @@ from firstdiff.explaining.explanations import explain
 from firstdiff.explaining.replay import PAIR_SEARCHES
 from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.hypotheses.planting import Planted, Planting
+from firstdiff.hypotheses.planting import Planted, Planting, untouched
 from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.judging.layouts import HALF
 from firstdiff.judging.measure import LARGEST_F16, SMALLEST_F16, measure
@@ -57,7 +57,7 @@ class Knowing(Planting):
         value = super().value(call)
         if len(self.touched) > before:
             with np.errstate(all="ignore"):
-                right = call.compute(self.arithmetic)
+                right = untouched(call).compute(self.arithmetic)
             self.changes[self.touched[-1]] = _size(call.point, value.array, right)
         return value
 

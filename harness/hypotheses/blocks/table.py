@@ -57,12 +57,15 @@ def _hypothesis(fault: BlockFault | BufferFault, change: Change) -> Hypothesis:
 
 def _shifted(call: Call, scene: Scene, values: Values) -> Call | None:
     weight = call.argument("weight")
-    raw = shifted(scene.model.gguf, weight.name, values["bytes"])
+    gguf = scene.model.gguf
+    raw = shifted(gguf, weight.name, values["bytes"]) if weight.name in gguf.tensors else None
     return None if raw is None else call.with_arguments(weight=replace(weight, raw=raw))
 
 
 def _shifts(call: Call, scene: Scene, _observed: Array | None) -> Iterator[dict[str, object]]:
-    yield from ({"bytes": s.by, "because": s.name} for s in shifts(scene.model.gguf, call.argument("weight").name))
+    name, gguf = call.argument("weight").name, scene.model.gguf
+    if name in gguf.tensors:  # and none that an architecture has joined of several
+        yield from ({"bytes": s.by, "because": s.name} for s in shifts(gguf, name))
 
 
 def readings(model: Model, weight: Weight) -> Iterator[tuple[Hypothesis, Values, Weight]]:
