@@ -155,8 +155,8 @@ def compare(
     >>> import firstdiff as fd
     >>> trace = fd.record(model, tokens=[1, 70, 71, 72], engine="reference:f32", bugs=["rope-base@2"])
     >>> verdict = fd.compare(trace, model)
-    >>> verdict.verdict, verdict.first.site
-    ('diverges', 'Qcur_rope-2')
+    >>> print(verdict.verdict, verdict.first.site)
+    diverges Qcur_rope-2
     >>> frame = verdict.frame()
     >>> list(frame[frame.status == "diverges"].site)
     ['Qcur_rope-2', 'Kcur_rope-2']
@@ -231,10 +231,10 @@ def explain(what: Verdict | Trace | File, site: AnySite | None = None, *, model:
         raise UsageError("a trace is explained with its model: give model=, the GGUF file")
     else:
         verdict = compare(what, model)
-    name = None if site is None else str(as_site(site))
-    if name is not None and all(s.site != name for s in verdict.sites):
-        raise UsageError(f"{name}: the verdict has no such site")
-    found = Explanations(e for e in verdict.explanations if name is None or name in e.sites)
+    asked = None if site is None else as_site(site)
+    if asked is not None and all(s.site != asked for s in verdict.sites):
+        raise UsageError(f"{asked}: the verdict has no such site")
+    found = Explanations(e for e in verdict.explanations if asked is None or asked in e.sites)
     found.failed = verdict.failed
     return found
 

@@ -136,7 +136,7 @@ def _table(verdict: Verdict, page: Page, where: str | None) -> list[RenderableTy
     wide = page.width >= NARROW
     drift = wide and any(s.drift is not None for s in diverging)
     columns: dict[str, Callable[[SiteVerdict], str]] = {
-        "diverges": lambda s: s.site,
+        "diverges": lambda s: str(s.site),
         **({"op": lambda s: s.op} if wide else {}),
         "local error": lambda s: words.apart(s.local_error, s.floor)[0],
         "floor": lambda s: words.apart(s.local_error, s.floor)[1],

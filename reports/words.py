@@ -130,20 +130,19 @@ def _origin(verdict: Verdict, site: SiteVerdict, where: str | None) -> str:
 
 
 def _dump(verdict: Verdict, where: str | None) -> str:
-    names = verdict.dump_next
-    if not names:
+    sites = verdict.dump_next
+    if not sites:
         return ""
-    sites = {s.site.partition("@")[0]: s for s in verdict.sites}
-    points, layers = {sites[name].point for name in names}, {sites[name].layer for name in names}
+    points, layers = {site.point for site in sites}, {site.layer for site in sites}
     if len(layers) > 1 and len(points) == 1:
         return f" Dump {points.pop()} of layers {runs(n for n in layers if n is not None)} next."
     (*inside,) = layers - {None}
-    if len(inside) == 1 and len(names) > 2 * NAMED:  # without the layer's number, all of them are two lines
-        outside = [name for name in names if sites[name].layer is None]
-        of = ", ".join(sites[name].point for name in names if sites[name].layer is not None)
+    if len(inside) == 1 and len(sites) > 2 * NAMED:  # without the layer's number, all of them are two lines
+        outside = [site.point for site in sites if site.layer is None]
+        of = ", ".join(site.point for site in sites if site.layer is not None)
         return f" Dump {' and '.join([*outside, 'these'])} of layer {inside[0]} next: {of}."
-    these = "this" if len(names) == 1 else "these"
-    return f" Dump {these} next: {listed(names, where, most=2 * NAMED)}."
+    these = "this" if len(sites) == 1 else "these"
+    return f" Dump {these} next: {listed([site.key for site in sites], where, most=2 * NAMED)}."
 
 
 def _element(site: SiteVerdict) -> str:
@@ -172,7 +171,7 @@ def _more(diverging: Sequence[SiteVerdict], where: str | None) -> str:
         return ""
     head = f"{more:,} more {'site diverges on its' if more == 1 else 'sites diverge on their'} own inputs"
     if more <= NAMED:
-        return f"{head}: {', '.join(s.site for s in diverging[1:])}."
+        return f"{head}: {', '.join(str(s.site) for s in diverging[1:])}."
     points: dict[str, list[SiteVerdict]] = defaultdict(list)
     for site in diverging:
         points[site.point].append(site)
@@ -252,7 +251,7 @@ def _coverage(verdict: Verdict) -> str:
 
 def _reasons(verdict: Verdict) -> str:
     """Why sites are not comparable: the three most frequent reasons, each with a site to look at."""
-    sites: dict[str, list[str]] = defaultdict(list)
+    sites: dict[str, list[object]] = defaultdict(list)
     for s in verdict.sites:
         if s.status is Status.NOT_COMPARABLE:
             sites[s.reason or "no reason given"].append(s.site)
@@ -322,10 +321,10 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def listed(names: Sequence[str], where: str | None = None, *, comma: str = ", ", most: int = NAMED) -> str:
+def listed(names: Sequence[object], where: str | None = None, *, comma: str = ", ", most: int = NAMED) -> str:
     """The first few of many names, and how many more there are."""
     more = len(names) - most
-    return comma.join(names[:most]) + (f" and {more:,} more{all_in(where)}" if more > 0 else "")
+    return comma.join(map(str, names[:most])) + (f" and {more:,} more{all_in(where)}" if more > 0 else "")
 
 
 def all_in(where: str | None) -> str:

@@ -55,22 +55,21 @@ class Baseline:
     made_by: str
     model: dict[str, str]
     prompt: tuple[int, ...]
-    sites: dict[str, Was]
+    sites: dict[Site, Was]
 
 
 def baseline_of(verdict: Verdict, trace: Trace, model: Mapping[str, str], *, made_by: str) -> Baseline:
     """What shall be kept of a verdict and of the candidate's trace."""
-    held = {str(site): site for site in trace.sites()}
     sites = {}
     for s in verdict.sites:
-        rms, digest = _tensor(trace, held.get(s.site))
+        rms, digest = _tensor(trace, s.site)
         sites[s.site] = Was(s.status.value, _short(s.local_error), _short(s.floor), rms, digest)
     prompt = verdict.tokens[0] if verdict.tokens else ()
     return Baseline(made_by, {key: model[key] for key in ("file", "sha256")}, tuple(prompt), sites)
 
 
-def _tensor(trace: Trace, site: Site | None) -> tuple[float | None, str | None]:
-    if site is None:
+def _tensor(trace: Trace, site: Site) -> tuple[float | None, str | None]:
+    if site not in trace:
         return None, None
     x = trace[site]
     with np.errstate(all="ignore"):
@@ -96,7 +95,7 @@ def to_text(baseline: Baseline) -> str:
     }
     top = ",\n".join(f" {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in head.items())
     rows = (
-        f"  {json.dumps(site)}: {json.dumps(strict([w.status, w.error, w.floor, w.rms, w.hash]), allow_nan=False)}"
+        f"  {json.dumps(str(site))}: {json.dumps(strict([w.status, w.error, w.floor, w.rms, w.hash]), allow_nan=False)}"
         for site, w in baseline.sites.items()
     )
     return "{\n" + top + ',\n "sites": {\n' + ",\n".join(rows) + "\n }\n}\n"
@@ -127,7 +126,7 @@ def read_baseline(path: Path) -> Baseline:
         )
     try:
         return _parsed(data)
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError, TraceError) as e:
         raise TraceError(f"{path}: the baseline is damaged ({type(e).__name__}: {e!s:.120}): {AGAIN}") from None
 
 
@@ -141,7 +140,7 @@ def _parsed(data: dict[str, Any]) -> Baseline:
         data["firstdiff"],
         model,
         tuple(map(int, data["prompt"])),
-        {site: _was(*row) for site, row in data["sites"].items()},
+        {Site.parse(site): _was(*row) for site, row in data["sites"].items()},
     )
 
 
@@ -235,7 +234,7 @@ def _size(error: float | None) -> float:
     return inf if error is None or isnan(error) else error
 
 
-def _vanished(was: Baseline, now: Baseline) -> list[tuple[str, str]]:
+def _vanished(was: Baseline, now: Baseline) -> list[tuple[Site, str]]:
     lost = []
     for site, before in was.sites.items():
         after = now.sites.get(site)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from firstdiff.dumps import Trace, TraceError, open_trace
+from firstdiff.dumps import Site, Trace, TraceError, open_trace
 from firstdiff.engines.identity import identity
 from firstdiff.engines.threads import threads_for
 from firstdiff.engines.user_engine import Engine
@@ -209,7 +209,7 @@ def _moved(m: Moved) -> str:
     return f"{m.was}, now {m.now}" if m.was != m.now else f"local error {m.error_was:.2g}, now {m.error:.2g}"
 
 
-def _named(names: Sequence[tuple[str, str]]) -> str:
+def _named(names: Sequence[tuple[Site, str]]) -> str:
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return ", ".join(f"{site} ({said})" for site, said in names[:NAMED]) + more
 

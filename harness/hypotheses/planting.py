@@ -56,7 +56,7 @@ class Planting(Recording):
 
     model: Model
     planted: Sequence[Planted] = ()
-    touched: list[str] = field(default_factory=list, init=False)
+    touched: list[Site] = field(default_factory=list, init=False)
     _ways: dict[tuple[str, str], Values] = field(default_factory=dict, init=False)
 
     def value(self, call: Call) -> Value:
@@ -65,7 +65,7 @@ class Planting(Recording):
         value, touched = self._computed(call)
         self.tensors[site.key] = value
         if touched:
-            self.touched.append(str(site))
+            self.touched.append(site)
         return Value(value)
 
     def silent(self, call: Call) -> Value:
@@ -111,7 +111,7 @@ def record_planted(
     forced: Sequence[Sequence[int]] = (),
     planted: Sequence[Planted] = (),
     progress: Progress = QUIET,
-) -> list[str]:
+) -> list[Site]:
     """Run the reference with hypotheses planted in it, and write every intermediate, step by step.
 
     Parameters
@@ -134,8 +134,9 @@ def record_planted(
     """
     probe = Planting(arithmetic, model, planted)
     count = record_reference(model, prompt, writer, probe=probe, decode=decode, forced=forced, progress=progress)
+    touched = {site.point for site in probe.touched}
     for plant in planted:
-        if not any(_names(plant, site) for site in probe.touched):
+        if touched.isdisjoint(plant.hypothesis.points):
             where = "at any layer" if plant.layer is None else f"at layer {plant.layer}"
             raise UsageError(
                 f"--bug {plant.hypothesis.id} changes no value {where} of {model.gguf.path.name} in "
@@ -143,10 +144,6 @@ def record_planted(
                 f"it applies to {', '.join(plant.hypothesis.points)})"
             )
     return probe.touched
-
-
-def _names(plant: Planted, site: str) -> bool:
-    return Site.parse(site).point in plant.hypothesis.points
 
 
 def planted(bug: str, layer: int | None) -> Planted:

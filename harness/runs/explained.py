@@ -47,9 +47,9 @@ def chosen(verdict: Verdict, site: str | None) -> tuple[Explanation, ...]:
     """
     if site is None:
         return verdict.explanations
-    known = [s.site for s in verdict.sites]
+    known = {str(s.site): s.site for s in verdict.sites}
     if site not in known:
         near = difflib.get_close_matches(site, known, n=1)
         hint = f"did you mean {near[0]}?" if near else "sites are written as Kcur_rope-3, or Kcur_rope-3@1 at step 1"
         raise UsageError(f"{site!r:.80} is no site among the verdict's {len(known):,}: {hint}")
-    return tuple(e for e in verdict.explanations if site in e.sites)
+    return tuple(e for e in verdict.explanations if known[site] in e.sites)

@@ -46,13 +46,13 @@ BORDER = 3.0
 class Knowing(Planting):
     """Records with faults planted, and measures what each planted change changes at its site."""
 
-    changes: dict[str, float] = field(default_factory=dict, init=False)
-    made: dict[str, dict[str, float]] = field(default_factory=dict, init=False)  # the same, by the plant that made it
+    changes: dict[Site, float] = field(default_factory=dict, init=False)
+    made: dict[str, dict[Site, float]] = field(default_factory=dict, init=False)  # the same, by the plant that made it
 
     def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
         wrong = super()._gone_wrong(plant, call)
         if wrong is not None and len(self.planted) > 1:
-            site = str(Site(call.step, call.layer, call.point))
+            site = Site(call.step, call.layer, call.point)
             with np.errstate(all="ignore"):
                 size = _size(call.point, wrong.compute(self.arithmetic), call.compute(self.arithmetic))
             self.made.setdefault(plant.hypothesis.id, {})[site] = size
@@ -82,8 +82,8 @@ class Plant:
     layers: str
     steps: tuple[Step, ...]
     tensors: Mapping[Site, Array]
-    changes: Mapping[str, float]
-    made: Mapping[str, Mapping[str, float]]
+    changes: Mapping[Site, float]
+    made: Mapping[str, Mapping[Site, float]]
 
     def trace(self, dtype: str) -> Trace:
         """The trace as a dump in a dtype."""
@@ -199,11 +199,11 @@ def held(
     clear = [
         s
         for s, size in planted.changes.items()
-        if size > BORDER * floors[s] and not (set(planted.ids) <= HARMLESS and Site.parse(s).point in permuted)
+        if size > BORDER * floors[s] and not (set(planted.ids) <= HARMLESS and s.point in permuted)
     ]
     faint = [s for s, size in planted.changes.items() if size > floors[s] / BORDER]
     diverging = [s.site for s in sites if s.status is Status.DIVERGES]
-    accused = tuple(s for s in diverging if s not in planted.changes)
+    accused = tuple(str(s) for s in diverging if s not in planted.changes)
     first = next(iter(diverging), None)
     until = faint.index(clear[0]) if clear else len(faint)
     right = first in faint[: until + 1] if clear else first is None or first in faint
@@ -223,7 +223,7 @@ def held(
 
 
 def named(
-    planted: Plant, explanations: Sequence[Explanation], id_: str, clear: Sequence[str], floors: Mapping[str, float]
+    planted: Plant, explanations: Sequence[Explanation], id_: str, clear: Sequence[Site], floors: Mapping[Site, float]
 ) -> str:
     """What the verdict calls a planted fault: at the sites that it changes clearly."""
     own = planted.made.get(id_, {})

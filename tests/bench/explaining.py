@@ -67,7 +67,8 @@ def seconds(model: Model, trace: Trace, only: str | None = None) -> Callable[[],
     found, sites, alignment = replayed(model, trace, failures=failures)
     if only is not None:
         sites = [
-            replace(s, status=Status.INHERITS) if s.status is Status.DIVERGES and s.site != only else s for s in sites
+            replace(s, status=Status.INHERITS) if s.status is Status.DIVERGES and str(s.site) != only else s
+            for s in sites
         ]
 
     def call() -> float:

@@ -61,7 +61,7 @@ def plant(
     writer = MemoryWriter()
     planted = [Planted(TABLE[bug], layer) for bug, layer in bugs]
     touched = record_planted(model, tokens, writer, arithmetic=arithmetic, decode=decode, planted=planted)
-    return writer.trace(arithmetic="f32"), touched
+    return writer.trace(arithmetic="f32"), [str(site) for site in touched]
 
 
 def replayed(model: Model, trace: Trace, arithmetic: Arithmetic) -> list[SiteVerdict]:
@@ -72,7 +72,7 @@ def replayed(model: Model, trace: Trace, arithmetic: Arithmetic) -> list[SiteVer
 
 
 def with_status(sites: Sequence[SiteVerdict], status: Status) -> list[str]:
-    return [s.site for s in sites if s.status is status]
+    return [str(s.site) for s in sites if s.status is status]
 
 
 def quantised(path: Path, file_type: int, out: Path, *, pure: bool = True) -> Path:

@@ -234,7 +234,7 @@ def test_a_bug_is_as_large_in_every_build(bug: str, tmp_path: Path) -> None:
         out = tmp_path / flags[0]
         run_engine(compile_engine(tmp_path, bug, None, flags), model, [1, 72, 104, 300, 45], out, decode=0)
         verdict = judge(open_model(model), open_trace(out), table={})
-        errors.append({s.site: s.local_error or 0.0 for s in verdict.diverging})
+        errors.append({str(s.site): s.local_error or 0.0 for s in verdict.diverging})
     assert errors[0].keys() == errors[1].keys() == errors[2].keys() != set()
     largest = max(max(e[s] for e in errors) / min(e[s] for e in errors) for s in errors[0])
     assert largest < 1.1 < GROWN

@@ -68,7 +68,7 @@ def sure(verdict: Verdict) -> tuple[str, ...]:
 
 
 def diverging(verdict: Verdict) -> set[str]:
-    return {s.site for s in verdict.diverging}
+    return {str(s.site) for s in verdict.diverging}
 
 
 @pytest.mark.parametrize("name", FOUND)
@@ -223,7 +223,7 @@ def test_few_sites_are_weak_evidence(small: Model) -> None:
     few = trace.without(lambda s: s.step > 0 or (s.point, s.layer) not in {("attn_norm", 1), ("Qcur", 1)})
     verdict = judge(small, few)
     assert verdict.arithmetic["linear"] == "tf32 (weak evidence)"
-    assert [s.site for s in verdict.sites if s.status is Status.AGREES and not s.segment] == ["Qcur-1"]
+    assert [str(s.site) for s in verdict.sites if s.status is Status.AGREES and not s.segment] == ["Qcur-1"]
 
 
 def test_rounding_to_tf32_is_that_of_the_instruction() -> None:
