@@ -74,10 +74,12 @@ def show_explanations(verdict: Verdict, chosen: Sequence[Explanation], site: str
     """Print some explanations of a verdict in full; without any, say why there is none."""
     page = Page(console.width, console.encoding)
     told = [[page.text(part) for part in explanations.in_full(e)] for e in chosen]
+    broken = [page.text(part) for part in words.contract(verdict)]
     if site is None:
         told.append([page.text(part) for part in filter(None, [explanations.counter_check(verdict)])])
     if not chosen:
         told = [[page.text(explanations.nothing(verdict, site))]]
+    told.insert(0, broken)
     told.append([page.text(part) for part in filter(None, [words.untried(verdict.failed)])])
     for i, part in enumerate(x for x in told if x):
         if i:

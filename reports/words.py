@@ -27,19 +27,25 @@ def sentences(verdict: Verdict, where: str | None = None) -> list[str]:
 
     What does not hold of the input contract comes before all tensors: they differ because of it.
     """
-    contract = [
-        f"{says[:1].upper()}{says[1:]}." if check == "engine" else f"Before any tensor, {check}: {says}."
-        for check, says in verdict.broken.items()
-    ]
     if verdict.first is not None:
         told = _divergence(verdict, verdict.first, where)
-    elif verdict.judged and verdict.beside:
+    elif verdict.judged and (verdict.beside or verdict.broken_beside):
         told = [_beside(verdict, where), _agreement(verdict)]
     elif verdict.judged:
         told = [_agreement(verdict)]
     else:
         told = ["Nothing could be compared: this is no pass.", _why(verdict)]
-    return [x for x in (*contract, *told, untried(verdict.failed, where), _judged(verdict)) if x]
+    return [x for x in (*contract(verdict), *told, untried(verdict.failed, where), _judged(verdict)) if x]
+
+
+def contract(verdict: Verdict) -> list[str]:
+    """What does not hold of the input contract, a sentence each; nothing where all holds."""
+    told = [
+        f"{says[:1].upper()}{says[1:]}." if check == "engine" else f"Before any tensor, {check}: {says}."
+        for check, says in verdict.broken.items()
+    ]
+    beside = verdict.broken_beside.items()
+    return told + [f"Before any tensor of the second trace, {check}: {says}." for check, says in beside]
 
 
 def _divergence(verdict: Verdict, first: SiteVerdict, where: str | None) -> list[str]:
@@ -68,7 +74,7 @@ def _agreement(verdict: Verdict) -> str:
         error, floor = apart(worst.local_error, worst.floor)
         largest = f": largest local error {error} ({worst.site}), floor {floor}"
     sites = "The only {} site" if verdict.judged == 1 else f"Every one of the {verdict.judged:,} {{}} sites"
-    trace = " of the first trace" if verdict.beside else ""
+    trace = " of the first trace" if verdict.beside or verdict.broken_beside else ""
     return f"{sites.format(kind)}{trace}{of} agrees{largest}."
 
 
@@ -268,15 +274,23 @@ def _witness(verdict: Verdict, where: str | None) -> str:
     witness = verdict.witness
     if witness is None:
         return ""
-    candidate = {s.site for s in verdict.diverging}
-    both = [s for s in witness.diverges if s in candidate]
-    alone = [s for s in witness.diverges if s not in candidate]
     told = [f"{witness.engine} judged on the same tokens: {witness.agrees:,} agree"]
-    if both:
-        told.append(f"it diverges from the reference where the candidate does at {listed(both, where)}")
-    if alone:
-        told.append(f"it diverges from the reference where the candidate does not at {listed(alone, where)}")
+    sites = {s.site: s for s in verdict.sites}
+    candidate: dict[str, list[object]] = {}
+    for site in witness.diverges:
+        candidate.setdefault(_beyond(sites.get(site)), []).append(site)
+    for does, of in sorted(candidate.items()):
+        told.append(f"it diverges from the reference where the candidate {does} at {listed(of, where)}")
+    if not witness.judged_too:
+        told += [f"{check}: {says}" for check, says in witness.broken.items()]
     return "; ".join(told)
+
+
+def _beyond(site: SiteVerdict | None) -> str:
+    """Whether a candidate leaves the reference at a site: one that the witness leaves too keeps its local error."""
+    if site is None or site.local_error is None or site.floor is None:
+        return "is not judged"
+    return "does not" if site.local_error <= site.floor else "does too"
 
 
 def _logits(logits: Sequence[Logits]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isnan
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 
 from firstdiff.dumps import Site, Trace, TraceError
 from firstdiff.dumps.strict_json import parse_object
+from firstdiff.engines.identity import Identity
 from firstdiff.verdict import Status, Verdict
 from firstdiff.verdict.gated import Changes, Moved
 from firstdiff.verdict.writing import strict
@@ -49,23 +50,23 @@ class Was:
 class Baseline:
     """What is kept of a case.
 
-    `made_by` is firstdiff's version, `model` has the file's name and sha256, `prompt` is step 0's tokens.
+    `made_by` is firstdiff's version, `prompt` is step 0's tokens.
     """
 
     made_by: str
-    model: dict[str, str]
+    model: Identity
     prompt: tuple[int, ...]
     sites: dict[Site, Was]
 
 
-def baseline_of(verdict: Verdict, trace: Trace, model: Mapping[str, str], *, made_by: str) -> Baseline:
+def baseline_of(verdict: Verdict, trace: Trace, model: Identity, *, made_by: str) -> Baseline:
     """What shall be kept of a verdict and of the candidate's trace."""
     sites = {}
     for s in verdict.sites:
         rms, digest = _tensor(trace, s.site)
         sites[s.site] = Was(s.status.value, _short(s.local_error), _short(s.floor), rms, digest)
     prompt = verdict.tokens[0] if verdict.tokens else ()
-    return Baseline(made_by, {key: model[key] for key in ("file", "sha256")}, tuple(prompt), sites)
+    return Baseline(made_by, model, tuple(prompt), sites)
 
 
 def _tensor(trace: Trace, site: Site) -> tuple[float | None, str | None]:
@@ -89,7 +90,7 @@ def to_text(baseline: Baseline) -> str:
         "format": FORMAT,
         "version": VERSION,
         "firstdiff": baseline.made_by,
-        "model": baseline.model,
+        "model": baseline.model.stated,
         "prompt": list(baseline.prompt),
         "columns": list(COLUMNS),
     }
@@ -133,8 +134,8 @@ def read_baseline(path: Path) -> Baseline:
 def _parsed(data: dict[str, Any]) -> Baseline:
     if tuple(data["columns"]) != COLUMNS:
         raise ValueError(f"columns {data['columns']!r:.80}")
-    model = {key: data["model"][key] for key in ("file", "sha256")}
-    if not all(isinstance(x, str) for x in (data["firstdiff"], *model.values())):
+    model = Identity(data["model"]["file"], data["model"]["sha256"])
+    if not all(isinstance(x, str) for x in (data["firstdiff"], model.file, model.sha256)):
         raise TypeError("firstdiff, file and sha256 must be texts")
     return Baseline(
         data["firstdiff"],
@@ -159,7 +160,7 @@ def _number(value: object) -> float | None:
     raise TypeError(f"{value!r:.40} is no number")
 
 
-def check_model(path: Path, baseline: Baseline, model: Mapping[str, str]) -> None:
+def check_model(path: Path, baseline: Baseline, model: Identity) -> None:
     """Refuse a baseline of another model.
 
     Raises
@@ -167,10 +168,10 @@ def check_model(path: Path, baseline: Baseline, model: Mapping[str, str]) -> Non
     TraceError
         With both files and checksums.
     """
-    if baseline.model["sha256"] != model["sha256"]:
+    if baseline.model.sha256 != model.sha256:
         raise TraceError(
-            f"{path}: is the baseline of another model ({baseline.model['file']}, sha256 "
-            f"{baseline.model['sha256']:.12}…) than {model['file']} (sha256 {model['sha256']:.12}…): "
+            f"{path}: is the baseline of another model ({baseline.model.file}, sha256 "
+            f"{baseline.model.sha256:.12}…) than {model.file} (sha256 {model.sha256:.12}…): "
             f"give that model, or {AGAIN}"
         )
 

@@ -151,5 +151,5 @@ def _check(trace: Trace, site: Site) -> None:
 
 @lru_cache(maxsize=4)  # one investigation plots many sites of a trace
 def _understood(trace: Trace, model: Path) -> tuple[Fingerprint, Alignment]:
-    found, _, alignment = replayed(open_model(model), trace)
-    return found, alignment
+    done = replayed(open_model(model), trace)
+    return done.found, done.alignment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
 
 PASSED = ("agrees", "not recorded", "not checked")
 """What preflight says of a check that found nothing wrong."""
+
+
+def broken(preflight: Mapping[str, str]) -> dict[str, str]:
+    """What of the input contract (tokens, positions, weights, model) does not hold, and how."""
+    return {check: says for check, says in preflight.items() if says not in PASSED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,8 @@ class Witness:
         Its name; llama.cpp's as a rule.
     agrees, diverges
         How many of its sites agree, and those that diverge.
+    broken
+        What of the input contract does not hold for its trace, and how.
     judged_too
         Whether the verdict is about this engine as well as the candidate, as in ``firstdiff diff``: it diverges if
         either does.
@@ -63,6 +71,7 @@ class Witness:
     engine: str
     agrees: int
     diverges: tuple[Site, ...]
+    broken: dict[str, str] = field(default_factory=dict)
     judged_too: bool = False
 
 
@@ -106,19 +115,24 @@ class Verdict:
     @property
     def broken(self) -> dict[str, str]:
         """What of the input contract (tokens, positions, weights, model) does not hold, and how."""
-        return {check: says for check, says in self.preflight.items() if says not in PASSED}
+        return broken(self.preflight)
 
     @property
     def verdict(self) -> str:
         """``agrees``, ``diverges``, or ``incomparable`` where nothing could be compared: an error, never a pass."""
         if not self.judged:
             return "incomparable"
-        return "diverges" if self.first or self.broken or self.beside else "agrees"
+        return "diverges" if self.first or self.broken or self.beside or self.broken_beside else "agrees"
 
     @property
     def beside(self) -> tuple[Site, ...]:
         """Sites at which the second of two traces diverges, where both are judged."""
         return self.witness.diverges if self.witness is not None and self.witness.judged_too else ()
+
+    @property
+    def broken_beside(self) -> dict[str, str]:
+        """What of the input contract does not hold for the second of two traces, where both are judged."""
+        return self.witness.broken if self.witness is not None and self.witness.judged_too else {}
 
     @property
     def exit_code(self) -> int:

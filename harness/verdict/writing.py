@@ -49,8 +49,8 @@ def to_json(verdict: Verdict) -> str:
 
 
 def _plain_witness(witness: Witness) -> dict[str, Any]:
-    """The witness's fields; whether it is judged too is said only where it is."""
-    return {k: v for k, v in _fields(witness).items() if k != "judged_too" or v}
+    """The witness's fields; whether it is judged too, and what is broken, are said only where that is so."""
+    return {k: v for k, v in _fields(witness).items() if k not in {"broken", "judged_too"} or v}
 
 
 def _checked(check: CounterCheck) -> dict[str, Any]:

@@ -190,7 +190,8 @@ def held(
     start = perf_counter()
     trace = planted.trace(dtype)
     failures = Failures()
-    found, sites, alignment = replayed(model, trace, table=table, failures=failures)
+    done = replayed(model, trace, table=table, failures=failures)
+    found, sites, alignment = done.found, done.sites, done.alignment
     explanations, _ = explain(model, trace, found, alignment, sites, failures=failures, table=table, pairs=pairs)
     assert not failures.noted, failures.noted
     seconds = perf_counter() - start

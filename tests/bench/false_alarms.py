@@ -164,7 +164,7 @@ def row(path: Path, engine: Engine, lengths: Sequence[int]) -> Iterator[Row]:
             for stated, of in rows.items():
                 if not stated and length not in SHORT:
                     continue
-                _, sites, _ = replayed(model, trace if stated else replace(trace, engine={"name": "unknown"}))
+                sites = replayed(model, trace if stated else replace(trace, engine={"name": "unknown"})).sites
                 of.judged += [(length, s) for s in sites if s.local_error is not None]
                 of.unjudged += sum(s.status is Status.NOT_COMPARABLE for s in sites)
                 of.lengths += (length,)

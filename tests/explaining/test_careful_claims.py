@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import FILE_TYPES, MemoryWriter, plant, quantised, synthetic
+from planted import FILE_TYPES, MemoryWriter, judge, plant, quantised, synthetic
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.replay import SEARCHES
@@ -17,7 +17,6 @@ from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.model.arithmetic import F64, GGML_CPU, Arithmetic
 from firstdiff.model.engine import Model, open_model
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Explanation, Verdict
 
 PROMPT = [1, *range(70, 110)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import Command, assert_refused
-from planted import FILE_TYPES, MemoryWriter, plant, quantised, synthetic
+from planted import FILE_TYPES, MemoryWriter, judge, plant, quantised, synthetic
 from safetensors.numpy import save_file
 
 from firstdiff.dumps import Site, Step, Trace
@@ -28,7 +28,6 @@ from firstdiff.model.operations import linear, rope
 from firstdiff.model.probe import Call
 from firstdiff.preflight.weights import check_weights
 from firstdiff.reports.terminal import render
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Explanation, Verdict
 
 ROOT = Path(__file__).parents[2]

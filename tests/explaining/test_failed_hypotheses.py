@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from engines_of_noise import UNKNOWN, dump
-from planted import plant, synthetic
+from planted import judge, plant, synthetic
 
 import firstdiff as fd
 from firstdiff.dumps import Site, Trace, TraceError
@@ -21,7 +21,6 @@ from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call
 from firstdiff.reports import html, notebook
 from firstdiff.reports.terminal import render
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Failed, Verdict
 from firstdiff.verdict.reading import read_verdict
 

@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 from builders import Array, Command, Ran, assert_refused, rewrite_trace, write_model
 from c_engine import compile_engine, run_engine
-from planted import synthetic
+from planted import judge, synthetic
 
 from firstdiff.dumps import open_trace
 from firstdiff.gate.baseline import GROWN
 from firstdiff.hypotheses.planting import planted
 from firstdiff.model.engine import open_model
 from firstdiff.runs import recording
-from firstdiff.runs.judge import judge
 from firstdiff.runs.prompt import Input, tokens_of
 from firstdiff.verdict.provenance import own_version
 

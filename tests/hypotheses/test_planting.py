@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import FILE_TYPES, SMOLLM2, MemoryWriter, plant, quantised, replayed, synthetic, with_status
+from planted import FILE_TYPES, SMOLLM2, MemoryWriter, judge, plant, quantised, replayed, synthetic, with_status
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.errors import UsageError
@@ -16,7 +16,6 @@ from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import record_planted
 from firstdiff.model.arithmetic import F32, F64, GGML_CPU, Arithmetic
 from firstdiff.model.engine import Model, open_model
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import SiteVerdict, Status, Verdict
 
 PROMPT = [1, *range(300, 311)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engines_of_noise import NORMS, PRODUCTS, UNKNOWN, Before, attribute, bits, dump, weights_off
-from planted import FILE_TYPES, SMOLLM2, quantised, recorded, synthetic
+from planted import FILE_TYPES, SMOLLM2, judge, quantised, recorded, synthetic
 
 from firstdiff.dumps import Trace
 from firstdiff.engines.llamacpp import Attention
@@ -17,7 +17,6 @@ from firstdiff.model.arithmetic import ARITHMETICS, F32, arithmetic_named
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.errors import ModelError
 from firstdiff.model.rounding import round_to
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Status, Verdict
 
 PROMPT = [1, *range(300, 311)]

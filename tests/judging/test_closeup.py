@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from planted import plant, synthetic
+from planted import judge, plant, synthetic
 
 from firstdiff.dumps import Site
 from firstdiff.dumps.points import axes_of
@@ -20,7 +20,6 @@ from firstdiff.judging.closeup import BRIEF, FULL, MOST_FULL, Details, measure_d
 from firstdiff.judging.measure import measure
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import open_model
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import SiteVerdict, Status, Verdict
 from firstdiff.verdict.reading import read_verdict
 

@@ -7,12 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from planted import plant, synthetic
+from planted import judge, plant, synthetic
 
 from firstdiff.dumps import Site, Trace, TraceError
 from firstdiff.judging.layouts import HALF
 from firstdiff.model.engine import Model, open_model
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Verdict
 
 PROMPT = [1, *range(300, 311)]

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from c_engine import compile_engine, run_engine
-from planted import FILE_TYPES, SMOLLM2, quantised, synthetic
+from planted import FILE_TYPES, SMOLLM2, judge, quantised, synthetic
 
 from firstdiff.dumps import Site, Trace, open_trace
 from firstdiff.model.engine import open_model
 from firstdiff.model.gguf import open_gguf
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Verdict
 
 PROMPT = [1, 72, 104, 300, 45, 300, 17, 260, 301, 99, 45, 8]

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import plant, recorded, synthetic
+from planted import judge, plant, recorded, synthetic
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.judging.logits import compare_logits
 from firstdiff.model.engine import Model, open_model
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Status
 
 PROMPT = [1, *range(300, 311)]
