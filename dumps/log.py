@@ -10,14 +10,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from firstdiff.dumps.errors import TraceError
-from firstdiff.dumps.log_lines import Head, LineReader, Printed, Values, cleaned
-from firstdiff.dumps.patterns import NUMBERS, Patterns, load_patterns
+from firstdiff.dumps.log_lines import Head, LineReader, Values, cleaned
+from firstdiff.dumps.observation import Observation, Unknown, with_row, with_values
+from firstdiff.dumps.patterns import Patterns, load_patterns
 from firstdiff.dumps.site import Site
-
-__all__ = ["Log", "Observation", "Printed", "Unknown", "read_log"]
 
 MOST_CHARACTERS = 10_000  # of a line: what is behind them is passed over
 MOST_OBSERVATIONS = 200_000  # 100 passes of 100 layers with 20 points each
@@ -33,59 +32,6 @@ _GGML = re.compile(
 _GGML_SHAPE = re.compile(r"= \{(\d{1,12}), (\d{1,12}), (\d{1,12}), (\d{1,12})\}\s{0,8}$")
 _GGML_ROW = re.compile(r"\s{0,120}\[?\s{0,40}[-+]?(?:\d|nan|inf)", re.IGNORECASE)
 _GGML_SUM = re.compile(r"\s{0,120}sum = (\S{1,60})\s{0,8}$")
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What a log says of one tensor, each number with half a unit of its last digit.
-
-    Parameters
-    ----------
-    site
-        Its point, layer and step; the step is 0 where none is printed.
-    line
-        Where it stands, from 1 on.
-    stepped
-        Whether the step was printed.
-    rms, min, max, mean, std, sum, norm
-        Statistics, None where not printed.
-    first, last
-        The tensor's first and last values, row by row.
-    top
-        Token ids and their logits.
-    size
-        Number of values, where it was printed.
-    """
-
-    site: Site
-    line: int
-    stepped: bool = False
-    rms: Printed | None = None
-    min: Printed | None = None
-    max: Printed | None = None
-    mean: Printed | None = None
-    std: Printed | None = None
-    sum: Printed | None = None
-    norm: Printed | None = None
-    first: tuple[Printed, ...] = ()
-    last: tuple[Printed, ...] = ()
-    top: tuple[tuple[int, Printed], ...] = ()
-    size: int | None = None
-
-    @property
-    def numbers(self) -> dict[str, Printed]:
-        """The statistics that were printed, by name."""
-        return {name: p for name in NUMBERS if (p := getattr(self, name)) is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """A name that is not understood: where it was first seen, and how often."""
-
-    line: int
-    name: str
-    why: str
-    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +168,7 @@ class _Reader:
         under = self._heading
         if not head.name and head.layer is None and under is not None and number - under[0] <= _NEAR:
             if under is self._open and self.found and self.found[-1].line == under[0]:
-                self.found[-1] = _more(self.found[-1], values)
+                self.found[-1] = with_values(self.found[-1], values)
                 return
             self._open, head, number = under, under[1], under[0]
         elif head.point is not None:
@@ -231,9 +177,9 @@ class _Reader:
         if site is None:
             return
         if self.found and (self.found[-1].site, self.found[-1].line) == (site, number):
-            self.found[-1] = _more(self.found[-1], values)
+            self.found[-1] = with_values(self.found[-1], values)
         else:
-            self._keep(_more(Observation(site, number, stepped=self._step_of(head) is not None), values))
+            self._keep(with_values(Observation(site, number, stepped=self._step_of(head) is not None), values))
 
     def _site(self, number: int, head: Head) -> Site | None:
         if head.point is None:
@@ -293,7 +239,7 @@ class _Reader:
         if _GGML_ROW.match(line) is None:
             return not line.strip(" [],.")
         if block.observation is not None:
-            block.observation = _with_row(block.observation, line, self.lines)
+            block.observation = with_row(block.observation, line, self.lines)
         return True
 
     def end_block(self) -> None:
@@ -306,18 +252,3 @@ class _Reader:
             self.found[-1] = block.observation  # a product, then its sum with the bias, under one name
         else:
             self._keep(block.observation)
-
-
-def _with_row(observation: Observation, line: str, lines: LineReader) -> Observation:
-    """Add a row of llama.cpp's: the first one begins the tensor, and the last one ends it."""
-    start, dots, end = line.partition("...")
-    left, right = (lines.numbers(part.strip(" [],")) for part in (start, end if dots else start))
-    return replace(observation, first=observation.first or left, last=right)
-
-
-def _more(observation: Observation, values: Values) -> Observation:
-    """Add values to an observation; what it has stays."""
-    new: dict[str, Any] = {k: v for k, v in (values.numbers | values.lists).items() if not getattr(observation, k)}
-    if values.top and not observation.top:
-        new["top"] = values.top
-    return replace(observation, **new)

@@ -178,7 +178,7 @@ class Explanations(tuple[Explanation, ...]):  # noqa: SLOT001 - a tuple cannot h
 
     def __str__(self) -> str:
         from firstdiff.reports.explanations import explained
-        from firstdiff.reports.words import untried
+        from firstdiff.reports.sentences import untried
 
         return "\n\n".join(filter(None, [*map(explained, self), untried(self.failed)]))
 

@@ -14,7 +14,9 @@ from markupsafe import Markup
 from firstdiff.reports import map as layers
 from firstdiff.reports import words
 from firstdiff.reports.escaped import escaped
+from firstdiff.reports.facts import facts
 from firstdiff.reports.payload import payload
+from firstdiff.reports.sentences import sentences
 from firstdiff.verdict import Explanation, SiteVerdict, Verdict
 
 ROWS = 30  # of the table of diverging sites; the map has all
@@ -39,8 +41,8 @@ def render(verdict: Verdict) -> str:
         .get_template("page.html.jinja")
         .render(
             verdict=verdict,
-            sentences=words.sentences(verdict),
-            facts=words.facts(verdict),
+            sentences=sentences(verdict),
+            facts=facts(verdict),
             explanations=[_explanation(e) for e in verdict.explanations],
             diverging=[_row(s) for s in verdict.diverging[:ROWS]],
             left_out=max(0, len(verdict.diverging) - ROWS),

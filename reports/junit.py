@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from firstdiff.reports import words
 from firstdiff.reports.escaped import escaped
 from firstdiff.reports.explanations import paragraphs
+from firstdiff.reports.sentences import sentences
 from firstdiff.verdict.gated import Checked
 
 LONGEST = 10_000  # characters of a text
@@ -44,7 +44,7 @@ def text(c: Checked) -> str:
     """What is wrong with a case, a line a sentence: first what, then why, then where."""
     told = [*c.failures]
     if c.verdict is not None:
-        told += [*paragraphs(c.verdict), *(s for s in words.sentences(c.verdict) if s not in c.failures)]
+        told += [*paragraphs(c.verdict), *(s for s in sentences(c.verdict) if s not in c.failures)]
     told += [f"Note: {note}." for note in c.notes]
     return "\n".join([*told, *([f"Report: {c.report}"] if c.report else [])])
 

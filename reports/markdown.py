@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from firstdiff.reports import words
 from firstdiff.reports.escaped import escaped
 from firstdiff.reports.explanations import paragraphs
+from firstdiff.reports.sentences import sentences
 from firstdiff.verdict import SiteVerdict, Verdict
 from firstdiff.verdict.gated import Changes, Checked
 
@@ -95,7 +96,7 @@ def _case(c: Checked) -> str:
     verdict = c.verdict
     if verdict is not None:
         shown = set(c.failures)
-        told += [inert(s) for s in words.sentences(verdict) if s not in shown] if not c.passes else []
+        told += [inert(s) for s in sentences(verdict) if s not in shown] if not c.passes else []
         told += [f"> {inert(paragraph)}" for paragraph in paragraphs(verdict)]
         if verdict.diverging:
             told.append("\n".join(_diverging(verdict.diverging)))

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from firstdiff.reports import explanations, words
+from firstdiff.reports import explanations
 from firstdiff.reports import map as layers
 from firstdiff.reports.escaped import escaped
+from firstdiff.reports.facts import facts
+from firstdiff.reports.sentences import sentences
 from firstdiff.verdict import Explanation, Verdict
 
 WIDTH = 110  # columns of the map: what a cell of a notebook has room for
@@ -20,7 +22,7 @@ COLOURS = {"green": "#008060", "yellow": "#a66f00", "red": "#d55e00", "magenta":
 
 def fragment(verdict: Verdict) -> str:
     """The first part of the report. Names in traces are hostile, and stay text."""
-    head, *rest = words.sentences(verdict)
+    head, *rest = sentences(verdict)
     parts = [f"<p><strong>{text(head)}</strong></p>"]
     shown = verdict.explanations[: explanations.MOST]
     if shown:
@@ -28,12 +30,12 @@ def fragment(verdict: Verdict) -> str:
     parts += [f"<p>{text(line)}</p>" for line in (*explanations.paragraphs(verdict)[len(shown) :], *rest)]
     if drawn := layers.lines(verdict, WIDTH):
         parts.append(_pre(drawn))
-    facts = "".join(
+    rows = "".join(
         f'<tr><td style="text-align: left; vertical-align: top; opacity: 0.75">{text(label)}</td>'
         f'<td style="text-align: left">{text(told)}</td></tr>'
-        for label, told in words.facts(verdict)
+        for label, told in facts(verdict)
     )
-    return f"<div>{''.join(parts)}<table>{facts}</table></div>"
+    return f"<div>{''.join(parts)}<table>{rows}</table></div>"
 
 
 def listed(told: Sequence[Explanation]) -> str:

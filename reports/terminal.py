@@ -17,6 +17,8 @@ from rich.text import Text
 from firstdiff.reports import explanations, words
 from firstdiff.reports import map as layers
 from firstdiff.reports.escaped import escaped
+from firstdiff.reports.facts import facts
+from firstdiff.reports.sentences import contract, sentences, untried
 from firstdiff.verdict import Explanation, SiteVerdict, Verdict
 
 ROWS = 20  # of the table of diverging sites
@@ -74,13 +76,13 @@ def show_explanations(verdict: Verdict, chosen: Sequence[Explanation], site: str
     """Print some explanations of a verdict in full; without any, say why there is none."""
     page = Page(console.width, console.encoding)
     told = [[page.text(part) for part in explanations.in_full(e)] for e in chosen]
-    broken = [page.text(part) for part in words.contract(verdict)]
+    broken = [page.text(part) for part in contract(verdict)]
     if site is None:
         told.append([page.text(part) for part in filter(None, [explanations.counter_check(verdict)])])
     if not chosen:
         told = [[page.text(explanations.nothing(verdict, site))]]
     told.insert(0, broken)
-    told.append([page.text(part) for part in filter(None, [words.untried(verdict.failed)])])
+    told.append([page.text(part) for part in filter(None, [untried(verdict.failed)])])
     for i, part in enumerate(x for x in told if x):
         if i:
             console.print()
@@ -126,7 +128,7 @@ class Trimmed:
 
 
 def _sentences(verdict: Verdict, page: Page, where: str | None) -> list[RenderableType]:
-    head, *rest = words.sentences(verdict, where)
+    head, *rest = sentences(verdict, where)
     return [page.text(head, "bold"), *map(page.text, rest)]
 
 
@@ -160,6 +162,6 @@ def _facts(verdict: Verdict, page: Page, where: str | None) -> list[RenderableTy
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    for label, told in words.facts(verdict, where):
+    for label, told in facts(verdict, where):
         grid.add_row(page.text(label, "dim"), page.text(told))
     return [grid]

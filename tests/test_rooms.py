@@ -40,6 +40,13 @@ FLOORS = (
 """The rooms of the harness from the top down: a room imports those above it."""
 EDGES = ("verdict", "runs", "gate", "commands", "doors")  # load reports, inside functions
 HEAVY = ("numba", "threadpoolctl", "pandas", "matplotlib", "llama_cpp", "torch", "transformers", "jinja2")
+LONGEST = 300  # lines of a module: more are no sitting
+LONGER = {
+    "harness/hypotheses/attention.py": "one table of one operation's hypotheses",
+    "harness/hypotheses/rope.py": "one table of one operation's hypotheses",
+    "harness/hypotheses/weights.py": "one table of how a file's tensors are loaded wrongly",
+}
+"""Modules that may be longer, and why."""
 TOP_LEVEL = {"model", "harness", "dumps", "reports", "tests", "notebooks", ".ci", ".github"}
 
 
@@ -180,6 +187,7 @@ def test_every_import_follows_the_arrows() -> None:
         ("firstdiff.errors", "from firstdiff.verdict import Verdict"),
         ("firstdiff.commands.run", "import firstdiff"),
         ("firstdiff.cli", "from firstdiff.reports import terminal"),
+        ("firstdiff.engines.pytorch", "import firstdiff.torch"),
         ("firstdiff.cli", "from . import reports"),
         ("firstdiff.cli", "class C:\n    import firstdiff.reports.html"),
     ],
@@ -215,6 +223,13 @@ def test_every_module_lies_in_a_room() -> None:
     assert held == {*GROUND, *DOORS, *FLOORS} - {"ground", "doors"}
 
 
+def test_no_module_is_longer_than_a_sitting() -> None:
+    lines = {str(path): len(file.read_text("utf-8").splitlines()) for path, file in installed_files().items()}
+    long = {path for path, count in lines.items() if path.endswith(".py") and count > LONGEST}
+    assert long - set(LONGER) == set(), f"more than {LONGEST} lines: divide each by its ideas"
+    assert set(LONGER) - long == set(), "no longer long: strike them from the list"
+
+
 def test_relative_imports_of_a_package_start_at_itself() -> None:
     (found,) = imports("firstdiff.dumps", "from .errors import TraceError", is_package=True)
     assert found.name == "firstdiff.dumps.errors.TraceError"
@@ -224,6 +239,14 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     loaded = run("-c", "import sys, firstdiff; print(*sys.modules)").split()
     assert "firstdiff" in loaded
     assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_no_door_but_its_own_needs_pytorch() -> None:
+    doors = [f"firstdiff.{name}" for name in DOORS if name not in ("__init__", "__main__", "torch")]
+    script = f"import sys; sys.modules['torch'] = None; import firstdiff, {', '.join(doors)}; print(*sys.modules)"
+    loaded = run("-c", script).split()
+    assert set(doors) <= set(loaded)
+    assert [name for name in loaded if name.startswith("firstdiff.engines.pytorch")] == []
 
 
 def test_asking_for_help_loads_nothing_heavy() -> None:

@@ -20,7 +20,7 @@ from firstdiff.verdict.writing import strict
 
 def alone(verdict: Verdict, report: str | None, case: str | None = None) -> Checked:
     """A verdict that is held to nothing but itself."""
-    from firstdiff.reports.words import sentences
+    from firstdiff.reports.sentences import sentences
 
     failures = () if verdict.exit_code == 0 else tuple(sentences(verdict)[:1])
     return Checked(case or verdict.candidate, verdict, failures, verdict.exit_code, report=report)

@@ -8,7 +8,7 @@ from firstdiff.verdict import SiteVerdict, Verdict
 
 def held(verdict: Verdict, limits: Limits) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Hold a verdict to limits: why it fails, a sentence each, and what else is to be known."""
-    from firstdiff.reports.words import sentences
+    from firstdiff.reports.sentences import sentences
 
     said = sentences(verdict)
     if verdict.verdict == "incomparable":

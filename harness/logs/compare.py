@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from firstdiff.dumps import Site, Step
-from firstdiff.dumps.log import Log, Observation
+from firstdiff.dumps.log import Log
+from firstdiff.dumps.observation import Observation
 from firstdiff.logs.interpretation import EACH, MOST_ROWS, Reading, in_turn, judged_as, order_key, understood
 from firstdiff.logs.record import DISAGREES, LogVerdict, Observed
 from firstdiff.logs.statistics import SCORES, Sampling

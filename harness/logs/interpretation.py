@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from firstdiff.dumps.log import Observation, Printed
+from firstdiff.dumps.log_lines import Printed
+from firstdiff.dumps.observation import Observation
 from firstdiff.logs.record import AGREES, DISAGREES, NOT_COMPARED, Difference, Observed
 from firstdiff.logs.statistics import SCORES, Number, Sample, Sampling, View
 

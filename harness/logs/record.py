@@ -8,7 +8,7 @@ from math import isfinite
 from typing import Any
 
 from firstdiff.dumps import Site
-from firstdiff.dumps.log import Unknown
+from firstdiff.dumps.observation import Unknown
 from firstdiff.errors import escaped
 
 FORMAT, VERSION = "firstdiff-log-verdict", 1

@@ -183,7 +183,7 @@ class Verdict:
         return frame(self)
 
     def __repr__(self) -> str:
-        from firstdiff.reports.words import sentences
+        from firstdiff.reports.sentences import sentences
 
         return f"<Verdict {self.verdict}: {sentences(self)[0]}>"
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "builders"))
 
 from diagnosis_cases import Outcome, held, places, plant, planted_at
 from planted import MIXED, SMOLLM2, quantised
+from tiny_models import tiny
 
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted
@@ -34,7 +35,10 @@ SHAPES = {
     "Q4_K_M": Llama(n_layer=6, biases=True, rope_factors=True, rope_base=500000.0),
     "Q8_0": Llama(n_layer=6, head_dim=64, biases=True, rope_scale=0.5),
 }
-MODELS = ("SmolLM2", *SHAPES)
+TINY = {"qwen2": "Q4_K_M", "qwen3": "Q8_0"}
+"""Of other architectures: made by llama.cpp, six layers of each, in these types."""
+
+MODELS = ("SmolLM2", *SHAPES, *TINY)
 SEVERAL = 20  # runs with two, and with three faults, a model and dtype
 
 
@@ -42,6 +46,8 @@ def model_at(folder: Path, name: str) -> Path:
     """The file of a model, made if it is synthetic."""
     if name == "SmolLM2":
         return SMOLLM2
+    if name in TINY:
+        return tiny(name, folder, file_type=TINY[name], n_layer=6)
     path = folder / f"{name}.gguf"
     if not path.exists():
         plain = write_llama(folder / f"{name}.f32.gguf", SHAPES[name])

@@ -94,7 +94,7 @@ def _loaded(path: Path, dtype: str) -> object:
 
 
 def in_c(build: Path, bug: str | None = None) -> Engine:
-    """The engine of tests/engines, with a bug if one is given."""
+    """The engine of tests/engines/c, with a bug if one is given."""
 
     def record(path: Path, tokens: list[int], out: Path) -> Trace:
         run_engine(compile_engine(build, bug), path, tokens, out, decode=DECODE)

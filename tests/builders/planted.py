@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import numpy.typing as npt
+from builders import Stored, write_model
 
 from firstdiff.dumps import Site, Step, Trace, TraceWriter, open_trace
 from firstdiff.engines.ggml import bindings
@@ -17,6 +19,7 @@ from firstdiff.engines.llamacpp_capture import capture
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.judging.replay import Replay
+from firstdiff.model import synthetic as synthetic_model
 from firstdiff.model.arithmetic import F64, Arithmetic
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.synthetic import Llama, write_llama
@@ -95,6 +98,20 @@ def quantised(path: Path, file_type: int, out: Path, *, pure: bool = True) -> Pa
 
 def synthetic(folder: Path, **shape: Any) -> Path:
     return write_llama(folder / "model.gguf", Llama(**shape))
+
+
+def in_blocks(kind: str, folder: Path, **shape: Any) -> Path:
+    """A synthetic llama, its matrices of one simple type: made without llama.cpp, and to the bit what it makes.
+
+    The package gguf quantises to the types without super-blocks as ggml's reference functions do.
+    """
+    llama, type_ = Llama(**shape), gguf.GGMLQuantizationType[kind]
+    blocks = {
+        name: Stored(x.shape[::-1], type_.value, gguf.quantize(x, type_).tobytes())
+        for name, x in synthetic_model._tensors(llama)
+        if x.ndim == 2
+    }
+    return write_model(folder / f"{kind}.gguf", shape=llama, tensors=blocks)
 
 
 def recorded(

@@ -12,7 +12,7 @@ from firstdiff.dumps import Trace
 from firstdiff.judging.layouts import HALF
 from firstdiff.model.engine import open_model
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.smollm2
 
 PROMPT = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198]
 

@@ -95,6 +95,7 @@ def test_good_bytes_are_good(folder: Path, kind: str) -> None:
     assert Site(0, None, "embd") in open_trace(path, tokens=[1, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SUFFIX)
 @FUZZ
 @given(data=st.data())
@@ -155,6 +156,7 @@ LISTED = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     tensors=st.lists(LISTED, max_size=4) | st.dictionaries(NAMES, LISTED, max_size=3) | JSON,
@@ -191,6 +193,7 @@ def test_any_name_is_spelled_looked_up_and_compared(name: str) -> None:
     choose([[name]])
 
 
+@pytest.mark.slow
 @FUZZ
 @given(table=st.dictionaries(ANY_NAME, st.sampled_from(["Qcur", "embd", "Qcur-0"]) | JSON, max_size=4) | JSON)
 def test_any_table_is_checked(folder: Path, table: Any) -> None:
@@ -224,6 +227,7 @@ def test_a_name_is_found_by_its_own_pattern(name: str, layer: int) -> None:
     assert (place.point, place.layer) == ("Qcur", layer)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     values=npst.arrays(

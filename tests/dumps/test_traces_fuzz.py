@@ -111,6 +111,7 @@ def mutated(draw: st.DrawFn, good: bytes) -> bytes:
     return bytes(content[: draw(st.none() | st.integers(0, len(content)))])
 
 
+@pytest.mark.slow
 @FUZZ
 @given(content=st.binary(max_size=200))
 @pytest.mark.parametrize("name", ["trace.json", "step-000.safetensors", "step-001.safetensors"])
@@ -118,6 +119,7 @@ def test_random_bytes_never_surprise(run: Path, name: str, content: bytes) -> No
     with_file(run, name, content)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["trace.json", "step-000.safetensors", "step-001.safetensors"])
@@ -125,12 +127,14 @@ def test_mutations_never_surprise(run: Path, name: str, data: st.DataObject) -> 
     with_file(run, name, data.draw(mutated((run / name).read_bytes())))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(manifest=MANIFEST | JSON)
 def test_any_json_as_manifest_never_surprises(run: Path, manifest: Any) -> None:
     with_file(run, "trace.json", json.dumps(manifest).encode())
 
 
+@pytest.mark.slow
 @FUZZ
 @given(header=HEADER | JSON, data=st.binary(max_size=64))
 @pytest.mark.parametrize("name", ["step-000.safetensors", "step-001.safetensors"])
@@ -150,6 +154,7 @@ def test_a_text_is_refused_or_is_a_site_that_prints_back(text: str) -> None:
     assert str(site) in (text, text.removesuffix("@0"))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     values=npst.arrays(

@@ -22,7 +22,7 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def quantised_blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bytes]:
+def quantised_blocks(llama: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bytes]:
     found = quantised_weights(tmp_path_factory.mktemp("blocks"))
     return {kind: raw.reshape(-1, BY_NAME[kind].nbytes) for kind, raw in found.items()}
 

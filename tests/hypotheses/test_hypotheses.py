@@ -121,6 +121,7 @@ class Trying(Probe):
         return Value(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engines_of_noise import NORMS, PRODUCTS, UNKNOWN, Before, attribute, bits, dump, weights_off
-from planted import FILE_TYPES, SMOLLM2, judge, quantised, recorded, synthetic
+from planted import SMOLLM2, in_blocks, judge, recorded
 
 from firstdiff.dumps import Trace
 from firstdiff.engines.llamacpp import Attention
@@ -50,8 +50,7 @@ FOUND = {
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("fingerprint")
-    path = synthetic(folder, n_layer=LAYERS, n_head=4, n_head_kv=2, head_dim=64)
-    return open_model(quantised(path, FILE_TYPES["Q4_1"], folder / "q4_1.gguf"))
+    return open_model(in_blocks("Q4_1", folder, n_layer=LAYERS, n_head=4, n_head_kv=2, head_dim=64))
 
 
 @cache
@@ -70,6 +69,7 @@ def diverging(verdict: Verdict) -> set[str]:
     return {str(s.site) for s in verdict.diverging}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOUND)
 def test_an_arithmetic_is_named_by_group_and_judged_at_its_floor(small: Model, name: str) -> None:
     verdict = judge(small, dump(small, PROMPT, arithmetic=arithmetic_named(name)))
@@ -81,6 +81,7 @@ def test_an_arithmetic_is_named_by_group_and_judged_at_its_floor(small: Model, n
     assert all(s.floor <= limit for s in verdict.sites if s.floor is not None)
 
 
+@pytest.mark.smollm2
 @pytest.mark.parametrize("name", ["ggml-cpu", "bf16", "tf32", "f16-operands", "f32+products=tf32+kv=bf16"])
 def test_an_arithmetic_is_named_on_a_real_model(name: str) -> None:
     verdict = judge(smollm2(), dump(smollm2(), TEXT, arithmetic=arithmetic_named(name)))
@@ -89,6 +90,7 @@ def test_an_arithmetic_is_named_on_a_real_model(name: str) -> None:
     assert diverging(verdict) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in FOUND if n not in ("bf16", "f16")])
 def test_a_fault_in_one_layer_is_found_in_any_arithmetic(small: Model, name: str) -> None:
     arithmetic = arithmetic_named(name)
@@ -99,6 +101,7 @@ def test_a_fault_in_one_layer_is_found_in_any_arithmetic(small: Model, name: str
     assert diverging(verdict) == wrong | {f"{site}@1" for site in wrong}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["f32", "tf32", "ggml-cpu"])
 def test_an_arithmetic_is_known_by_the_sites_that_are_right_where_most_are_wrong(small: Model, name: str) -> None:
     faults = [("min-missing", layer) for layer in range(4)]  # of six layers
@@ -107,6 +110,7 @@ def test_an_arithmetic_is_known_by_the_sites_that_are_right_where_most_are_wrong
     assert {s.layer for s in verdict.diverging} == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bf16", "f16"])
 def test_a_fault_is_found_where_results_are_stored_narrowly(small: Model, name: str) -> None:
     verdict = judge(small, dump(small, PROMPT, ("gqa-map", 1), arithmetic=arithmetic_named(name)))
@@ -114,6 +118,8 @@ def test_a_fault_is_found_where_results_are_stored_narrowly(small: Model, name: 
     assert diverging(verdict) == {"kq-1", "kqv_out-1", "kq-1@1", "kqv_out-1@1"}
 
 
+@pytest.mark.llama
+@pytest.mark.smollm2
 @pytest.mark.parametrize(
     "attention", [Attention.of(flash=f, kv=k) for f in (False, True) for k in ("f16", "q8_0")], ids=str
 )
@@ -127,6 +133,7 @@ def test_llama_cpps_own_options_are_found_from_its_numbers(tmp_path: Path, atten
     assert diverging(verdict) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", UNKNOWN)
 def test_an_unknown_arithmetic_is_judged_at_the_level_of_its_layers(small: Model, engine: str) -> None:
     before, after = UNKNOWN[engine]
@@ -141,6 +148,7 @@ def test_an_unknown_arithmetic_is_judged_at_the_level_of_its_layers(small: Model
     assert {s.op for s in verdict.sites} > {s.op for s in lifted} or "all" in engine
 
 
+@pytest.mark.smollm2
 @pytest.mark.parametrize("engine", ["noise of 3e-3 on products", "activations of 5 bits", "sums in f16"])
 def test_an_unknown_arithmetic_is_judged_so_on_a_real_model(engine: str) -> None:
     before, after = UNKNOWN[engine]
@@ -154,6 +162,7 @@ def test_an_unknown_arithmetic_is_judged_so_on_a_real_model(engine: str) -> None
     assert {s.point for s in verdict.diverging if s.layer == 11} == swapped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", UNKNOWN)
 def test_a_fault_in_one_layer_stands_out_of_an_unknown_arithmetic(small: Model, engine: str) -> None:
     before, after = UNKNOWN[engine]
@@ -174,6 +183,7 @@ EVERYWHERE: dict[str, tuple[Before, set[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", EVERYWHERE)
 @pytest.mark.parametrize("declared", [None, "f32"])
 def test_a_small_fault_at_every_layer_is_no_arithmetic(small: Model, fault: str, declared: str | None) -> None:
@@ -187,11 +197,13 @@ def test_a_small_fault_at_every_layer_is_no_arithmetic(small: Model, fault: str,
     assert first_step == {f"{point}-{layer}" for point in layered for layer in range(LAYERS)}
 
 
+@pytest.mark.smollm2
 def test_wrong_weights_at_every_product_of_a_real_model_are_no_arithmetic() -> None:
     verdict = judge(smollm2(), dump(smollm2(), TEXT, before=weights_off(1e-2, *PRODUCTS)))
     assert {s.point for s in verdict.diverging} == set(PRODUCTS)
 
 
+@pytest.mark.slow
 def test_errors_above_the_ceiling_are_not_excused(small: Model) -> None:
     rng = np.random.default_rng(3)
 
@@ -204,6 +216,7 @@ def test_errors_above_the_ceiling_are_not_excused(small: Model) -> None:
     assert "level" not in verdict.arithmetic["linear"]
 
 
+@pytest.mark.slow
 def test_a_declared_arithmetic_is_believed_where_it_fits_and_not_against_the_numbers(small: Model) -> None:
     traces = {name: dump(small, PROMPT, arithmetic=arithmetic_named(name)) for name in ("tf32", "ggml-cpu")}
     for name, trace in traces.items():

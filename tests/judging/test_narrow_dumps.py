@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import SMOLLM2, MemoryWriter, replayed, synthetic
+from planted import MemoryWriter, replayed, synthetic
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
@@ -33,8 +33,8 @@ AXES = axes_of("l_out")
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Model:
-    return open_model(SMOLLM2)
+def real(smollm2: Path) -> Model:
+    return open_model(smollm2)
 
 
 @pytest.fixture(scope="module")
@@ -63,22 +63,22 @@ def in_f16(model: Model, **altered: Callable[[Array], Array]) -> dict[str, SiteV
         ("rope-on-v", "first", "f16"),  # where a copy should be, which rounds nothing
     ],
 )
-def test_a_fault_that_enlarges_rounding_is_named_all_the_same(smollm2: Model, id_: str, place: str, dtype: str) -> None:
+def test_a_fault_that_enlarges_rounding_is_named_all_the_same(real: Model, id_: str, place: str, dtype: str) -> None:
     hypothesis, tokens = TABLE[id_], tokens_of("SmolLM2")
-    planted = planted_at(smollm2, tokens, hypothesis, places(hypothesis, smollm2)[place], place)
+    planted = planted_at(real, tokens, hypothesis, places(hypothesis, real)[place], place)
     assert planted is not None
-    outcome = held(smollm2, planted, dtype, name="SmolLM2")
+    outcome = held(real, planted, dtype, name="SmolLM2")
     assert outcome.site
     assert outcome.accused == ()
     assert outcome.named == ("named",)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-def test_a_run_that_overflows_is_judged_without_a_warning(smollm2: Model, dtype: str) -> None:
-    planted = planted_at(smollm2, tokens_of("SmolLM2")[:8], TABLE["norm-missing"], None, "all")
+def test_a_run_that_overflows_is_judged_without_a_warning(real: Model, dtype: str) -> None:
+    planted = planted_at(real, tokens_of("SmolLM2")[:8], TABLE["norm-missing"], None, "all")
     assert planted is not None
     assert any(not np.isfinite(planted.trace(dtype)[site]).all() for site in planted.tensors)
-    outcome = held(smollm2, planted, dtype, name="SmolLM2")
+    outcome = held(real, planted, dtype, name="SmolLM2")
     assert outcome.site
     assert outcome.named == ("named",)
 

@@ -1,0 +1,146 @@
+"""Hooks on a PyTorch model's modules, and an attention that shows its operands."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from firstdiff.dumps import Site
+from firstdiff.dumps.points import axes_of
+from firstdiff.engines.pytorch_families import Taps
+from firstdiff.errors import UsageError
+
+Array = npt.NDArray[Any]
+Module = Any  # torch.nn.Module: torch's types are there only where torch is installed
+Tensor = Any  # torch.Tensor
+Attended = tuple[Tensor, Tensor]  # [1, T, H, D], and the probabilities [1, H, T, S]
+Put = Callable[[int | None, str, Tensor], None]
+
+
+def modules_at(model: Module, path: str) -> Iterator[tuple[int | None, Module]]:
+    """The modules that a path fits, with their layers."""
+    before, *after = path.split("{layer}", 1)
+    number = "(0|[1-9][0-9]*)" + re.escape(after[0]) if after else ""
+    pattern = re.compile(re.escape(before) + number)
+    for name, module in model.named_modules(remove_duplicate=False):
+        if found := pattern.fullmatch(name):
+            yield int(found[1]) if after else None, module
+
+
+@contextlib.contextmanager
+def hooked(model: Module, taps: Taps) -> Iterator[dict[str, Array]]:
+    """Hooks that put what passes into the dict yielded, by key, in execution order."""
+    tensors: dict[str, Array] = {}
+    attentions = {} if taps.attention is None else dict(modules_at(model, taps.attention))
+    head_dims = {layer: getattr(module, "head_dim", None) for layer, module in attentions.items()}
+
+    def put(layer: int | None, point: str, value: Tensor) -> None:
+        key = Site(0, layer, point).key
+        if key in tensors:
+            raise UsageError(f"{key} is computed twice in one step: give each module a point of its own")
+        tensors[key] = _array(_canonical(point, tensor_of(value), head_dims.get(layer), taps.heads_first))
+
+    def taken(layer: int | None, point: str) -> Callable[..., None]:
+        """Of a forward hook (module, inputs, output) or a pre-hook (module, inputs), the last argument."""
+        return lambda _module, *passed: put(layer, point, passed[-1])
+
+    with contextlib.ExitStack() as undo:
+        for path, point in taps.inputs.items():
+            for layer, module in modules_at(model, path):
+                undo.callback(module.register_forward_pre_hook(taken(layer, point)).remove)
+        for path, point in taps.outputs.items():
+            for layer, module in modules_at(model, path):
+                undo.callback(module.register_forward_hook(taken(layer, point)).remove)
+        if attentions and all(map(_is_eager, attentions.values())):
+            undo.enter_context(_showing_operands(model, attentions, put))
+        yield tensors
+
+
+# Attention: rotated queries and keys, the cache, scores and probabilities are in no module's input or output.
+
+_SHOWN: dict[Module, tuple[int | None, Put]] = {}
+"""Attention modules that are being recorded, their layers, and where their points go."""
+
+
+@contextlib.contextmanager
+def _showing_operands(model: Module, attentions: Mapping[int | None, Module], put: Put) -> Iterator[None]:
+    """Let the model attend by `_attend`. Only its configuration changes: other models go on as they were."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register("firstdiff", _attend)
+    AttentionMaskInterface.register("firstdiff", eager_mask)
+    before = model.config._attn_implementation  # noqa: SLF001 - there is no public way to ask
+    with contextlib.ExitStack() as undo:
+        undo.callback(model.set_attn_implementation, before)
+        model.set_attn_implementation("firstdiff")
+        for layer, module in attentions.items():
+            undo.callback(_SHOWN.pop, module, None)
+            _SHOWN[module] = layer, put
+        yield
+
+
+def _is_eager(module: Module) -> bool:
+    """Whether the file that an attention module comes from has the functions that `_attend` calls."""
+    home = sys.modules[type(module).__module__]
+    return hasattr(home, "eager_attention_forward") and hasattr(home, "repeat_kv")
+
+
+def _attend(module: Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **options: object) -> Attended:
+    """Attend by the model's own eager attention; query [1, H, T, D], key and value [1, H_kv, S, D].
+
+    The scores are computed once more, by the operation that the eager attention begins with.
+    """
+    home = sys.modules[type(module).__module__]
+    attended, probabilities = home.eager_attention_forward(module, query, key, value, mask, **options)
+    if module in _SHOWN:
+        layer, put = _SHOWN[module]
+        keys = key.transpose(1, 2)  # [1, S, H_kv, D]
+        put(layer, "Qcur_rope", query.transpose(1, 2))  # [1, T, H, D]
+        put(layer, "Kcur_rope", keys[:, -query.shape[2] :])
+        put(layer, "k_cache", keys)
+        put(layer, "v_cache", value.transpose(1, 2))
+        put(layer, "kq", torch.matmul(query, home.repeat_kv(key, module.num_key_value_groups).transpose(2, 3)))
+        put(layer, "kq_soft_max", probabilities)
+    return attended, probabilities
+
+
+# Values
+
+
+def tensor_of(value: object) -> Tensor:
+    """The tensor that a module returns, alone, first of several, or as the logits of an output."""
+    if torch.is_tensor(value):
+        return value
+    for part in ("logits", "last_hidden_state"):
+        if torch.is_tensor(found := getattr(value, part, None)):
+            return found
+    if isinstance(value, Sequence) and value:
+        return tensor_of(value[0])
+    raise UsageError(f"a module returned {type(value).__name__} and no tensor: leave it out of names")
+
+
+def _canonical(point: str, x: Tensor, head_dim: int | None, heads_first: frozenset[str]) -> Tensor:
+    """A tensor in the axes of its point: without the batch, heads apart and after the tokens."""
+    if x.ndim > 2 and x.shape[0] == 1:  # noqa: PLR2004 - [1, T, n]; [T, n] has no batch
+        x = x[0]
+    if point in heads_first:  # [H, T, D]
+        x = x.transpose(0, 1)
+    if head_dim is not None and "head_dim" in axes_of(point):
+        x = x.reshape(x.shape[0], -1, head_dim)  # [T, H, D]
+    return x
+
+
+def _array(x: Tensor) -> Array:
+    """A copy that nothing changes later. numpy has no bfloat16: float32 holds it exactly."""
+    x = x.detach()
+    x = x.float() if x.dtype == torch.bfloat16 else x
+    copied: Array = np.array(x.cpu().numpy(), order="C")
+    return copied
