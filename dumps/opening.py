@@ -48,7 +48,11 @@ class _Files:
 
 
 def open_trace(
-    path: str | os.PathLike[str], *, tokens: Sequence[int] | None = None, names: Names | None = None
+    path: str | os.PathLike[str],
+    *,
+    tokens: Sequence[int] | None = None,
+    otherwise: Sequence[int] | None = None,
+    names: Names | None = None,
 ) -> Trace:
     """Open a trace, ours or anybody's.
 
@@ -63,7 +67,10 @@ def open_trace(
         The folder, its manifest, or a file.
     tokens
         The tokens of all steps in a row, for a trace that does not say them. Step 0 gets all but one for each
-        later step; that step 0 has so many rows is checked on the tensors.
+        later step; that step 0 has so many rows is checked on the tensors. Where the trace says its tokens, they must
+        begin with these.
+    otherwise
+        The same, for a trace that does not say them; one that does may say others.
     names
         How the engine's names are to be understood: ``firstdiff``, ``llama.cpp``, ``hf``, a table
         ``{"their.{layer}.name": "point"}``, or the path of one in TOML or JSON. Without it the manifest says it, or
@@ -75,10 +82,13 @@ def open_trace(
         If there is no readable step, the tokens of one are unknown, the manifest or table is broken, or two names
         mean one site.
     """
-    given = None if tokens is None else whole_numbers(tokens, "token")
+    given, spare = (None if x is None else whole_numbers(x, "token") for x in (tokens, otherwise))
     dump = _found(Path(path))
     root, manifest = dump.root, dump.manifest
     listing, tensors, named, known, notes = _understood(dump, names)
+    says_tokens = any(step.tokens is not None for step in listing.steps)
+    if given is None and not says_tokens:
+        given = spare
     return Trace(
         path=root,
         engine=manifest.engine,
@@ -91,6 +101,7 @@ def open_trace(
         layouts=manifest.layouts,
         unknown=unknown(named),
         named=named,
+        says_tokens=says_tokens,
     )
 
 

@@ -50,6 +50,8 @@ class Trace:
         The names that are not understood. Their tensors are at the sites of the names themselves.
     named
         How each of the engine's names was read; empty for a trace in memory, whose sites are given.
+    says_tokens
+        Whether the tokens are the trace's own, and not those of whoever opened it.
     """
 
     path: Path | None
@@ -63,6 +65,7 @@ class Trace:
     layouts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     unknown: tuple[Unknown, ...] = ()
     named: tuple[Named, ...] = ()
+    says_tokens: bool = True
 
     def sites(self) -> list[Site]:
         """Return the recorded sites in execution order."""

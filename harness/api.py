@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -10,15 +11,14 @@ from pathlib import Path
 from firstdiff.blas import one_thread
 from firstdiff.dumps import Site, Trace, open_trace
 from firstdiff.dumps.site import as_site
-from firstdiff.engines.identity import check_same_tokens, check_trace, identity
-from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses.planting import Planted, planted
 from firstdiff.model.engine import Model, open_model
-from firstdiff.preflight.check import preflight
 from firstdiff.runs import judge, recording
+from firstdiff.runs.admission import admitted
 from firstdiff.runs.folder import run_folder
-from firstdiff.runs.prompt import Input
+from firstdiff.runs.prompt import Input, vocabulary_of
+from firstdiff.runs.run import Run
 from firstdiff.verdict import Explanation, Failed, Verdict
 
 File = str | PathLike[str]
@@ -155,29 +155,19 @@ def compare(
     >>> import firstdiff as fd
     >>> trace = fd.record(model, tokens=[1, 70, 71, 72], engine="reference:f32", bugs=["rope-base@2"])
     >>> verdict = fd.compare(trace, model)
-    >>> verdict.verdict, verdict.first.site
-    ('diverges', 'Qcur_rope-2')
+    >>> print(verdict.verdict, verdict.first.site)
+    diverges Qcur_rope-2
     >>> frame = verdict.frame()
     >>> list(frame[frame.status == "diverges"].site)
     ['Qcur_rope-2', 'Kcur_rope-2']
     """
-    opened = opened_model(model)
-    trace = as_trace(candidate)
-    said = identity(opened)
-    check_trace(trace, opened, said)
+    run, trace = Run(opened_model(model)), as_trace(candidate)
     witness = None if against is None else as_trace(against)
-    if witness is not None:
-        check_trace(witness, opened, said)
-        check_same_tokens(trace, witness)
-    pieces: tuple[str, ...] = ()
+    source = Input(prompt=prompt, chat=chat)
     with one_thread():
-        if prompt is None:
-            checks = preflight(opened, trace, sha256=said["sha256"])
-        else:
-            with LlamaCpp(opened.gguf.path, vocabulary_only=True) as engine:
-                checks = preflight(opened, trace, engine=engine, text=prompt, chat=chat, sha256=said["sha256"])
-                pieces = tuple(engine.piece(t) for t in trace.steps[0].tokens)
-        return judge.judge(opened, trace, witness=witness, preflight=checks, pieces=pieces, sha256=said["sha256"])
+        with nullcontext() if prompt is None else vocabulary_of(run.model) as vocabulary:
+            subject = admitted(run, trace, source, vocabulary)
+        return judge.judge(run, subject, witness=witness)
 
 
 class Explanations(tuple[Explanation, ...]):  # noqa: SLOT001 - a tuple cannot have slots with something in them
@@ -231,10 +221,10 @@ def explain(what: Verdict | Trace | File, site: AnySite | None = None, *, model:
         raise UsageError("a trace is explained with its model: give model=, the GGUF file")
     else:
         verdict = compare(what, model)
-    name = None if site is None else str(as_site(site))
-    if name is not None and all(s.site != name for s in verdict.sites):
-        raise UsageError(f"{name}: the verdict has no such site")
-    found = Explanations(e for e in verdict.explanations if name is None or name in e.sites)
+    asked = None if site is None else as_site(site)
+    if asked is not None and all(s.site != asked for s in verdict.sites):
+        raise UsageError(f"{asked}: the verdict has no such site")
+    found = Explanations(e for e in verdict.explanations if asked is None or asked in e.sites)
     found.failed = verdict.failed
     return found
 

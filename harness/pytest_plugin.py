@@ -128,19 +128,21 @@ class FirstDiff:
         from firstdiff.runs import candidates
         from firstdiff.runs.folder import keep_verdict
         from firstdiff.runs.prompt import Input
+        from firstdiff.runs.run import begun
 
         node = self._request.node
         name = "".join(c if c.isalnum() or c in "._" else "-" for c in node.nodeid)[-LONGEST:]
         out = _out(node.config, "tests") / (name if not self._count else f"{name}-{self._count + 1}")
         self._count += 1
         source = Input(None if tokens is None else tuple(tokens))
-        threads = threads_for(Path(model))
+        command = ["run", str(model), "--candidate", str(trace)]
+        command += [] if source.tokens is None else ["--tokens", ",".join(map(str, source.tokens))]
+        command += [] if names is None else ["--names", names]
         try:
             with one_thread():
-                (verdict,) = candidates.judge_candidates(
-                    Path(model), [Path(trace)], source, names=names, threads=threads, out=out, detailed=True
-                )
-            keep_verdict(out, verdict.to_json())
+                run = begun(Path(model), out=out, threads=threads_for(Path(model)), detailed=True)
+                (judged,) = candidates.judge_candidates(run, [Path(trace)], source, names=names)
+            verdict = keep_verdict(out, judged.verdict, command)
         except Exception as e:
             if exit_code(e) is None:
                 raise

@@ -89,7 +89,7 @@ def in_full(e: Explanation) -> list[str]:
 
 def nothing(verdict: Verdict, site: str | None) -> str:
     """Why there is no explanation: of a site, or of anything."""
-    status = {s.site: s for s in verdict.sites}.get(site or "")
+    status = {str(s.site): s for s in verdict.sites}.get(site or "")
     if status is None:
         return "Nothing diverges, so there is nothing to explain."
     if status.status is Status.INHERITS:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from math import inf, isnan
 
 from firstdiff.reports.words import REASONS, counted, listed, number
-from firstdiff.verdict import Logits, Status, Verdict
+from firstdiff.verdict import Logits, SiteVerdict, Status, Verdict
 
 
 def facts(verdict: Verdict, where: str | None = None) -> list[tuple[str, str]]:
@@ -47,7 +47,7 @@ def _coverage(verdict: Verdict) -> str:
 
 def reasons(verdict: Verdict) -> str:
     """Why sites are not comparable: the three most frequent reasons, each with a site to look at."""
-    sites: dict[str, list[str]] = defaultdict(list)
+    sites: dict[str, list[object]] = defaultdict(list)
     for s in verdict.sites:
         if s.status is Status.NOT_COMPARABLE:
             sites[s.reason or "no reason given"].append(s.site)
@@ -64,15 +64,23 @@ def _witness(verdict: Verdict, where: str | None) -> str:
     witness = verdict.witness
     if witness is None:
         return ""
-    candidate = {s.site for s in verdict.diverging}
-    both = [s for s in witness.diverges if s in candidate]
-    alone = [s for s in witness.diverges if s not in candidate]
     told = [f"{witness.engine} judged on the same tokens: {witness.agrees:,} agree"]
-    if both:
-        told.append(f"it diverges from the reference where the candidate does at {listed(both, where)}")
-    if alone:
-        told.append(f"it diverges from the reference where the candidate does not at {listed(alone, where)}")
+    sites = {s.site: s for s in verdict.sites}
+    by_candidate: dict[str, list[object]] = defaultdict(list)
+    for site in witness.diverges:
+        by_candidate[_beyond(sites.get(site))].append(site)
+    for does, of in sorted(by_candidate.items()):
+        told.append(f"it diverges from the reference where the candidate {does} at {listed(of, where)}")
+    if not witness.judged_too:  # else it stands before all tensors
+        told += [f"{check}: {says}" for check, says in witness.broken.items()]
     return "; ".join(told)
+
+
+def _beyond(site: SiteVerdict | None) -> str:
+    """Whether a candidate leaves the reference at a site too; one that is doubted for that keeps its local error."""
+    if site is None or site.local_error is None or site.floor is None:
+        return "is not judged"
+    return "does not" if site.local_error <= site.floor else "does too"
 
 
 def _logits(logits: Sequence[Logits]) -> str:

@@ -55,7 +55,7 @@ COLUMNS = {
 def _row(s: SiteVerdict) -> dict[str, Any]:
     worst = s.worst
     return {
-        "site": s.site,
+        "site": str(s.site),
         "point": s.point,
         "layer": s.layer,
         "step": s.step,
@@ -70,6 +70,6 @@ def _row(s: SiteVerdict) -> dict[str, Any]:
         "worst_index": None if worst is None else worst.index,
         "worst_candidate": None if worst is None else worst.candidate,
         "worst_reference": None if worst is None else worst.reference,
-        "segment": s.segment,
+        "segment": tuple(map(str, s.segment)),
         "reason": s.reason,
     }

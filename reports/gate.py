@@ -39,7 +39,7 @@ def _table(cases: Sequence[Checked], page: Page) -> Table:
         table.add_column(heading, justify="right" if heading in ("error", "judged") else "left", no_wrap=True)
     for c in cases:
         v = c.verdict
-        first = "" if v is None else next(iter(v.broken), v.first.site if v.first else "-")
+        first = "" if v is None else next(iter(v.broken), str(v.first.site) if v.first else "-")
         error = "" if v is None else words.number(v.first.local_error if v.first else v.worst_error)
         judged = "" if v is None else f"{v.judged:,} of {len(v.sites):,}"
         mark = page.text("passes", "green") if c.passes else page.text("fails", "bold red")

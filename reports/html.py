@@ -88,7 +88,7 @@ def _explanation(e: Explanation) -> dict[str, Any]:
         left = f"The best of them, {e.next_best.hypothesis}, leaves {words.number(e.next_best.residual)}."
     return {
         "extent": e.extent,
-        "site": e.site,
+        "site": str(e.site),
         "hypothesis": e.hypothesis,
         "says": e.says,
         "fix": e.fix,
@@ -109,7 +109,7 @@ def _plain(value: object) -> str:
 def _row(s: SiteVerdict) -> dict[str, str]:
     error, floor = words.apart(s.local_error, s.floor)
     return {
-        "site": escaped(s.site),
+        "site": escaped(str(s.site)),
         "op": s.op,
         "error": error,
         "floor": floor,

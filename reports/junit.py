@@ -33,7 +33,7 @@ def properties(c: Checked) -> Iterator[tuple[str, str]]:
     if verdict is not None:
         yield "firstdiff.verdict", verdict.verdict
         if verdict.first is not None:
-            yield "firstdiff.first", verdict.first.site
+            yield "firstdiff.first", str(verdict.first.site)
         yield "firstdiff.judged", f"{verdict.judged} of {len(verdict.sites)}"
         yield from (("firstdiff.explanation", paragraph) for paragraph in paragraphs(verdict))
     if c.report:

@@ -85,7 +85,7 @@ def _cells(verdict: Verdict | None) -> tuple[str, str, str]:
     if verdict is None:
         return "", "", ""
     first = verdict.first
-    name = next((inert(check) for check in verdict.broken), code(first.site) if first else "")
+    name = next((inert(check) for check in verdict.broken), code(str(first.site)) if first else "")
     error = words.number(first.local_error if first else verdict.worst_error)
     return name, error, f"{verdict.judged:,} of {len(verdict.sites):,}"
 
@@ -113,7 +113,8 @@ def _diverging(sites: Sequence[SiteVerdict]) -> Iterator[str]:
     yield "| --- | --- | ---: | ---: | --- | --- |"
     for s in sites[:ROWS]:
         error, floor = words.apart(s.local_error, s.floor)
-        yield f"| {code(s.site)} | {code(s.op)} | {error} | {floor} | {inert(words.place(s))} | {words.inputs(s)} |"
+        site, op, place = code(str(s.site)), code(s.op), inert(words.place(s))
+        yield f"| {site} | {op} | {error} | {floor} | {place} | {words.inputs(s)} |"
     if len(sites) > ROWS:
         yield ""
         yield f"and {len(sites) - ROWS:,} more"
@@ -134,7 +135,7 @@ def _changes(changes: Changes) -> Iterator[str]:
     yield "| since the baseline | site | was | is |"
     yield "| --- | --- | --- | --- |"
     for kind, site, was, now in rows[:ROWS]:
-        yield f"| {kind} | {code(site)} | {was} | {now} |"
+        yield f"| {kind} | {code(str(site))} | {was} | {now} |"
     if len(rows) > ROWS:
         yield ""
         yield f"and {len(rows) - ROWS:,} more"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from math import isfinite, log1p, log10
 from typing import Any
 
+from firstdiff.dumps.site import Site
 from firstdiff.reports.words import along
 from firstdiff.verdict import Detail, Explanation, Profile, SiteVerdict, Statistics, Status, Verdict
 
@@ -59,7 +60,7 @@ def _more(s: SiteVerdict, text: Text) -> dict[str, Any]:
     """What few sites have."""
     told = {
         "inputs": None if s.inputs_right else "wrong",
-        "segment": [text(name) for name in s.segment],
+        "segment": [text(str(of)) for of in s.segment],
         "where": [text(along(axis, span)) for axis, span in (s.where or {}).items()],
         "broken": s.not_finite,
         "reason": None if s.reason is None else text(s.reason),
@@ -120,11 +121,11 @@ def _pairs(scatter: Sequence[tuple[float, float]]) -> list[Any] | None:
     return [_number(low), _number(high), "".join(ALPHABET[round((x - low) * scale)] for x in values)]
 
 
-def _explanation(e: Explanation, number: dict[str, int], text: Text) -> dict[str, Any]:
+def _explanation(e: Explanation, number: dict[Site, int], text: Text) -> dict[str, Any]:
     accepted = {e.hypothesis, *(t.hypothesis for t in e.equals)}
     return {
         "sites": [number[s] for s in e.sites if s in number],
-        "site": text(e.site),
+        "site": text(str(e.site)),
         "says": text(e.says),
         "explains": e.hypothesis is not None,
         "tried": [[text(t.hypothesis), text(t.says), _number(t.residual), t.hypothesis in accepted] for t in e.tried],

@@ -20,19 +20,25 @@ def sentences(verdict: Verdict, where: str | None = None) -> list[str]:
 
     What does not hold of the input contract comes before all tensors: they differ because of it.
     """
-    contract = [
-        f"{says[:1].upper()}{says[1:]}." if check == "engine" else f"Before any tensor, {check}: {says}."
-        for check, says in verdict.broken.items()
-    ]
     if verdict.first is not None:
         told = _divergence(verdict, verdict.first, where)
-    elif verdict.judged and verdict.beside:
+    elif verdict.judged and (verdict.beside or verdict.broken_beside):
         told = [_beside(verdict, where), _agreement(verdict)]
     elif verdict.judged:
         told = [_agreement(verdict)]
     else:
         told = ["Nothing could be compared: this is no pass.", _why(verdict)]
-    return [x for x in (*contract, *told, untried(verdict.failed, where), _judged(verdict)) if x]
+    return [x for x in (*contract(verdict), *told, untried(verdict.failed, where), _judged(verdict)) if x]
+
+
+def contract(verdict: Verdict) -> list[str]:
+    """What does not hold of the input contract, a sentence each; nothing where all holds."""
+    told = [
+        f"{says[:1].upper()}{says[1:]}." if check == "engine" else f"Before any tensor, {check}: {says}."
+        for check, says in verdict.broken.items()
+    ]
+    beside = verdict.broken_beside.items()
+    return told + [f"Before any tensor of the second trace, {check}: {says}." for check, says in beside]
 
 
 def _divergence(verdict: Verdict, first: SiteVerdict, where: str | None) -> list[str]:
@@ -61,7 +67,7 @@ def _agreement(verdict: Verdict) -> str:
         error, floor = apart(worst.local_error, worst.floor)
         largest = f": largest local error {error} ({worst.site}), floor {floor}"
     sites = "The only {} site" if verdict.judged == 1 else f"Every one of the {verdict.judged:,} {{}} sites"
-    trace = " of the first trace" if verdict.beside else ""
+    trace = " of the first trace" if verdict.beside or verdict.broken_beside else ""
     return f"{sites.format(kind)}{trace}{of} agrees{largest}."
 
 
@@ -123,20 +129,19 @@ def _origin(verdict: Verdict, site: SiteVerdict, where: str | None) -> str:
 
 
 def _dump(verdict: Verdict, where: str | None) -> str:
-    names = verdict.dump_next
-    if not names:
+    sites = verdict.dump_next
+    if not sites:
         return ""
-    sites = {s.site.partition("@")[0]: s for s in verdict.sites}
-    points, layers = {sites[name].point for name in names}, {sites[name].layer for name in names}
+    points, layers = {site.point for site in sites}, {site.layer for site in sites}
     if len(layers) > 1 and len(points) == 1:
         return f" Dump {points.pop()} of layers {runs(n for n in layers if n is not None)} next."
     (*inside,) = layers - {None}
-    if len(inside) == 1 and len(names) > 2 * NAMED:  # without the layer's number, all of them are two lines
-        outside = [name for name in names if sites[name].layer is None]
-        of = ", ".join(sites[name].point for name in names if sites[name].layer is not None)
+    if len(inside) == 1 and len(sites) > 2 * NAMED:  # without the layer's number, all of them are two lines
+        outside = [site.point for site in sites if site.layer is None]
+        of = ", ".join(site.point for site in sites if site.layer is not None)
         return f" Dump {' and '.join([*outside, 'these'])} of layer {inside[0]} next: {of}."
-    these = "this" if len(names) == 1 else "these"
-    return f" Dump {these} next: {listed(names, where, most=2 * NAMED)}."
+    these = "this" if len(sites) == 1 else "these"
+    return f" Dump {these} next: {listed([site.key for site in sites], where, most=2 * NAMED)}."
 
 
 def _element(site: SiteVerdict) -> str:
@@ -165,7 +170,7 @@ def _more(diverging: Sequence[SiteVerdict], where: str | None) -> str:
         return ""
     head = f"{more:,} more {'site diverges on its' if more == 1 else 'sites diverge on their'} own inputs"
     if more <= NAMED:
-        return f"{head}: {', '.join(s.site for s in diverging[1:])}."
+        return f"{head}: {', '.join(str(s.site) for s in diverging[1:])}."
     points: dict[str, list[SiteVerdict]] = defaultdict(list)
     for site in diverging:
         points[site.point].append(site)

@@ -55,4 +55,4 @@ def _table(verdicts: Sequence[Verdict], names: Sequence[str], page: Page) -> Tab
 
 def _first(verdict: Verdict) -> str:
     """What went wrong first: the input contract comes before all sites."""
-    return next(iter(verdict.broken), verdict.first.site if verdict.first else "-")
+    return next(iter(verdict.broken), str(verdict.first.site) if verdict.first else "-")

@@ -18,7 +18,7 @@ from firstdiff.reports import explanations, words
 from firstdiff.reports import map as layers
 from firstdiff.reports.escaped import escaped
 from firstdiff.reports.facts import facts
-from firstdiff.reports.sentences import sentences, untried
+from firstdiff.reports.sentences import contract, sentences, untried
 from firstdiff.verdict import Explanation, SiteVerdict, Verdict
 
 ROWS = 20  # of the table of diverging sites
@@ -76,10 +76,12 @@ def show_explanations(verdict: Verdict, chosen: Sequence[Explanation], site: str
     """Print some explanations of a verdict in full; without any, say why there is none."""
     page = Page(console.width, console.encoding)
     told = [[page.text(part) for part in explanations.in_full(e)] for e in chosen]
+    broken = [page.text(part) for part in contract(verdict)]
     if site is None:
         told.append([page.text(part) for part in filter(None, [explanations.counter_check(verdict)])])
     if not chosen:
         told = [[page.text(explanations.nothing(verdict, site))]]
+    told.insert(0, broken)
     told.append([page.text(part) for part in filter(None, [untried(verdict.failed)])])
     for i, part in enumerate(x for x in told if x):
         if i:
@@ -138,7 +140,7 @@ def _table(verdict: Verdict, page: Page, where: str | None) -> list[RenderableTy
     wide = page.width >= NARROW
     drift = wide and any(s.drift is not None for s in diverging)
     columns: dict[str, Callable[[SiteVerdict], str]] = {
-        "diverges": lambda s: s.site,
+        "diverges": lambda s: str(s.site),
         **({"op": lambda s: s.op} if wide else {}),
         "local error": lambda s: words.apart(s.local_error, s.floor)[0],
         "floor": lambda s: words.apart(s.local_error, s.floor)[1],

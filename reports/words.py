@@ -39,10 +39,10 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def listed(names: Sequence[str], where: str | None = None, *, comma: str = ", ", most: int = NAMED) -> str:
+def listed(names: Sequence[object], where: str | None = None, *, comma: str = ", ", most: int = NAMED) -> str:
     """The first few of many names, and how many more there are."""
     more = len(names) - most
-    return comma.join(names[:most]) + (f" and {more:,} more{all_in(where)}" if more > 0 else "")
+    return comma.join(map(str, names[:most])) + (f" and {more:,} more{all_in(where)}" if more > 0 else "")
 
 
 def all_in(where: str | None) -> str:

@@ -87,7 +87,7 @@ def test_the_pytest_plugin_computes_with_one_thread(
 ) -> None:
     monkeypatch.setattr(pytest_plugin, "_out", lambda _, stem: tmp_path / stem)
     seen.clear()
-    assert firstdiff.judge(model, "kept").diverging[0].site == "Qcur_rope-1"
+    assert str(firstdiff.judge(model, "kept").diverging[0].site) == "Qcur_rope-1"
     assert seen == {1}
     assert threads() == {USERS}
 

@@ -28,7 +28,7 @@ FOLDERS = {
     "firstdiff.dumps": "dumps",
     "firstdiff.reports": "reports",
 }
-RECORDS = ("firstdiff.verdict.",)  # what reports are rendered from
+RECORDS = ("firstdiff.verdict.", "firstdiff.dumps.site.")  # what reports are rendered from: verdicts carry sites
 TABLE = "firstdiff.dumps.points."  # and what they know of a point: its heading, and its axes in words
 ROOMS = ("model", "dumps", "reports")  # and the harness, which is the rest
 GROUND = ("errors", "progress", "interruption", "blas")

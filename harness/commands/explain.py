@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
 
 from firstdiff.commands.watching import watched
 from firstdiff.runs import explained
@@ -17,7 +16,7 @@ def explain(options: argparse.Namespace) -> int:
         verdict = explained.verdict_of(options.path, options.model, options.names, progress=progress)
     chosen = explained.chosen(verdict, options.site)
     if options.json:
-        print(json.dumps(strict([asdict(e) for e in chosen]), indent=1, allow_nan=False))
+        print(json.dumps(strict(chosen), indent=1, allow_nan=False))
         return verdict.exit_code
     from rich.console import Console
 

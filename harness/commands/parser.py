@@ -144,7 +144,6 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
     names = add("names", "Show how the tensors of a trace were understood.")
     names.add_argument("trace", type=Path, metavar="TRACE", help="a dump of any engine")
-    names.add_argument("--tokens", type=token_ids, metavar="IDS", help="token ids, where the dump has none")
     _names(names)
     _json(names, "every name and how it was understood")
 

@@ -6,16 +6,14 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from firstdiff.errors import UsageError
 from firstdiff.runs import pages
-from firstdiff.runs.folder import keep_verdict
+from firstdiff.runs.folder import FILE, keep_verdict, keep_verdicts
 from firstdiff.verdict import Verdict
 from firstdiff.verdict.gated import Checked
-from firstdiff.verdict.provenance import ran
 from firstdiff.verdict.side_by_side import names_of, summary, to_json
 from firstdiff.verdict.writing import strict
 
@@ -57,22 +55,20 @@ def print_result(options: argparse.Namespace, result: tuple[str, dict[str, Any],
 
 def show_verdict(verdict: Verdict, options: argparse.Namespace, out: Path | None) -> int:
     """Write the verdict and its page, print the report (or the verdict), and return the exit code."""
-    verdict = replace(verdict, run=ran(options.arguments))
-    text = verdict.to_json()
-    if out is not None:
-        keep_verdict(out, text)
+    verdict = keep_verdict(out, verdict, options.arguments)
     page = getattr(options, "html", None)
     if page is not None:
         pages.write(page, verdict)
     if options.format != "text":
-        report = None if out is None else str(out / "verdict.json")
-        sys.stdout.write(text if options.format == "json" else written([alone(verdict, report)], options.format))
+        report = None if out is None else str(out / FILE)
+        as_json = options.format == "json"
+        sys.stdout.write(verdict.to_json() if as_json else written([alone(verdict, report)], options.format))
         return verdict.exit_code
     from rich.console import Console
 
     from firstdiff.reports.terminal import show
 
-    show(verdict, Console(), where=None if out is None else "verdict.json")
+    show(verdict, Console(), where=None if out is None else FILE)
     if out is not None:
         print(f"\nTraces and verdict: {out}")
     if page is not None:
@@ -83,17 +79,17 @@ def show_verdict(verdict: Verdict, options: argparse.Namespace, out: Path | None
 def show_verdicts(verdicts: Sequence[Verdict], given: Sequence[str], options: argparse.Namespace, out: Path) -> int:
     """Print where the candidates part and the report of each that is not right; the worst exit code."""
     called = names_of(verdicts, given)
-    text = to_json(verdicts, called)
-    keep_verdict(out, text)
+    verdicts = keep_verdicts(out, verdicts, called, options.arguments)
     code = max(v.exit_code for v in verdicts)
     if options.format != "text":
-        cases = [alone(v, str(out / "verdict.json"), name) for v, name in zip(verdicts, called, strict=True)]
-        sys.stdout.write(text if options.format == "json" else written(cases, options.format))
+        cases = [alone(v, str(out / FILE), name) for v, name in zip(verdicts, called, strict=True)]
+        as_json = options.format == "json"
+        sys.stdout.write(to_json(verdicts, called) if as_json else written(cases, options.format))
         return code
     from rich.console import Console
 
     from firstdiff.reports.several import show
 
-    show(verdicts, called, summary(verdicts, called), Console(), where="verdict.json")
+    show(verdicts, called, summary(verdicts, called), Console(), where=FILE)
     print(f"\nTraces and verdict: {out}")
     return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from firstdiff.commands.options import DECODE, TIMEOUT, attention_of, source_of, wants_details
 from firstdiff.commands.printing import show_verdict, show_verdicts
@@ -10,8 +11,10 @@ from firstdiff.commands.watching import watched
 from firstdiff.engines.threads import threads_for
 from firstdiff.engines.user_engine import Engine
 from firstdiff.errors import UsageError
+from firstdiff.progress import Progress
 from firstdiff.runs import candidates, certificate
 from firstdiff.runs.folder import run_folder
+from firstdiff.runs.run import Run, begun
 
 
 def run(options: argparse.Namespace) -> int:
@@ -21,17 +24,8 @@ def run(options: argparse.Namespace) -> int:
     if options.engine is None and not options.candidate:
         decode = DECODE if options.decode is None else options.decode
         with watched(out) as progress:
-            verdict = certificate.certify(
-                options.model,
-                source,
-                decode=decode,
-                threads=threads_for(options.model, options.threads),
-                out=out,
-                attention=attention_of(options),
-                detailed=detailed,
-                progress=progress,
-            )
-        return show_verdict(verdict, options, out)
+            certified = certificate.certify(_begun(options, out, progress, detailed=detailed), source, decode=decode)
+        return show_verdict(certified.verdict, options, out)
     if options.engine is None and options.decode is not None:
         raise UsageError("--decode: a candidate's trace has its own steps; leave it out")
     if options.html is not None and len(options.candidate) + (options.engine is not None) > 1:
@@ -41,19 +35,21 @@ def run(options: argparse.Namespace) -> int:
         decode = DECODE if options.decode is None else options.decode
         engine = Engine(options.engine, decode, options.timeout or TIMEOUT)
     with watched(out) as progress:
-        verdicts = candidates.judge_candidates(
-            options.model,
-            options.candidate,
-            source,
-            engine=engine,
-            names=options.names,
-            threads=threads_for(options.model, options.threads),
-            out=out,
-            attention=attention_of(options),
-            detailed=detailed,
-            progress=progress,
-        )
+        run_ = _begun(options, out, progress, detailed=detailed)
+        judged = candidates.judge_candidates(run_, options.candidate, source, engine=engine, names=options.names)
+    verdicts = [one.verdict for one in judged]
     if len(verdicts) == 1:
         return show_verdict(verdicts[0], options, out)
     given = [str(path) for path in options.candidate] + (["engine"] if engine else [])
     return show_verdicts(verdicts, given, options, out)
+
+
+def _begun(options: argparse.Namespace, out: Path, progress: Progress, *, detailed: bool) -> Run:
+    return begun(
+        options.model,
+        out=out,
+        threads=threads_for(options.model, options.threads),
+        attention=attention_of(options),
+        detailed=detailed,
+        progress=progress,
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,36 @@ from firstdiff.model.engine import Model
 from firstdiff.model.errors import ModelError
 
 
-def identity(model: Model) -> dict[str, Any]:
-    """What a trace says of its model: file name and SHA-256 (of a split model, of its parts' digests)."""
-    digests = []
-    for part in model.gguf.files:
-        with part.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256"))
-    whole = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(d.digest() for d in digests))
-    return {"file": model.gguf.path.name, "sha256": whole.hexdigest()}
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What is said of a model: its file's name and SHA-256 (of a split model, of its parts' digests)."""
+
+    file: str
+    sha256: str
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The same as a trace states it."""
+        return asdict(self)
+
+
+def identity(model: Model) -> Identity:
+    """Say which model it is. A file that has not changed is read once a process, which takes seconds a gigabyte."""
+    digests = [_digest(part, *_version(part)) for part in model.gguf.files]
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
+    return Identity(model.gguf.path.name, whole.hex())
+
+
+def _version(file: Path) -> tuple[int, ...]:
+    """What changes where a file is changed or replaced."""
+    stat = file.stat()
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, *_version: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def engine_name(trace: Trace) -> str:
@@ -42,7 +66,7 @@ def named_model(trace: Trace) -> Path:
     return path
 
 
-def check_trace(trace: Trace, model: Model, said: dict[str, Any]) -> None:
+def check_trace(trace: Trace, model: Model, said: Identity) -> None:
     """Refuse a trace that states another model than `said`, or holds tokens that the model cannot run.
 
     Raises
@@ -51,10 +75,10 @@ def check_trace(trace: Trace, model: Model, said: dict[str, Any]) -> None:
         With both checksums, or the token.
     """
     theirs = trace.model.get("sha256")
-    if isinstance(theirs, str) and theirs.lower() != said["sha256"]:
+    if isinstance(theirs, str) and theirs.lower() != said.sha256:
         raise TraceError(
             f"{trace.path}: is a trace of another model ({trace.model.get('file', 'unnamed')!s:.80}, "
-            f"sha256 {theirs:.12}…) than {said['file']} (sha256 {said['sha256']:.12}…): give the model it was made with"
+            f"sha256 {theirs:.12}…) than {said.file} (sha256 {said.sha256:.12}…): give the model it was made with"
         )
     try:
         model.check_tokens([t for step in trace.steps for t in step.tokens])

@@ -24,15 +24,25 @@ class Engine:
     folder: Path | None = None
 
 
-def engine_trace(
-    engine: Engine, *, model: Path, tokens: Sequence[int], names: str | None, dump: Path
-) -> tuple[Trace, dict[str, str]]:
-    """Run an engine and open its dump; what it dumped before a crash is in the trace.
+@dataclass(frozen=True, slots=True, eq=False)
+class EngineTrace:
+    """What an engine dumped, and what the run says of the input contract.
 
-    Returns
-    -------
-    The trace, and what preflight says of the run: its tokens, which may be others than it was given, and how the
-    engine ended, if not well. A run that crashed is no pass, whatever was dumped before.
+    Parameters
+    ----------
+    trace
+        The dump; what was dumped before a crash is in it.
+    checks
+        ``tokens``, which may be others than it was given, and ``engine``, how it ended, if not well: a run that
+        crashed is no pass, whatever was dumped before.
+    """
+
+    trace: Trace
+    checks: dict[str, str]
+
+
+def engine_trace(engine: Engine, *, model: Path, tokens: Sequence[int], names: str | None, dump: Path) -> EngineTrace:
+    """Run an engine and open its dump.
 
     Raises
     ------
@@ -53,25 +63,17 @@ def engine_trace(
     )
     last = f"; its last words: {' | '.join(done.tail[-LAST_WORDS:])}" if done.tail else ""
     try:
-        trace, said = _opened(dump, tokens, names)
+        trace = open_trace(dump, otherwise=tokens, names=names)
     except TraceError as e:
         raise CaptureError(f"--engine: {_unreadable(done, e)}{last}") from None
-    return trace, {"tokens": said} | ({} if done.problem is None else {"engine": f"{done.problem}{last}"})
+    checks = {"tokens": tokens_ran(trace, tokens) if trace.says_tokens else "not recorded"}
+    return EngineTrace(trace, checks if done.problem is None else checks | {"engine": f"{done.problem}{last}"})
 
 
 def _unreadable(done: EngineRun, error: TraceError) -> str:
     if done.problem is None:
         return f"its dump cannot be read: {error}"
     return f"{done.problem}, and its dump cannot be read: {error}" if done.dumped else done.problem
-
-
-def _opened(dump: Path, tokens: Sequence[int], names: str | None) -> tuple[Trace, str]:
-    """Open the dump; where it does not say its tokens, they are those that were given."""
-    try:
-        trace = open_trace(dump, names=names)
-    except TraceError:
-        return open_trace(dump, tokens=tokens, names=names), "not recorded"
-    return trace, tokens_ran(trace, tokens)
 
 
 def tokens_ran(trace: Trace, given: Sequence[int]) -> str:

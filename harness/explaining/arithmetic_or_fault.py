@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from firstdiff.dumps import Trace
+from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.replay import Explaining, replay
 from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
@@ -29,7 +29,7 @@ def has_faults(
     It must explain two sites of one point. `sites` are the trace's, judged at the levels that were found. `failures`
     notes the hypotheses that cannot be tried.
     """
-    excused: dict[str, list[str]] = {}
+    excused: dict[str, list[Site]] = {}
     for s in sites:
         beyond = s.tight is not None and s.local_error is not None and s.tight < s.local_error
         if beyond and not s.segment and s.layer is not None:  # a fault of the logits alone is no arithmetic's

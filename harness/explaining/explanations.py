@@ -92,7 +92,7 @@ def _noise(sites: Sequence[SiteVerdict]) -> dict[tuple[str, Segment], float]:
     seen: dict[tuple[str, Segment], list[float]] = {}
     for s in sites:
         if s.status in (Status.AGREES, Status.INHERITS) and s.local_error is not None:
-            segment = tuple(Site.parse(of).point for of in s.segment)
+            segment = tuple(of.point for of in s.segment)
             for key in (segment, bool(segment)):
                 seen.setdefault((s.point, key), []).append(s.local_error)
     # Codes of a segment's rounded activations flip at some sites and not at others: the largest error counts.
@@ -111,8 +111,8 @@ def _explained(group: Group, probe: Explaining, trace: Trace) -> Explanation:
     ]
     rest = sorted((a for a in group.tried if a.fault.id not in known and not a.explains), key=lambda a: a.residual)
     return Explanation(
-        site=str(sites[0]),
-        sites=tuple(map(str, sites)),
+        site=sites[0],
+        sites=tuple(sites),
         extent=extent(sites, probe.model.hp.n_layer, len(trace.steps)),
         hypothesis=first.fault.id,
         says=first.fault.says(probe.model),
@@ -172,8 +172,8 @@ def _not_explained(unexplained: Sequence[Unexplained], model: Model, trace: Trac
         if len(searched) < len(sites):
             says += f" at {enumerated([str(site) for site, _ in searched])}, where all were tried"
         yield Explanation(
-            site=str(case.site),
-            sites=tuple(map(str, sites)),
+            site=case.site,
+            sites=tuple(sites),
             extent=extent(sites, model.hp.n_layer, len(trace.steps)),
             hypothesis=None,
             says=says,

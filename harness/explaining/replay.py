@@ -48,7 +48,7 @@ class Explaining(Replay):
     """Explains the sites in `wanted`, as it replays the candidate once more."""
 
     model: Model
-    wanted: frozenset[str]
+    wanted: frozenset[Site]
     noise: Mapping[tuple[str, Segment], float]
     table: Mapping[str, Hypothesis]
     failures: Failures
@@ -74,7 +74,7 @@ class Explaining(Replay):
 
     def diverged(self, case: Case) -> None:
         """Find out why: by what explains another site already, or by trying everything."""
-        if str(case.site) not in self.wanted:
+        if case.site not in self.wanted:
             return
         segment = tuple(done.call.point for done in case.segment if done.call.point)
         noise = self.noise.get((case.site.point, segment), self.noise.get((case.site.point, bool(segment)), case.floor))

@@ -87,7 +87,7 @@ class Failures:
     Numbers that nobody foresaw shall not cost the verdict, and the defect shall not stay hidden.
     """
 
-    _noted: dict[tuple[str, str], Failed] = field(default_factory=dict)
+    _noted: dict[tuple[str, Site], Failed] = field(default_factory=dict)
 
     @property
     def noted(self) -> tuple[Failed, ...]:
@@ -106,7 +106,7 @@ class Failures:
         """Note that a hypothesis, or a pair, could not be tried at a site."""
         id_ = " + ".join(h.id for h in parts)
         told = " ".join(f"{type(error).__name__}: {error}".split())
-        self._noted.setdefault((id_, str(site)), Failed(id_, str(site), told[:LONGEST]))
+        self._noted.setdefault((id_, site), Failed(id_, site, told[:LONGEST]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isnan
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 
 from firstdiff.dumps import Site, Trace, TraceError
 from firstdiff.dumps.strict_json import parse_object
+from firstdiff.engines.identity import Identity
 from firstdiff.verdict import Status, Verdict
 from firstdiff.verdict.gated import Changes, Moved
 from firstdiff.verdict.writing import strict
@@ -49,28 +50,27 @@ class Was:
 class Baseline:
     """What is kept of a case.
 
-    `made_by` is firstdiff's version, `model` has the file's name and sha256, `prompt` is step 0's tokens.
+    `made_by` is firstdiff's version, `prompt` is step 0's tokens.
     """
 
     made_by: str
-    model: dict[str, str]
+    model: Identity
     prompt: tuple[int, ...]
-    sites: dict[str, Was]
+    sites: dict[Site, Was]
 
 
-def baseline_of(verdict: Verdict, trace: Trace, model: Mapping[str, str], *, made_by: str) -> Baseline:
+def baseline_of(verdict: Verdict, trace: Trace, model: Identity, *, made_by: str) -> Baseline:
     """What shall be kept of a verdict and of the candidate's trace."""
-    held = {str(site): site for site in trace.sites()}
     sites = {}
     for s in verdict.sites:
-        rms, digest = _tensor(trace, held.get(s.site))
+        rms, digest = _tensor(trace, s.site)
         sites[s.site] = Was(s.status.value, _short(s.local_error), _short(s.floor), rms, digest)
     prompt = verdict.tokens[0] if verdict.tokens else ()
-    return Baseline(made_by, {key: model[key] for key in ("file", "sha256")}, tuple(prompt), sites)
+    return Baseline(made_by, model, tuple(prompt), sites)
 
 
-def _tensor(trace: Trace, site: Site | None) -> tuple[float | None, str | None]:
-    if site is None:
+def _tensor(trace: Trace, site: Site) -> tuple[float | None, str | None]:
+    if site not in trace:
         return None, None
     x = trace[site]
     with np.errstate(all="ignore"):
@@ -90,13 +90,13 @@ def to_text(baseline: Baseline) -> str:
         "format": FORMAT,
         "version": VERSION,
         "firstdiff": baseline.made_by,
-        "model": baseline.model,
+        "model": baseline.model.stated,
         "prompt": list(baseline.prompt),
         "columns": list(COLUMNS),
     }
     top = ",\n".join(f" {json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in head.items())
     rows = (
-        f"  {json.dumps(site)}: {json.dumps(strict([w.status, w.error, w.floor, w.rms, w.hash]), allow_nan=False)}"
+        f"  {json.dumps(str(site))}: {json.dumps(strict([w.status, w.error, w.floor, w.rms, w.hash]), allow_nan=False)}"
         for site, w in baseline.sites.items()
     )
     return "{\n" + top + ',\n "sites": {\n' + ",\n".join(rows) + "\n }\n}\n"
@@ -127,21 +127,21 @@ def read_baseline(path: Path) -> Baseline:
         )
     try:
         return _parsed(data)
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError, TraceError) as e:
         raise TraceError(f"{path}: the baseline is damaged ({type(e).__name__}: {e!s:.120}): {AGAIN}") from None
 
 
 def _parsed(data: dict[str, Any]) -> Baseline:
     if tuple(data["columns"]) != COLUMNS:
         raise ValueError(f"columns {data['columns']!r:.80}")
-    model = {key: data["model"][key] for key in ("file", "sha256")}
-    if not all(isinstance(x, str) for x in (data["firstdiff"], *model.values())):
+    model = Identity(data["model"]["file"], data["model"]["sha256"])
+    if not all(isinstance(x, str) for x in (data["firstdiff"], model.file, model.sha256)):
         raise TypeError("firstdiff, file and sha256 must be texts")
     return Baseline(
         data["firstdiff"],
         model,
         tuple(map(int, data["prompt"])),
-        {site: _was(*row) for site, row in data["sites"].items()},
+        {Site.parse(site): _was(*row) for site, row in data["sites"].items()},
     )
 
 
@@ -160,7 +160,7 @@ def _number(value: object) -> float | None:
     raise TypeError(f"{value!r:.40} is no number")
 
 
-def check_model(path: Path, baseline: Baseline, model: Mapping[str, str]) -> None:
+def check_model(path: Path, baseline: Baseline, model: Identity) -> None:
     """Refuse a baseline of another model.
 
     Raises
@@ -168,10 +168,10 @@ def check_model(path: Path, baseline: Baseline, model: Mapping[str, str]) -> Non
     TraceError
         With both files and checksums.
     """
-    if baseline.model["sha256"] != model["sha256"]:
+    if baseline.model.sha256 != model.sha256:
         raise TraceError(
-            f"{path}: is the baseline of another model ({baseline.model['file']}, sha256 "
-            f"{baseline.model['sha256']:.12}…) than {model['file']} (sha256 {model['sha256']:.12}…): "
+            f"{path}: is the baseline of another model ({baseline.model.file}, sha256 "
+            f"{baseline.model.sha256:.12}…) than {model.file} (sha256 {model.sha256:.12}…): "
             f"give that model, or {AGAIN}"
         )
 
@@ -235,7 +235,7 @@ def _size(error: float | None) -> float:
     return inf if error is None or isnan(error) else error
 
 
-def _vanished(was: Baseline, now: Baseline) -> list[tuple[str, str]]:
+def _vanished(was: Baseline, now: Baseline) -> list[tuple[Site, str]]:
     lost = []
     for site, before in was.sites.items():
         after = now.sites.get(site)

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 
-from firstdiff.dumps import Trace, TraceError, open_trace
-from firstdiff.engines.identity import identity
+from firstdiff.dumps import Site
 from firstdiff.engines.threads import threads_for
 from firstdiff.engines.user_engine import Engine
 from firstdiff.errors import CaptureError, UsageError, exit_code, told
 from firstdiff.gate.baseline import Baseline, baseline_of, check_model, check_prompt, compare, read_baseline, to_text
 from firstdiff.gate.config import LLAMA, GateCase, GateConfig
 from firstdiff.gate.limits import held, sites_are
-from firstdiff.model.engine import open_model
 from firstdiff.progress import QUIET, Progress
 from firstdiff.runs import candidates, certificate
-from firstdiff.runs.folder import keep_verdict
+from firstdiff.runs.folder import FILE, keep_verdict
+from firstdiff.runs.judge import Judged
 from firstdiff.runs.pages import report_of
 from firstdiff.runs.prompt import PROMPT, Input
-from firstdiff.verdict import Verdict
+from firstdiff.runs.run import Run, begun
 from firstdiff.verdict.gated import Changes, Checked, Moved
-from firstdiff.verdict.provenance import own_version, ran
+from firstdiff.verdict.provenance import own_version
 
 NAMED = 4  # sites named one by one in a sentence
 INCOMPARABLE = 4  # the exit code
@@ -108,25 +106,28 @@ class _Run:
 
 
 def _checked(run: _Run) -> Checked:
-    run.progress.say("reading the model")
-    path = run.case.model
-    stat = path.stat() if path.is_file() else None
-    said = _identity(path, *(() if stat is None else (stat.st_mtime_ns, stat.st_size)))
+    judging = begun(
+        run.case.model,
+        out=run.out,
+        threads=threads_for(run.case.model, run.threads),
+        detailed=True,  # for the page, if it fails: SmolLM2 takes 2 s in place of 1
+        progress=run.progress,
+    )
+    said = judging.identity
     was = None
     if run.baseline.exists() and not run.regen:
         was = read_baseline(run.baseline)
         check_model(run.baseline, was, said)
-    verdict, trace = _judged(run)
-    verdict = replace(verdict, run=ran(["gate", str(run.config.path), "--case", run.case.name]))
-    keep_verdict(run.out, verdict.to_json())
+    judged = _judged(run, judging)
+    verdict = keep_verdict(run.out, judged.verdict, ["gate", str(run.config.path), "--case", run.case.name])
     failures, notes = held(verdict, run.config.limits)
     if verdict.verdict == "incomparable":
-        return Checked(run.case.name, verdict, failures, INCOMPARABLE, None, notes, str(run.out / "verdict.json"))
+        return Checked(run.case.name, verdict, failures, INCOMPARABLE, None, notes, str(run.out / FILE))
     changes = None
     if was is None and verdict.broken:
         notes = (*notes, "no baseline is written of a run whose input contract does not hold")
     else:
-        now = baseline_of(verdict, trace, said, made_by=own_version())
+        now = baseline_of(verdict, judged.trace, said, made_by=own_version())
         if was is not None and "tokens" not in verdict.broken:
             check_prompt(run.baseline, was, now.prompt)
         more, changes = _beside(run, was, now)
@@ -139,49 +140,22 @@ def _checked(run: _Run) -> Checked:
     return Checked(run.case.name, verdict, failures, 1 if failures else 0, changes, notes, report)
 
 
-@lru_cache(maxsize=64)
-def _identity(path: Path, *_changed: int) -> dict[str, str]:
-    """File name and SHA-256 of a model; computed again where its file has changed."""
-    return identity(open_model(path))
-
-
-def _judged(run: _Run) -> tuple[Verdict, Trace]:
-    """Judge the case's engine or trace, and open what it recorded."""
-    case, progress = run.case, run.progress
+def _judged(run: _Run, judging: Run) -> Judged:
+    """Judge the case's engine or trace."""
+    case = run.case
     given = case.prompt
     source = Input() if given is None else Input(given.tokens, given.text, given.chat, given.special)
-    threads = threads_for(case.model, run.threads)
     if case.command == LLAMA:
-        verdict = certificate.certify(
-            case.model, source, decode=case.decode, threads=threads, out=run.out, detailed=True, progress=progress
-        )
-        return verdict, open_trace(run.out / "llama.cpp")
+        return certificate.certify(judging, source, decode=case.decode)
     engine = None
     if case.command is not None:
         if source == Input():
             source = Input(prompt=PROMPT)
         folder = run.config.path.absolute().parent
         engine = Engine(case.command, case.decode, run.config.timeout, folder)
-    (verdict,) = candidates.judge_candidates(
-        case.model,
-        [] if case.trace is None else [case.trace],
-        source,
-        engine=engine,
-        names=run.config.names,
-        threads=threads,
-        out=run.out,
-        detailed=True,  # for the page, if it fails: SmolLM2 takes 2 s in place of 1
-        progress=progress,
-    )
-    return verdict, _recorded(case.trace or run.out / "engine", verdict, run.config.names)
-
-
-def _recorded(path: Path, verdict: Verdict, names: str | None) -> Trace:
-    """The candidate's trace; where it does not say its tokens, they are those that were judged."""
-    try:
-        return open_trace(path, names=names)
-    except TraceError:
-        return open_trace(path, tokens=[t for step in verdict.tokens for t in step], names=names)
+    traces = [] if case.trace is None else [case.trace]
+    (judged,) = candidates.judge_candidates(judging, traces, source, engine=engine, names=run.config.names)
+    return judged
 
 
 # The baseline
@@ -209,7 +183,7 @@ def _moved(m: Moved) -> str:
     return f"{m.was}, now {m.now}" if m.was != m.now else f"local error {m.error_was:.2g}, now {m.error:.2g}"
 
 
-def _named(names: Sequence[tuple[str, str]]) -> str:
+def _named(names: Sequence[tuple[Site, str]]) -> str:
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
     return ", ".join(f"{site} ({said})" for site, said in names[:NAMED]) + more
 

@@ -57,7 +57,7 @@ class Planting(Recording):
 
     model: Model
     planted: Sequence[Planted] = ()
-    touched: list[str] = field(default_factory=list, init=False)
+    touched: list[Site] = field(default_factory=list, init=False)
     effective: list[Planted] = field(default_factory=list, init=False)
     _ran: dict[Site, int] = field(default_factory=dict, init=False)
     _ways: dict[tuple[str, str], Values] = field(default_factory=dict, init=False)
@@ -69,7 +69,7 @@ class Planting(Recording):
         self.tensors[site.key] = value
         self._ran[site] = call.order
         if touched:
-            self.touched.append(str(site))
+            self.touched.append(site)
         return Value(value)
 
     def silent(self, call: Call) -> Value:
@@ -119,7 +119,7 @@ def record_planted(
     forced: Sequence[Sequence[int]] = (),
     planted: Sequence[Planted] = (),
     progress: Progress = QUIET,
-) -> list[str]:
+) -> list[Site]:
     """Run the reference with hypotheses planted in it, and write every intermediate, step by step.
 
     Parameters

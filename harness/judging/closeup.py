@@ -11,6 +11,7 @@ from math import isfinite
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.dumps import Site
 from firstdiff.dumps.points import token_axis
 from firstdiff.judging.measure import Mask, Real
 from firstdiff.verdict import Detail, Element, Histogram, Profile, Statistics, Status
@@ -44,7 +45,7 @@ MOST_FULL, MOST = 200, 6000
 class Details:
     """Collects details site by site, while there is room for them."""
 
-    taken: dict[str, Detail] = field(default_factory=dict)
+    taken: dict[Site, Detail] = field(default_factory=dict)
     _full: int = 0
 
     def clear(self) -> None:
@@ -54,7 +55,7 @@ class Details:
 
     def take(
         self,
-        site: str,
+        site: Site,
         status: Status,
         candidate: Real,
         reference: Real,

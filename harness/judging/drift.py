@@ -23,7 +23,7 @@ class Drift(Probe):
 
     trace: Trace
     alignment: Alignment = field(default_factory=Alignment)
-    drifts: dict[str, float] = field(default_factory=dict, init=False)
+    drifts: dict[Site, float] = field(default_factory=dict, init=False)
 
     @property
     def all_steps(self) -> Step:
@@ -41,7 +41,7 @@ class Drift(Probe):
             recorded, rows, _ = self.alignment.read_rows(self.trace, site, own)
             if recorded is not None:
                 seen = counted(call.point, own) if rows is None else rows
-                self.drifts[str(site)] = relative(recorded, own, seen)
+                self.drifts[site] = relative(recorded, own, seen)
         return Value(computed)
 
 
@@ -52,13 +52,13 @@ def _of_step(point: str, computed: Array, start: int, stop: int) -> Array:
     return computed[:stop] if kind_of(point) is Kind.CACHE else computed[start:stop]
 
 
-def between(candidate: Trace, other: Trace, alignment: Alignment) -> dict[str, float]:
+def between(candidate: Trace, other: Trace, alignment: Alignment) -> dict[Site, float]:
     """Drift of every site that both traces hold; the other one is laid out as the reference has it."""
-    drifts = {}
+    drifts: dict[Site, float] = {}
     for site in other.sites():
         reference = other[site]
         recorded, rows, _ = alignment.read_rows(candidate, site, reference)
         if recorded is not None:
             seen = counted(site.point, reference) if rows is None else rows
-            drifts[str(site)] = relative(recorded, reference, seen)
+            drifts[site] = relative(recorded, reference, seen)
     return drifts

@@ -88,7 +88,7 @@ class Look(Protocol):
 
     def take(
         self,
-        site: str,
+        site: Site,
         status: Status,
         candidate: Array,
         reference: Array,
@@ -221,7 +221,7 @@ class Replay(Judging):
             # Perhaps it is ours: float32 sums of large terms err as well.
             difference = against(self._computed(call, self.arithmetic.exact))
         spanned = (done.call for done in upstream.pending)
-        segment = tuple(str(Site(of.step, of.layer, of.point)) for of in spanned if of.point)
+        segment = tuple(Site(of.step, of.layer, of.point) for of in spanned if of.point)
         if difference.error <= floor:
             status = Status.INHERITS if upstream.wrong else Status.AGREES
             return _named(
@@ -286,4 +286,4 @@ def counted(point: str, computed: Array) -> Mask | None:
 
 
 def _named(site: Site, call: Call, status: Status, **rest: Any) -> SiteVerdict:  # noqa: ANN401 - SiteVerdict's fields
-    return SiteVerdict(str(site), site.point, site.layer, site.step, call.op.__name__, status, **rest)
+    return SiteVerdict(site, call.op.__name__, status, **rest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from firstdiff.dumps import Step
+from firstdiff.dumps import Site, Step
 from firstdiff.dumps.log import Log
 from firstdiff.dumps.observation import Observation
 from firstdiff.logs.interpretation import EACH, MOST_ROWS, Reading, in_turn, judged_as, order_key, understood
@@ -117,19 +117,18 @@ def _near_tie(probe: Sampling, steps: Sequence[Step], decode: int, decoded: Sequ
 
 def _other_tokens(judged: Sequence[tuple[tuple[int, ...], Observed]]) -> tuple[str, ...]:
     first = next(((key, o) for key, o in judged if o.status == DISAGREES), None)
-    if first is None or not first[1].site.startswith("embd"):
+    if first is None or first[1].site.point != "embd":
         return ()
     if first[0][0] > 0:
         return ("it goes wrong at the embedding of a later step: the engine may have decoded another token",)
     return ("it goes wrong at the embedding: the engine may have run other tokens, or another model",)
 
 
-def _unprinted(verdict: LogVerdict, probe: Sampling) -> tuple[str, ...]:
+def _unprinted(verdict: LogVerdict, probe: Sampling) -> tuple[Site, ...]:
     """Sites between the last observation that agrees and the first that does not, of one step."""
     first, before = verdict.first, verdict.before
     if first is None:
         return ()
-    names = [point if layer is None else f"{point}-{layer}" for layer, point in probe.order]
-    (end, _, step), (start, _, begun) = (o.site.partition("@") if o else ("", "", "") for o in (first, before))
-    from_ = names.index(start) + 1 if start in names and begun == step else 0
-    return tuple(f"{n}@{step}" if step else n for n in names[from_ : names.index(end)])
+    sites = [Site(first.site.step, layer, point) for layer, point in probe.order]
+    start = sites.index(before.site) + 1 if before is not None and before.site in sites else 0
+    return tuple(sites[start : sites.index(first.site)])

@@ -153,10 +153,10 @@ def judged_as(seen: Seen, reading: Reading, probe: Sampling, tokens: int, *, rou
     """
     o = seen.observation
     step, _ = place_of(seen, reading, tokens)
-    name = str(replace(o.site, step=max(step, 0)))
+    site = replace(o.site, step=max(step, 0))
     sample = _sample(seen, reading, probe, tokens)
     if isinstance(sample, str):
-        return Observed(name, o.site.layer, o.line, NOT_COMPARED, reason=sample)
+        return Observed(site, o.line, NOT_COMPARED, reason=sample)
     times = probe.scale if reading.scaled and o.site.point == "kq" else 1.0
     compared, differences = 0, []
     for what, printed, number in _pairs(o, sample):
@@ -170,9 +170,9 @@ def judged_as(seen: Seen, reading: Reading, probe: Sampling, tokens: int, *, rou
         if not abs(printed.value - reference) <= allowed:  # NaN is not within
             differences.append(Difference(what, printed.value, reference, allowed))
     if not compared:
-        return Observed(name, o.site.layer, o.line, NOT_COMPARED, reason="none of its numbers can be compared")
+        return Observed(site, o.line, NOT_COMPARED, reason="none of its numbers can be compared")
     status = DISAGREES if differences else AGREES
-    return Observed(name, o.site.layer, o.line, status, compared, tuple(differences))
+    return Observed(site, o.line, status, compared, tuple(differences))
 
 
 def _pairs(o: Observation, sample: Sample) -> Iterator[tuple[str, Printed, Number | None]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import isfinite
 from typing import Any
 
+from firstdiff.dumps import Site
 from firstdiff.dumps.observation import Unknown
 from firstdiff.errors import escaped
 
@@ -30,8 +31,7 @@ class Difference:
 class Observed:
     """What is said of one observation; `compared` counts its numbers that could be compared."""
 
-    site: str
-    layer: int | None
+    site: Site
     line: int
     status: str
     compared: int = 0
@@ -69,7 +69,7 @@ class LogVerdict:
     tokens: tuple[tuple[int, ...], ...]
     reading: str
     observed: tuple[Observed, ...]
-    unprinted: tuple[str, ...] = ()
+    unprinted: tuple[Site, ...] = ()
     unknown: tuple[Unknown, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -117,7 +117,7 @@ class LogVerdict:
             "verdict": self.verdict,
             "first": None if first is None else _plain(first),
             "before": None if before is None else _plain(before),
-            "unprinted": list(self.unprinted),
+            "unprinted": [str(site) for site in self.unprinted],
             "log": self.log,
             "lines": self.lines,
             "model": self.model,
@@ -138,7 +138,10 @@ class LogVerdict:
 
 def _plain(observed: Observed) -> dict[str, Any]:
     """A record's fields; numbers that JSON does not have as ``"nan"``, ``"inf"`` and ``"-inf"``."""
-    plain = asdict(observed)
+    plain = {"site": str(observed.site), "layer": observed.site.layer} | {
+        f.name: getattr(observed, f.name) for f in fields(observed) if f.name != "site"
+    }
+    plain["differences"] = [asdict(d) for d in observed.differences]
     for difference in plain["differences"]:
         difference |= {k: str(v) for k, v in difference.items() if isinstance(v, float) and not isfinite(v)}
     return plain
@@ -167,7 +170,7 @@ def _headline(v: LogVerdict) -> str:
         if not compared:
             return f"Nothing in {v.log} could be compared with the reference on {v.model}."
         return f"{v.log} agrees with the reference on {v.model}: all {compared} observations, in the digits printed."
-    place = "outside the layers" if v.first.layer is None else f"layer {v.first.layer}"
+    place = "outside the layers" if v.first.site.layer is None else f"layer {v.first.site.layer}"
     return (
         f"{v.first.site} ({place}, line {v.first.line} of {v.log}) is the first of {compared} observations to disagree "
         f"with the reference on {v.model}."
@@ -212,7 +215,8 @@ def _unknown(v: LogVerdict) -> list[str]:
     return [f"Not understood: {', '.join(shown[:MOST_SHOWN])}{more}. Teach their spelling with --patterns FILE."]
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def _listed(sites: tuple[Site, ...]) -> str:
+    names = [str(site) for site in sites]
     if len(names) <= MOST_SHOWN:
         return ", ".join(names)
     return f"{', '.join(names[: MOST_SHOWN - 1])}, … {names[-1]}"

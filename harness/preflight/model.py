@@ -130,4 +130,4 @@ def _value(value: object) -> str:
 def _sha256(model: Model) -> str:
     from firstdiff.engines.identity import identity
 
-    return str(identity(model)["sha256"])
+    return identity(model).sha256

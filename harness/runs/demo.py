@@ -15,6 +15,7 @@ from firstdiff.runs.candidates import judge_candidates
 from firstdiff.runs.folder import make_folder
 from firstdiff.runs.prompt import Input
 from firstdiff.runs.recording import record
+from firstdiff.runs.run import begun
 from firstdiff.verdict import Explanation, Verdict
 
 BUG, LAYER = "rope-base", 17  # the next token stays the same: no look at the text would find it
@@ -99,7 +100,6 @@ def demo(
         planted=[plant],
         progress=progress,
     )
-    (verdict,) = judge_candidates(
-        path, [candidate], Input(), threads=threads, out=out, detailed=detailed, progress=progress
-    )
-    return Demo(plant, path, real, verdict)
+    run = begun(path, out=out, threads=threads, detailed=detailed, progress=progress)
+    (judged,) = judge_candidates(run, [candidate], Input())
+    return Demo(plant, path, real, judged.verdict)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from firstdiff.dumps import open_trace
-from firstdiff.engines.identity import check_same_tokens, check_trace, identity, named_model
-from firstdiff.model.engine import open_model
+from firstdiff.engines.identity import named_model
 from firstdiff.progress import QUIET, Progress
 from firstdiff.runs.judge import judge
+from firstdiff.runs.run import begun
 from firstdiff.verdict import Verdict
 
 
@@ -24,10 +23,5 @@ def diff(a: Path, b: Path, model: Path | None, *, progress: Progress = QUIET) ->
         For a trace that cannot be read, of another model, or of other tokens.
     """
     candidate, witness = open_trace(a), open_trace(b)
-    opened = open_model(model or named_model(candidate))
-    said = identity(opened)
-    for trace in (candidate, witness):
-        check_trace(trace, opened, said)
-    check_same_tokens(candidate, witness)
-    verdict = judge(opened, candidate, witness=witness, sha256=said["sha256"], progress=progress)
-    return replace(verdict, witness=replace(verdict.witness, judged_too=True)) if verdict.witness else verdict
+    run = begun(model or named_model(candidate), progress=progress)
+    return judge(run, candidate, witness=witness, both=True)

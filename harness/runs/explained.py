@@ -6,15 +6,14 @@ import difflib
 from pathlib import Path
 
 from firstdiff.dumps import open_trace
-from firstdiff.engines.identity import check_trace, identity, named_model
+from firstdiff.engines.identity import named_model
 from firstdiff.errors import UsageError
-from firstdiff.model.engine import open_model
 from firstdiff.progress import QUIET, Progress
+from firstdiff.runs.folder import FILE
 from firstdiff.runs.judge import judge
+from firstdiff.runs.run import begun
 from firstdiff.verdict import Explanation, Verdict
 from firstdiff.verdict.reading import read_verdict
-
-FILE = "verdict.json"
 
 
 def verdict_of(path: Path, model: Path | None, names: str | None = None, *, progress: Progress = QUIET) -> Verdict:
@@ -32,9 +31,7 @@ def verdict_of(path: Path, model: Path | None, names: str | None = None, *, prog
     if model is None and (path / FILE).is_file():
         return read_verdict(path / FILE)
     trace = open_trace(path, names=names)
-    opened = open_model(model or named_model(trace))
-    check_trace(trace, opened, identity(opened))
-    return judge(opened, trace, progress=progress)
+    return judge(begun(model or named_model(trace), progress=progress), trace)
 
 
 def chosen(verdict: Verdict, site: str | None) -> tuple[Explanation, ...]:
@@ -47,9 +44,9 @@ def chosen(verdict: Verdict, site: str | None) -> tuple[Explanation, ...]:
     """
     if site is None:
         return verdict.explanations
-    known = [s.site for s in verdict.sites]
+    known = {str(s.site): s.site for s in verdict.sites}
     if site not in known:
         near = difflib.get_close_matches(site, known, n=1)
         hint = f"did you mean {near[0]}?" if near else "sites are written as Kcur_rope-3, or Kcur_rope-3@1 at step 1"
         raise UsageError(f"{site!r:.80} is no site among the verdict's {len(known):,}: {hint}")
-    return tuple(e for e in verdict.explanations if site in e.sites)
+    return tuple(e for e in verdict.explanations if known[site] in e.sites)

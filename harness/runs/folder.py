@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from firstdiff.errors import CaptureError
+from firstdiff.verdict import Verdict
+from firstdiff.verdict.provenance import ran
+from firstdiff.verdict.side_by_side import to_json
+
+FILE = "verdict.json"
 
 
 def make_folder(out: Path) -> None:
@@ -48,16 +55,33 @@ def run_folder(model: Path) -> Path:
     return next(p for n in range(1000) if not (p := base / (stem + (f"-{n}" if n else ""))).exists())
 
 
-def keep_verdict(out: Path, text: str) -> None:
-    """Write ``verdict.json`` into a run's folder.
+def keep_verdict(out: Path | None, verdict: Verdict, arguments: Sequence[str]) -> Verdict:
+    """State in a verdict what was run, and write it as ``verdict.json`` into the run's folder.
+
+    Parameters
+    ----------
+    out
+        The folder; None where none is kept.
+    verdict
+        What was found.
+    arguments
+        The command without ``firstdiff`` that gives this verdict.
 
     Raises
     ------
     CaptureError
         Where it cannot be written.
     """
-    path = out / "verdict.json"
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as e:
-        raise CaptureError(f"{path}: cannot be written ({e.strerror}): give another folder with --out") from e
+    verdict = replace(verdict, run=ran(arguments))
+    if out is not None:
+        keep(out / FILE, verdict.to_json())
+    return verdict
+
+
+def keep_verdicts(
+    out: Path, verdicts: Sequence[Verdict], names: Sequence[str], arguments: Sequence[str]
+) -> list[Verdict]:
+    """The same for several candidates of one run, which share a file."""
+    stated = [keep_verdict(None, verdict, arguments) for verdict in verdicts]
+    keep(out / FILE, to_json(stated, names))
+    return stated

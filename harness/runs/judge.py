@@ -1,100 +1,105 @@
-"""Judging: a candidate's trace in, the verdict out."""
+"""Judging: a candidate's trace in, the verdict out. The only way to judge a trace."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from firstdiff.dumps import Trace
-from firstdiff.engines.identity import engine_name
+from firstdiff.dumps import Site, Trace
+from firstdiff.engines.identity import check_same_tokens, engine_name
 from firstdiff.explaining.explanations import explain
 from firstdiff.explaining.search import Failures
-from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.drift import Drift, between
+from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.logits import last_logits, logits_against
-from firstdiff.model.arithmetic import F32
+from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
-from firstdiff.progress import QUIET, Progress
+from firstdiff.runs.admission import Admitted, admitted
 from firstdiff.runs.replaying import replayed, replayed_as_found
-from firstdiff.verdict import SiteVerdict, Status, Verdict, Witness
+from firstdiff.runs.run import Run
+from firstdiff.verdict import SiteVerdict, Status, Verdict, Witness, broken
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """A trace, and the verdict on it."""
+
+    trace: Trace
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Beside:
+    """A run that the candidate's is compared with: whose it is, how far the candidate drifts from it, its logits.
+
+    `free` holds the logits of the last token of each step, `witness` what was found of it where it was judged too.
+    """
+
+    against: str
+    drifts: dict[Site, float]
+    free: list[Array | None]
+    witness: Witness | None = None
+    sites: tuple[SiteVerdict, ...] = ()
 
 
 @np.errstate(all="ignore")  # a candidate's NaN and infinities are judged, not warned of
 def judge(
-    model: Model,
-    candidate: Trace,
-    *,
-    witness: Trace | None = None,
-    preflight: dict[str, str] | None = None,
-    notes: tuple[str, ...] = (),
-    pieces: tuple[str, ...] = (),
-    table: Mapping[str, Hypothesis] = TABLE,
-    sha256: str | None = None,
-    detailed: bool = False,
-    progress: Progress = QUIET,
+    run: Run, candidate: Trace | Admitted, *, witness: Trace | Admitted | None = None, both: bool = False
 ) -> Verdict:
     """Judge every site of a candidate's trace on its own inputs.
 
     Parameters
     ----------
-    model
-        The model that the trace was made with.
+    run
+        The model, and how it is judged.
     candidate
-        The trace to judge.
+        The trace to judge. Its input contract is checked, where that has not been done.
     witness
         Another engine's trace of the same tokens, llama.cpp's as a rule. It is judged as well: at a site where it
-        leaves the reference too, the reference is not trusted, and the candidate is not judged.
-    preflight, notes, pieces
-        Passed on into the verdict.
-    table
-        The hypotheses by which divergences are explained.
-    sha256
-        Of the model's file, for the verdict to state.
-    detailed
-        Take the closer look at each site that a page shows.
-    progress
-        Shows what is being done, and at which layer.
+        leaves the reference too, the reference is not trusted, and the candidate is not judged. Without one the
+        reference runs freely beside the candidate, and the verdict holds no witness.
+    both
+        Whether the verdict is about the witness too: it diverges if either does.
+
+    Raises
+    ------
+    TraceError
+        For a trace of another model, of tokens that the model cannot run, or a witness of other tokens.
     """
-    progress.say(f"judging {engine_name(candidate)}")
-    details = Details() if detailed else None
+    candidate = candidate if isinstance(candidate, Admitted) else admitted(run, candidate)
+    trace, model = candidate.trace, run.model
+    if witness is not None:
+        witness = witness if isinstance(witness, Admitted) else admitted(run, witness)
+        check_same_tokens(trace, witness.trace)
+    run.progress.say(f"judging {engine_name(trace)}")
+    details = Details() if run.detailed else None
     failures = Failures()
-    found, sites, alignment = replayed(
-        model, candidate, details=details, table=table, failures=failures, progress=progress
+    done = replayed(model, trace, details=details, table=run.table, failures=failures, progress=run.progress)
+    beside = (
+        _reference(run, trace, done.alignment)
+        if witness is None
+        else _judged_too(run, witness, trace, done.alignment, both=both)
     )
-    if witness is None:
-        progress.say("running the reference")
-        drift = Drift(F32, candidate, alignment)
-        drift.watch = progress.layers(model.hp.n_layer)
-        (logits,) = model.forward([drift.all_steps], drift)
-        ends = np.cumsum([len(step.tokens) for step in candidate.steps])
-        free = [logits[end - 1] for end in ends]
-        drifts, against = drift.drifts, "reference:f32"
-    else:
-        progress.say(f"judging {engine_name(witness)}")
-        _, seen, _ = replayed_as_found(model, witness, progress)
-        sites = _settled(sites, seen)
-        drifts, against = between(candidate, witness, alignment), engine_name(witness)
-        free = [last_logits(witness, step) for step in range(len(witness.steps))]
-    sites = [replace(s, drift=drifts.get(s.site)) for s in sites]
+    sites = [replace(s, drift=beside.drifts.get(s.site)) for s in _settled(done.sites, beside.sites)]
     explanations, counter_check = explain(
-        model, candidate, found, alignment, sites, failures=failures, table=table, progress=progress.say
+        model, trace, done.found, done.alignment, sites, failures=failures, table=run.table, progress=run.progress.say
     )
     return Verdict(
-        candidate=engine_name(candidate),
-        against=against,
-        model=described(model) | ({} if sha256 is None else {"sha256": sha256}),
-        tokens=tuple(step.tokens for step in candidate.steps),
-        arithmetic=found.stated,
+        candidate=engine_name(trace),
+        against=beside.against,
+        model=described(model) | {"sha256": run.identity.sha256},
+        tokens=tuple(step.tokens for step in trace.steps),
+        arithmetic=done.found.stated,
         sites=tuple(sites),
-        logits=tuple(logits_against(candidate, alignment, free)),
-        layouts=alignment.described(),
-        witness=None if witness is None else _witness(witness, seen),
-        preflight=preflight or {},
-        notes=(*candidate.notes, *found.notes, *notes),
-        pieces=pieces,
+        logits=tuple(logits_against(trace, done.alignment, beside.free)),
+        layouts=done.alignment.described(),
+        witness=beside.witness,
+        preflight=candidate.preflight,
+        notes=(*candidate.notes, *done.found.notes, *(f"witness: {n}" for n in (witness.notes if witness else ()))),
+        pieces=candidate.pieces or (witness.pieces if witness else ()),
         explanations=explanations,
         counter_check=counter_check,
         failed=failures.noted,
@@ -111,7 +116,37 @@ def described(model: Model) -> dict[str, object]:
     }
 
 
-def _settled(sites: list[SiteVerdict], witness: list[SiteVerdict]) -> list[SiteVerdict]:
+def _reference(run: Run, trace: Trace, alignment: Alignment) -> _Beside:
+    """Run the reference freely beside the candidate."""
+    run.progress.say("running the reference")
+    drift = Drift(F32, trace, alignment)
+    drift.watch = run.progress.layers(run.model.hp.n_layer)
+    (logits,) = run.model.forward([drift.all_steps], drift)
+    ends = np.cumsum([len(step.tokens) for step in trace.steps])
+    return _Beside("reference:f32", drift.drifts, [logits[end - 1] for end in ends])
+
+
+def _judged_too(run: Run, witness: Admitted, candidate: Trace, alignment: Alignment, *, both: bool) -> _Beside:
+    """Judge the witness, and take its run for the one beside the candidate's."""
+    trace, name = witness.trace, engine_name(witness.trace)
+    run.progress.say(f"judging {name}")
+    sites = replayed_as_found(run.model, trace, run.progress).sites
+    return _Beside(
+        name,
+        between(candidate, trace, alignment),
+        [last_logits(trace, step) for step in range(len(trace.steps))],
+        Witness(
+            name,
+            agrees=sum(s.status in (Status.AGREES, Status.INHERITS) for s in sites),
+            diverges=tuple(s.site for s in sites if s.status is Status.DIVERGES),
+            broken=broken(witness.preflight),
+            judged_too=both,
+        ),
+        tuple(sites),
+    )
+
+
+def _settled(sites: Sequence[SiteVerdict], witness: Sequence[SiteVerdict]) -> list[SiteVerdict]:
     """Where the witness leaves the reference too, the reference may be wrong: no ground to accuse the candidate."""
     doubtful = {w.site: w.local_error for w in witness if w.status is Status.DIVERGES}
     return [
@@ -125,8 +160,3 @@ def _settled(sites: list[SiteVerdict], witness: list[SiteVerdict]) -> list[SiteV
         else s
         for s in sites
     ]
-
-
-def _witness(trace: Trace, sites: list[SiteVerdict]) -> Witness:
-    agrees = sum(s.status in (Status.AGREES, Status.INHERITS) for s in sites)
-    return Witness(engine_name(trace), agrees, tuple(s.site for s in sites if s.status is Status.DIVERGES))

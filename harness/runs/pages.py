@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from firstdiff.errors import CaptureError
+from firstdiff.runs.folder import FILE
 from firstdiff.verdict import Verdict
 
 
@@ -60,7 +61,7 @@ def report_of(verdict: Verdict, out: Path, *, passes: bool) -> str:
         Where the page cannot be written.
     """
     if passes:
-        return str(out / "verdict.json")
+        return str(out / FILE)
     path = out / "report.html"
     write(path, verdict)
     return str(path)

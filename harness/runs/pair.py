@@ -88,9 +88,9 @@ class Pair:
 class _Kept:
     """Both tensors of a judged site, kept as they come by."""
 
-    tensors: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    tensors: dict[Site, tuple[Array, Array]] = field(default_factory=dict)
 
-    def take(self, site: str, _status: Status, candidate: Array, reference: Array, **_rest: object) -> None:
+    def take(self, site: Site, _status: Status, candidate: Array, reference: Array, **_rest: object) -> None:
         """Keep them."""
         self.tensors[site] = candidate, reference
 
@@ -109,12 +109,12 @@ def local(model: Model, trace: Trace, site: Site) -> Pair:
     kept = _Kept()
     probe = Replay(found.arithmetic, trace, alignment, found.levels, kept)
     run(model, trace.steps[: site.step + 1], probe, lambda each: each == site)
-    if str(site) not in kept.tensors:
+    if site not in kept.tensors:
         reason = probe.sites[-1].reason if probe.sites else None
         if reason is None:
             _check(trace, site)
         raise UsageError(f"{site}: {reason or f'its recorded shape {list(trace.shape(site))} does not fit the model'}")
-    recorded, computed = kept.tensors[str(site)]
+    recorded, computed = kept.tensors[site]
     of = f"the reference ({found.arithmetic.name}) on the same inputs"
     return _pair(trace, site, recorded, computed, of=of, floor=probe.sites[-1].floor)
 

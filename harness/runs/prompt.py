@@ -57,10 +57,17 @@ class Input:
         return ids[:LONG] if self.long else ids
 
 
-def tokens_of(model: Model, source: Input) -> list[int]:
-    """Token ids of what to run; llama.cpp is asked only where there is a text."""
+def tokens_of(model: Model, source: Input, vocabulary: LlamaCpp | None = None) -> list[int]:
+    """Token ids of what to run; llama.cpp is asked only where there is a text, and opened where it is not open."""
     if source.tokens is not None:
         return list(source.tokens)
-    with LlamaCpp(model.gguf.path, vocabulary_only=True) as engine:
-        ids = source.ids(engine)
+    if vocabulary is None:
+        with vocabulary_of(model) as opened:
+            return tokens_of(model, source, opened)
+    ids = source.ids(vocabulary)
     return ids[: model.hp.n_ctx_train // 2] if source.long else ids
+
+
+def vocabulary_of(model: Model) -> LlamaCpp:
+    """The model in llama.cpp without its weights, which is enough to tokenise. Use as a context manager."""
+    return LlamaCpp(model.gguf.path, vocabulary_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from firstdiff.dumps import Trace, TraceWriter, open_trace
 from firstdiff.engines.identity import identity
@@ -14,50 +14,36 @@ from firstdiff.engines.llamacpp_capture import capture
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic, arithmetic_named
-from firstdiff.model.engine import Model, open_model
+from firstdiff.model.engine import open_model
 from firstdiff.model.errors import ModelError
 from firstdiff.progress import QUIET, Progress
+from firstdiff.runs.admission import Admitted, admitted
 from firstdiff.runs.folder import make_folder
 from firstdiff.runs.prompt import Input, tokens_of
+from firstdiff.runs.run import Run
 from firstdiff.verdict.provenance import own_version
 
 
-def record_llama(
-    model: Model,
-    source: Input | Sequence[Sequence[int]],
-    out: Path,
-    *,
-    decode: int = 0,
-    threads: int = 1,
-    attention: Attention = PLAIN,
-    said: dict[str, Any] | None = None,
-    progress: Progress = QUIET,
-) -> tuple[Trace, tuple[str, ...], tuple[str, ...]]:
+def record_llama(run: Run, source: Input | Sequence[Sequence[int]], out: Path, *, decode: int = 0) -> Admitted:
     """Record llama.cpp's CPU backend into a folder.
 
     Parameters
     ----------
-    model
-        The model, opened by the reference, which has checked the file before llama.cpp sees it.
+    run
+        The model, opened by the reference, which has checked the file before llama.cpp sees it; the threads that
+        llama.cpp computes with, and its options of attention.
     source
         What to run, or the tokens of each step of a candidate.
     out
         Folder of the trace; llama.cpp's chatter goes to ``<out>.log``.
     decode
         Steps to decode after a prompt.
-    threads
-        Threads that llama.cpp computes with.
-    attention
-        Its options of attention.
-    said
-        :func:`identity` of the model.
-    progress
-        Shows at which layer the run is.
 
     Returns
     -------
-    The trace, notes on the capture, and the text of each token of step 0.
+    The trace, with notes on the capture and the text of each token of step 0.
     """
+    model, threads, attention = run.model, run.threads, run.attention
     steps = [tokens_of(model, source)] if isinstance(source, Input) else [list(s) for s in source]
     model.check_tokens([t for s in steps for t in s], decode=decode)
     attention.check(model.hp.head_dim)
@@ -72,12 +58,13 @@ def record_llama(
             "arithmetic": attention.arithmetic(threads).name,
             "options": {"threads": threads, **attention.stated, "repacked_weights": False},
         }
-        with TraceWriter(out, engine=said_engine, model=said or identity(model)) as writer:
-            watch = progress.layers(model.hp.n_layer, max(1 + decode, len(steps)))
+        with TraceWriter(out, engine=said_engine, model=run.identity.stated) as writer:
+            watch = run.progress.layers(model.hp.n_layer, max(1 + decode, len(steps)))
             worst = capture(engine, steps[0], writer, nodes=model.nodes, decode=decode, forced=steps[1:], watch=watch)
         pieces = tuple(engine.piece(t) for t in steps[0])
-    notes = () if worst == 0 else (_changed(worst),)
-    return open_trace(out), notes, pieces
+    recorded = admitted(run, open_trace(out))
+    notes = recorded.notes if worst == 0 else (*recorded.notes, _changed(worst))
+    return replace(recorded, notes=notes, pieces=pieces)
 
 
 def _changed(worst: float | None) -> str:
@@ -116,10 +103,8 @@ def record(
     if name == "llama.cpp" and rest in ("", "cpu"):
         if planted:
             raise UsageError("--bug: faults are planted in the reference, not in llama.cpp: give --engine reference")
-        trace, _, _ = record_llama(
-            model, source, out, decode=decode, threads=threads, attention=attention, progress=progress
-        )
-        return trace
+        run = Run(model, threads=threads, attention=attention, progress=progress)
+        return record_llama(run, source, out, decode=decode).trace
     if attention != PLAIN:
         raise UsageError("--flash-attention and --kv are llama.cpp's: give --engine reference:ggml-cpu+flash+kv=q8_0")
     arithmetic = _arithmetic(rest or "f64") if name == "reference" else None
@@ -134,7 +119,7 @@ def record(
         "backend": rest or "f64",
         "arithmetic": arithmetic.name,
     }
-    with TraceWriter(out, engine=said_engine, model=identity(model)) as writer:
+    with TraceWriter(out, engine=said_engine, model=identity(model).stated) as writer:
         record_planted(
             model,
             tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,15 @@ from firstdiff.progress import QUIET, Progress
 from firstdiff.verdict import SiteVerdict, Status
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Replayed:
+    """A trace's sites judged, and the arithmetic and layouts that they were judged in."""
+
+    found: Fingerprint
+    sites: list[SiteVerdict]
+    alignment: Alignment
+
+
 @np.errstate(all="ignore")
 def replayed(
     model: Model,
@@ -34,14 +43,14 @@ def replayed(
     table: Mapping[str, Hypothesis] = TABLE,
     failures: Failures | None = None,
     progress: Progress = QUIET,
-) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
+) -> Replayed:
     """Replay a candidate in its arithmetic; at its own layers' level only where that hides no fault."""
-    found, sites, alignment = replayed_as_found(model, candidate, progress, details)
-    noted = Failures() if failures is None else failures
-    if found.levels and has_faults(model, candidate, found, alignment, sites, failures=noted, table=table):
-        found = replace(found, levels=Levels())
-        sites = _replay(model, candidate, found, alignment, progress, details)
-    return found, sites, alignment
+    guess = replayed_as_found(model, candidate, progress, details)
+    noted, found, alignment = Failures() if failures is None else failures, guess.found, guess.alignment
+    if not found.levels or not has_faults(model, candidate, found, alignment, guess.sites, failures=noted, table=table):
+        return guess
+    found = replace(found, levels=Levels())
+    return Replayed(found, _replay(model, candidate, found, alignment, progress, details), alignment)
 
 
 def replayed_as_found(
@@ -50,7 +59,7 @@ def replayed_as_found(
     progress: Progress = QUIET,
     details: Details | None = None,
     wanted: Wanted | None = None,
-) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
+) -> Replayed:
     """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data.
 
     Layouts and arithmetics are searched for only where the first guess does not do. What was stored in a narrow dtype
@@ -67,14 +76,15 @@ def replayed_as_found(
             alignment = other
             sites = _replay(model, trace, first, alignment, progress, details, wanted)
     if fits(sites) and (stands is not None or not _narrow(trace)):
-        return first, sites, alignment
+        return Replayed(first, sites, alignment)
     found = fingerprint(model, trace, alignment, wanted)
     if stands is not None and not found.better:
-        return first, sites, alignment
+        return Replayed(first, sites, alignment)
     if stands is not None and found.arithmetic != stands:
         found = replace(found, instead=stands.name)
     same = found.arithmetic == first.arithmetic and not found.levels
-    return found, sites if same else _replay(model, trace, found, alignment, progress, details, wanted), alignment
+    sites = sites if same else _replay(model, trace, found, alignment, progress, details, wanted)
+    return Replayed(found, sites, alignment)
 
 
 def understood(model: Model, trace: Trace, *, outside: bool = False) -> tuple[Fingerprint, Alignment]:
@@ -85,13 +95,13 @@ def understood(model: Model, trace: Trace, *, outside: bool = False) -> tuple[Fi
     layers = _handful(trace)
     if layers is not None:
         start = replace(trace, steps=trace.steps[:2])  # the cache shows in the second
-        found, _, alignment = replayed_as_found(
+        few = replayed_as_found(
             model, start, wanted=lambda site: site.layer in layers or (outside and site.layer is None)
         )
-        if _decided(found):
-            return found, alignment
-    found, _, alignment = replayed(model, trace)
-    return found, alignment
+        if _decided(few.found):
+            return few.found, few.alignment
+    done = replayed(model, trace)
+    return done.found, done.alignment
 
 
 def _handful(trace: Trace) -> frozenset[int] | None:

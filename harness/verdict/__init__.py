@@ -2,7 +2,7 @@
 
 from firstdiff.verdict.explanations import CounterCheck, Explanation, Failed, Tried
 from firstdiff.verdict.sites import Detail, Element, Histogram, Profile, SiteVerdict, Statistics, Status
-from firstdiff.verdict.verdict import PASSED, Logits, Verdict, Witness
+from firstdiff.verdict.verdict import PASSED, Logits, Verdict, Witness, broken
 
 __all__ = [
     "PASSED",
@@ -20,4 +20,5 @@ __all__ = [
     "Tried",
     "Verdict",
     "Witness",
+    "broken",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from firstdiff.dumps.site import Site
+
 
 @dataclass(frozen=True, slots=True)
 class Tried:
@@ -47,8 +49,8 @@ class Explanation:
         The hypotheses tried at the first site, least residual first.
     """
 
-    site: str
-    sites: tuple[str, ...]
+    site: Site
+    sites: tuple[Site, ...]
     extent: str
     hypothesis: str | None
     says: str
@@ -80,7 +82,7 @@ class Failed:
     """
 
     hypothesis: str
-    site: str
+    site: Site
     error: str
 
 
@@ -99,7 +101,7 @@ class CounterCheck:
     """
 
     applied: tuple[str, ...]
-    left: tuple[str, ...]
+    left: tuple[Site, ...]
     judged: int = 0
 
     @property

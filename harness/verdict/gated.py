@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from firstdiff.dumps.site import Site
 from firstdiff.verdict.verdict import Verdict
 from firstdiff.verdict.writing import strict
 
@@ -17,7 +18,7 @@ FORMAT, VERSION = "firstdiff-gate", 1
 class Moved:
     """A site that is not what it was in the baseline: its status and local error, before and now."""
 
-    site: str
+    site: Site
     was: str
     now: str
     error_was: float | None
@@ -42,8 +43,8 @@ class Changes:
 
     worsened: tuple[Moved, ...] = ()
     improved: tuple[Moved, ...] = ()
-    new: tuple[str, ...] = ()
-    vanished: tuple[tuple[str, str], ...] = ()
+    new: tuple[Site, ...] = ()
+    vanished: tuple[tuple[Site, str], ...] = ()
     same: int = 0
     common: int = 0
 
@@ -104,8 +105,8 @@ def _plain(c: Checked) -> dict[str, Any]:
         "verdict": None if verdict is None else verdict.verdict,
         "first": None if verdict is None or verdict.first is None else verdict.first.site,
         "coverage": None if verdict is None else verdict.coverage,
-        "explanations": [] if verdict is None else [asdict(e) for e in verdict.explanations],
-        "changes": None if c.changes is None else asdict(c.changes),
+        "explanations": () if verdict is None else verdict.explanations,
+        "changes": c.changes,
         "notes": c.notes,
         "report": c.report,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import StrEnum
 from math import isfinite
@@ -20,7 +21,7 @@ from firstdiff.dumps.errors import shown
 from firstdiff.dumps.strict_json import parse_object
 from firstdiff.verdict.sites import Detail, Histogram, Profile, SiteVerdict, Status
 from firstdiff.verdict.verdict import Verdict
-from firstdiff.verdict.writing import FORMAT, VERSION
+from firstdiff.verdict.writing import FORMAT, PARTS, VERSION
 
 MOST_BYTES = 1 << 26
 """64 MB. 39,000 sites (SmolLM2, 64 steps) with 6000 closer looks make a file of 20 MB."""
@@ -75,6 +76,7 @@ def _verdict(found: dict[str, Any]) -> Verdict:
         told["logits"] = _inside(told, "logits", "steps")
     made = {f.name: told[f.name] for f in fields(Verdict) if f.name in told}
     verdict: Verdict = _record(Verdict, made | {"logits": made.get("logits") or []}, "", spare=True)
+    _check_names(verdict.sites, found["sites"])
     _check_sites(verdict.sites)
     _check_details(verdict)
     _check_counter_check(verdict)
@@ -108,19 +110,30 @@ def _value(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - any type
     if origin is tuple:
         return _tuple(of, value, where)
     if origin is dict:
-        return {k: _value(of[1], v, f"{where}.{_key(k)}") for k, v in _typed(dict, value, where).items()}
+        told = [(k, v, f"{where}.{_key(k)}") for k, v in _typed(dict, value, where).items()]
+        return {_value(of[0], k, at): _value(of[1], v, at) for k, v, at in told}
     return value if kind is Any else _plain(kind, value, where)
 
 
 def _plain(kind: type, value: Any, where: str) -> Any:  # noqa: ANN401 - any JSON value
+    if kind is Site:
+        return _site(value, where)
     if is_dataclass(kind):
-        spare = where.startswith((".logits[", ".counter_check"))
+        spare = where.startswith((".logits[", ".counter_check", ".sites["))
         return _record(kind, _typed(dict, value, where), where, spare=spare)
     if issubclass(kind, StrEnum):
         if value not in list(kind):
             raise _UnfitError(where, f"is {shown(value)}, and is one of {', '.join(kind)}")
         return kind(value)
     return _number(value, where) if kind is float else _typed(kind, value, where)
+
+
+def _site(value: Any, where: str) -> Site:  # noqa: ANN401 - any JSON value
+    text: str = _typed(str, value, where)
+    try:
+        return Site.parse(text)
+    except TraceError as e:
+        raise _UnfitError(where, f"is no site: {e}") from None
 
 
 def _record(kind: Any, told: dict[str, Any], where: str, *, spare: bool = False) -> Any:  # noqa: ANN401 - a record
@@ -168,31 +181,36 @@ def _number(value: Any, where: str) -> float:  # noqa: ANN401 - any JSON value
 # What must fit together.
 
 
+def _check_names(sites: tuple[SiteVerdict, ...], told: Sequence[Mapping[str, Any]]) -> None:
+    """A site's name says its point, layer and step; what stands beside it must be the same."""
+    for i, (s, record) in enumerate(zip(sites, told, strict=True)):
+        for part in PARTS:
+            if part not in record:
+                raise _UnfitError(f"sites[{i}]", f"lacks '{part}'")
+            own, theirs = getattr(s, part), record[part]
+            if own != theirs or type(own) is not type(theirs):
+                raise _UnfitError(f"sites[{i}].{part}", f"is {shown(theirs)}, and its site is {shown(str(s.site))}")
+
+
 def _check_sites(sites: tuple[SiteVerdict, ...]) -> None:
     for i, s in enumerate(sites):
-        where = f"sites[{i}]"
-        try:
-            name = str(Site(s.step, s.layer, s.point))
-        except TraceError as e:
-            raise _UnfitError(where, f"is no site: {e}") from None
-        if s.site != name:
-            raise _UnfitError(where, f"is called {shown(s.site)}, and is point, layer and step of {shown(name)}")
+        where, name = f"sites[{i}]", shown(str(s.site))
         if s.status in JUDGED:
             if s.local_error is None or s.floor is None:
-                raise _UnfitError(where, f"({shown(s.site)}) {s.status} without a local error and a floor")
+                raise _UnfitError(where, f"({name}) {s.status} without a local error and a floor")
             if (s.status is Status.DIVERGES) != (not s.local_error <= s.floor):
                 raise _UnfitError(
-                    where, f"({shown(s.site)}) {s.status} with local error {s.local_error:g} and floor {s.floor:g}"
+                    where, f"({name}) {s.status} with local error {s.local_error:g} and floor {s.floor:g}"
                 )
     twice = [site for site, n in Counter(s.site for s in sites).items() if n > 1]
     if twice:
-        raise _UnfitError("sites", f"holds {shown(twice[0])} twice")
+        raise _UnfitError("sites", f"holds {shown(str(twice[0]))} twice")
 
 
 def _check_details(verdict: Verdict) -> None:
     known = {s.site for s in verdict.sites}
     for site, detail in verdict.details.items():
-        where = f"details.{_key(site)}"
+        where = f"details.{_key(str(site))}"
         if site not in known:
             raise _UnfitError(where, "is of a site that is not there")
         if len(detail.axes) != len(detail.shape) or any(len(e.index) != len(detail.shape) for e in detail.worst):
@@ -211,7 +229,7 @@ def _check_failed(verdict: Verdict) -> None:
     known = {s.site for s in verdict.sites}
     for i, failed in enumerate(verdict.failed):
         if failed.site not in known:
-            raise _UnfitError(f"failed[{i}]", f"is of a site that is not there: {shown(failed.site)}")
+            raise _UnfitError(f"failed[{i}]", f"is of a site that is not there: {shown(str(failed.site))}")
 
 
 def _check_charts(where: str, detail: Detail) -> None:

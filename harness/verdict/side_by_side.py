@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from firstdiff.dumps.site import Site
 from firstdiff.verdict.ranges import enumerated
 from firstdiff.verdict.sites import SiteVerdict, Status
 from firstdiff.verdict.verdict import Verdict
@@ -24,7 +25,7 @@ class Parting:
         Names of the candidates that diverge there, and of those whose operation is right.
     """
 
-    site: str
+    site: Site
     wrong: tuple[str, ...]
     right: tuple[str, ...]
 
@@ -91,7 +92,7 @@ def to_json(verdicts: Sequence[Verdict], names: Sequence[str]) -> str:
     record: dict[str, Any] = {
         "format": "firstdiff-verdicts",
         "version": 1,
-        "parting": None if found is None else {"site": found.site, "wrong": found.wrong, "right": found.right},
+        "parting": None if found is None else {"site": str(found.site), "wrong": found.wrong, "right": found.right},
         "candidates": {n: json.loads(v.to_json()) for n, v in zip(names, verdicts, strict=True)},
     }
     return json.dumps(record, indent=1, allow_nan=False) + "\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from firstdiff.dumps.site import Site
+
 
 class Status(StrEnum):
     """What is said of a site: a closed set."""
@@ -31,7 +33,7 @@ class SiteVerdict:
 
     Parameters
     ----------
-    site, point, layer, step, op
+    site, op
         Which site, and the reference's operation there.
     status
         See :class:`Status`.
@@ -51,10 +53,7 @@ class SiteVerdict:
         Why a site is not comparable.
     """
 
-    site: str
-    point: str
-    layer: int | None
-    step: int
+    site: Site
     op: str
     status: Status
     local_error: float | None = None
@@ -64,9 +63,24 @@ class SiteVerdict:
     where: dict[str, str] | None = None
     not_finite: int = 0
     inputs_right: bool = True
-    segment: tuple[str, ...] = ()
+    segment: tuple[Site, ...] = ()
     reason: str | None = None
     tight: float | None = None
+
+    @property
+    def point(self) -> str:
+        """The site's point."""
+        return self.site.point
+
+    @property
+    def layer(self) -> int | None:
+        """The site's layer; None outside the layers."""
+        return self.site.layer
+
+    @property
+    def step(self) -> int:
+        """The site's step."""
+        return self.site.step
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from firstdiff.dumps.site import Site
 from firstdiff.verdict.explanations import CounterCheck, Explanation, Failed
 from firstdiff.verdict.sites import Detail, SiteVerdict, Status
 
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
 
 PASSED = ("agrees", "not recorded", "not checked")
 """What preflight says of a check that found nothing wrong."""
+
+
+def broken(preflight: Mapping[str, str]) -> dict[str, str]:
+    """What of the input contract (tokens, positions, weights, model) does not hold, and how."""
+    return {check: says for check, says in preflight.items() if says not in PASSED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,8 @@ class Witness:
         Its name; llama.cpp's as a rule.
     agrees, diverges
         How many of its sites agree, and those that diverge.
+    broken
+        What of the input contract does not hold for its trace, and how.
     judged_too
         Whether the verdict is about this engine as well as the candidate, as in ``firstdiff diff``: it diverges if
         either does.
@@ -61,7 +70,8 @@ class Witness:
 
     engine: str
     agrees: int
-    diverges: tuple[str, ...]
+    diverges: tuple[Site, ...]
+    broken: dict[str, str] = field(default_factory=dict)
     judged_too: bool = False
 
 
@@ -84,7 +94,7 @@ class Verdict:
     explanations: tuple[Explanation, ...] = ()
     counter_check: CounterCheck | None = None
     failed: tuple[Failed, ...] = ()  # hypotheses that could not be tried: the explanations stand without them
-    details: dict[str, Detail] = field(default_factory=dict)  # by site, where they were asked for
+    details: dict[Site, Detail] = field(default_factory=dict)  # by site, where they were asked for
     run: dict[str, Any] = field(default_factory=dict)  # the command and the versions, where a command judged
 
     @property
@@ -105,19 +115,24 @@ class Verdict:
     @property
     def broken(self) -> dict[str, str]:
         """What of the input contract (tokens, positions, weights, model) does not hold, and how."""
-        return {check: says for check, says in self.preflight.items() if says not in PASSED}
+        return broken(self.preflight)
 
     @property
     def verdict(self) -> str:
         """``agrees``, ``diverges``, or ``incomparable`` where nothing could be compared: an error, never a pass."""
         if not self.judged:
             return "incomparable"
-        return "diverges" if self.first or self.broken or self.beside else "agrees"
+        return "diverges" if self.first or self.broken or self.beside or self.broken_beside else "agrees"
 
     @property
-    def beside(self) -> tuple[str, ...]:
+    def beside(self) -> tuple[Site, ...]:
         """Sites at which the second of two traces diverges, where both are judged."""
         return self.witness.diverges if self.witness is not None and self.witness.judged_too else ()
+
+    @property
+    def broken_beside(self) -> dict[str, str]:
+        """What of the input contract does not hold for the second of two traces, where both are judged."""
+        return self.witness.broken if self.witness is not None and self.witness.judged_too else {}
 
     @property
     def exit_code(self) -> int:
@@ -134,21 +149,21 @@ class Verdict:
         }
 
     @property
-    def dump_next(self) -> tuple[str, ...]:
-        """Points whose recording would narrow the first divergence down, in execution order.
+    def dump_next(self) -> tuple[Site, ...]:
+        """Sites whose recording would narrow the first divergence down, in execution order, a tensor's name once.
 
         Of a segment that spans several layers these are their outputs alone, which name the layer to look into.
         What was recorded and is not comparable is not asked for again.
         """
         if self.first is None:
             return ()
-        names = set(self.first.segment)
-        segment = [s for s in self.sites if s.site in names]
+        spanned = set(self.first.segment)
+        segment = [s for s in self.sites if s.site in spanned]
         missing = [s for s in segment if s.status is Status.NOT_RECORDED]
         outputs = [s for s in missing if s.point == "l_out"]
         layers = {s.layer for s in segment if s.layer is not None}
         wanted = outputs if outputs and len(layers) > 1 else missing
-        return tuple(dict.fromkeys(s.site.partition("@")[0] for s in wanted))
+        return tuple({s.site.key: s.site for s in reversed(wanted)}.values())[::-1]
 
     @property
     def worst_error(self) -> float:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from math import isfinite
 from typing import Any
 
+from firstdiff.dumps.site import Site
 from firstdiff.verdict.explanations import CounterCheck
-from firstdiff.verdict.sites import Detail, Element, Histogram, Profile, SiteVerdict, Statistics
+from firstdiff.verdict.sites import Detail, SiteVerdict
 from firstdiff.verdict.verdict import Verdict, Witness
 
 FORMAT, VERSION = "firstdiff-verdict", 1
@@ -24,10 +25,10 @@ def to_json(verdict: Verdict) -> str:
         "verdict": verdict.verdict,
         "first": None if verdict.first is None else _plain(verdict.first),
         "diverging": [_plain(s) for s in verdict.diverging],
-        "dump_next": list(verdict.dump_next),
-        "explanations": [asdict(e) for e in verdict.explanations],
+        "dump_next": [site.key for site in verdict.dump_next],
+        "explanations": verdict.explanations,
         "counter_check": None if verdict.counter_check is None else _checked(verdict.counter_check),
-        "failed": [asdict(f) for f in verdict.failed],
+        "failed": verdict.failed,
         "candidate": verdict.candidate,
         "against": verdict.against,
         "witness": None if verdict.witness is None else _plain_witness(verdict.witness),
@@ -48,13 +49,13 @@ def to_json(verdict: Verdict) -> str:
 
 
 def _plain_witness(witness: Witness) -> dict[str, Any]:
-    """The witness's fields; whether it is judged too is said only where it is."""
-    return {k: v for k, v in asdict(witness).items() if k != "judged_too" or v}
+    """The witness's fields; whether it is judged too, and what is broken, are said only where that is so."""
+    return {k: v for k, v in _fields(witness).items() if k not in {"broken", "judged_too"} or v}
 
 
 def _checked(check: CounterCheck) -> dict[str, Any]:
     """The counter-check's fields, without the number that is not known."""
-    return {k: v for k, v in asdict(check).items() if k != "judged" or v} | {"agrees": check.agrees}
+    return {k: v for k, v in _fields(check).items() if k != "judged" or v} | {"agrees": check.agrees}
 
 
 def _worst_logits(logits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -64,10 +65,10 @@ def _worst_logits(logits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return max(logits, key=lambda x: (not x["top1_agrees"], x["kl"])) | {"steps": list(logits)}
 
 
-def _details(details: dict[str, Detail]) -> str:
+def _details(details: dict[Site, Detail]) -> str:
     """A line a site: a number a line would make the file several times as long."""
     lines = (
-        f"\n  {json.dumps(site)}: {json.dumps(strict(detail), separators=(',', ':'), allow_nan=False)}"
+        f"\n  {json.dumps(str(site))}: {json.dumps(strict(detail), separators=(',', ':'), allow_nan=False)}"
         for site, detail in details.items()
     )
     return ",".join(lines) + ("\n " if details else "")
@@ -75,18 +76,26 @@ def _details(details: dict[str, Detail]) -> str:
 
 def _plain(site: SiteVerdict) -> dict[str, Any]:
     """A site's fields, without those that have nothing to say."""
-    return {f.name: _value(v) for f in fields(site) if (v := getattr(site, f.name)) != f.default or f.name in _KEPT}
+    told = {f.name: v for f in fields(site) if (v := getattr(site, f.name)) != f.default or f.name in _KEPT}
+    of = {name: getattr(site, name) for name in PARTS}
+    return {"site": told.pop("site")} | of | told
 
 
-_KEPT = {"site", "point", "layer", "step", "op", "status", "local_error", "floor", "inputs_right"}
+PARTS = ("point", "layer", "step")
+"""What a site's name says, beside it in the file for those who do not want to take it apart."""
+
+_KEPT = {"site", "op", "status", "local_error", "floor", "inputs_right"}
 
 
-def _value(value: Any) -> Any:  # noqa: ANN401 - any field of a record
-    return asdict(value) if isinstance(value, Element) else value
+def _fields(record: Any) -> dict[str, Any]:  # noqa: ANN401 - any record
+    return {f.name: getattr(record, f.name) for f in fields(record)}
 
 
-def strict(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """Give numbers that JSON does not have as the strings ``"nan"``, ``"inf"`` and ``"-inf"``; details as objects."""
+def strict(value: Any) -> Any:  # noqa: ANN401 - any value of a record, or JSON value
+    """Give a record as JSON has it: a site by its name, records as objects, NaN and infinities as strings.
+
+    The strings are ``"nan"``, ``"inf"`` and ``"-inf"``.
+    """
     match value:
         case float() if not isfinite(value):
             return str(value)
@@ -94,6 +103,8 @@ def strict(value: Any) -> Any:  # noqa: ANN401 - any JSON value
             return {str(k): strict(v) for k, v in value.items()}
         case list() | tuple():
             return [strict(v) for v in value]
-        case Detail() | Statistics() | Profile() | Histogram() | Element():
-            return {f.name: strict(getattr(value, f.name)) for f in fields(value)}
+        case Site():
+            return str(value)
+        case _ if is_dataclass(value):
+            return strict(_fields(value))
     return value

@@ -39,13 +39,13 @@ BORDER = 3.0
 class Knowing(Planting):
     """Records with faults planted, and measures what each planted change changes at its site."""
 
-    changes: dict[str, float] = field(default_factory=dict, init=False)
-    made: dict[str, dict[str, float]] = field(default_factory=dict, init=False)  # the same, by the plant that made it
+    changes: dict[Site, float] = field(default_factory=dict, init=False)
+    made: dict[str, dict[Site, float]] = field(default_factory=dict, init=False)  # the same, by the plant that made it
 
     def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
         wrong = super()._gone_wrong(plant, call)
         if wrong is not None and len(self.planted) > 1:
-            site = str(Site(call.step, call.layer, call.point))
+            site = Site(call.step, call.layer, call.point)
             with np.errstate(all="ignore"):
                 size = _size(call.point, wrong.compute(self.arithmetic), call.compute(self.arithmetic))
             self.made.setdefault(plant.hypothesis.id, {})[site] = size
@@ -75,8 +75,8 @@ class Plant:
     layers: str
     steps: tuple[Step, ...]
     tensors: Mapping[Site, Array]
-    changes: Mapping[str, float]
-    made: Mapping[str, Mapping[str, float]]
+    changes: Mapping[Site, float]
+    made: Mapping[str, Mapping[Site, float]]
 
     def trace(self, dtype: str) -> Trace:
         """The trace as a dump in a dtype."""
@@ -187,7 +187,8 @@ def held(
     start = perf_counter()
     trace = planted.trace(dtype)
     failures = Failures()
-    found, sites, alignment = replayed(model, trace, table=table, failures=failures)
+    done = replayed(model, trace, table=table, failures=failures)
+    found, sites, alignment = done.found, done.sites, done.alignment
     explanations, _ = explain(model, trace, found, alignment, sites, failures=failures, table=table, pairs=pairs)
     assert not failures.noted, failures.noted
     seconds = perf_counter() - start
@@ -195,13 +196,11 @@ def held(
     permuted = {point for point, layout in alignment.layouts.items() if is_reordered(layout)}
     layout = all(TABLE[id_].everywhere == "layout" for id_ in planted.ids)  # stated, and no fault
     clear = [
-        s
-        for s, size in planted.changes.items()
-        if size > BORDER * floors[s] and not (layout and Site.parse(s).point in permuted)
+        s for s, size in planted.changes.items() if size > BORDER * floors[s] and not (layout and s.point in permuted)
     ]
     faint = [s for s, size in planted.changes.items() if size > floors[s] / BORDER]
     diverging = [s.site for s in sites if s.status is Status.DIVERGES]
-    accused = tuple(s for s in diverging if s not in planted.changes)
+    accused = tuple(str(s) for s in diverging if s not in planted.changes)
     first = next(iter(diverging), None)
     until = faint.index(clear[0]) if clear else len(faint)
     right = first in faint[: until + 1] if clear else first is None or first in faint
@@ -221,7 +220,7 @@ def held(
 
 
 def named(
-    planted: Plant, explanations: Sequence[Explanation], id_: str, clear: Sequence[str], floors: Mapping[str, float]
+    planted: Plant, explanations: Sequence[Explanation], id_: str, clear: Sequence[Site], floors: Mapping[Site, float]
 ) -> str:
     """What the verdict calls a planted fault: at the sites that it changes clearly."""
     own = planted.made.get(id_, {})

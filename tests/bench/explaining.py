@@ -64,10 +64,12 @@ def noisy(steps: Sequence[Step], tensors: Mapping[Site, Array], sites: set[Site]
 def seconds(model: Model, trace: Trace, only: str | None = None) -> Callable[[], float]:
     """Judge a trace; the call then explains it, or one site of it."""
     failures = Failures()
-    found, sites, alignment = replayed(model, trace, failures=failures)
+    done = replayed(model, trace, failures=failures)
+    found, sites, alignment = done.found, done.sites, done.alignment
     if only is not None:
         sites = [
-            replace(s, status=Status.INHERITS) if s.status is Status.DIVERGES and s.site != only else s for s in sites
+            replace(s, status=Status.INHERITS) if s.status is Status.DIVERGES and str(s.site) != only else s
+            for s in sites
         ]
 
     def call() -> float:

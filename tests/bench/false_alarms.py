@@ -164,7 +164,7 @@ def row(path: Path, engine: Engine, lengths: Sequence[int]) -> Iterator[Row]:
             for stated, of in rows.items():
                 if not stated and length not in SHORT:
                     continue
-                _, sites, _ = replayed(model, trace if stated else replace(trace, engine={"name": "unknown"}))
+                sites = replayed(model, trace if stated else replace(trace, engine={"name": "unknown"})).sites
                 of.judged += [(length, s) for s in sites if s.local_error is not None]
                 of.unjudged += sum(s.status is Status.NOT_COMPARABLE for s in sites)
                 of.lengths += (length,)
@@ -186,7 +186,8 @@ def report(bug: str | None = None, *, quick: bool) -> Iterator[tuple[str, int]]:
                 for made in row(path, engine, lengths):
                     yield str(made), len(made.diverging)
                     for length, s in made.diverging[:10]:
-                        error = f"{s.local_error:.3g} over {s.floor:.3g}, segment {', '.join(s.segment) or 'none'}"
+                        segment = ", ".join(map(str, s.segment)) or "none"
+                        error = f"{s.local_error:.3g} over {s.floor:.3g}, segment {segment}"
                         yield f"  false alarm: {s.site} of a prompt of {length}: {error}", 0
                     judged[made.stated] += len(made.judged)
                     alarms += len(made.diverging)

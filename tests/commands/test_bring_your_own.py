@@ -527,6 +527,17 @@ def test_the_verdict_is_the_same_under_any_names(
     }
 
 
+def test_names_are_shown_of_a_dump_without_tokens(firstdiff: Command, wrong: Path, tmp_path: Path) -> None:
+    dump = tmp_path / "silent"
+    dump.mkdir()
+    for file in wrong.glob("*.safetensors"):
+        (dump / file.name).write_bytes(file.read_bytes())
+    ran = firstdiff("names", dump)
+    assert (ran.code, ran.err) == (0, "")
+    assert "Kcur_rope" in ran.out
+    assert_refused(firstdiff("names", dump, "--tokens", "1,2"), 2, "--tokens")  # nothing would read them
+
+
 def test_the_table_that_names_suggests_can_be_used(firstdiff: Command, wrong: Path, tmp_path: Path) -> None:
     dump = renamed(wrong, tmp_path / "dump", CAMEL)
     ran = firstdiff("names", dump)

@@ -26,9 +26,10 @@ from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import planted
 from firstdiff.model.engine import open_model
 from firstdiff.runs import demo, recording
-from firstdiff.runs.judge import judge
+from firstdiff.runs.candidates import judge_candidates
+from firstdiff.runs.judge import Judged
 from firstdiff.runs.prompt import Input
-from firstdiff.verdict import Tried, Verdict
+from firstdiff.verdict import Tried
 from firstdiff.verdict.reading import read_verdict
 
 COMMANDS = ("demo", "run", "record", "report", "diff", "doctor")
@@ -212,7 +213,7 @@ def test_a_verdict_says_how_to_run_it_again(firstdiff: Command, model: Path, wro
     record = strict(ran.out)
     assert record["run"]["command"] == ["firstdiff", "run", str(model), "--candidate", str(wrong), "--threads", "1"]
     assert record["run"]["versions"]["firstdiff"] == importlib.metadata.version("firstdiff")
-    assert record["model"]["sha256"] == identity(open_model(model))["sha256"]
+    assert record["model"]["sha256"] == identity(open_model(model)).sha256
     assert firstdiff(*record["run"]["command"][1:], "--json", "--details").out == ran.out
 
 
@@ -400,9 +401,9 @@ def test_a_demo_that_does_not_find_its_bug_fails(firstdiff: Command, tmp_path: P
 def test_a_demo_whose_bug_is_called_something_else_fails(
     firstdiff: Command, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def without(bug: str) -> Callable[..., list[Verdict]]:
+    def without(bug: str) -> Callable[..., list[Judged]]:
         table = {id_: h for id_, h in TABLE.items() if id_ != bug}
-        return lambda path, traces, *_, **__: [judge(open_model(path), open_trace(traces[0]), table=table)]
+        return lambda run, *rest: judge_candidates(replace(run, table=table), *rest)
 
     monkeypatch.setattr(demo, "judge_candidates", without("rope-base"))
     ran = firstdiff("demo", "--model", model, "--layer", "1")

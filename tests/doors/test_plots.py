@@ -129,11 +129,11 @@ def test_the_error_by_position_is_the_one_that_is_judged(model: Path, trace: Tra
     judged = {s.site: s.local_error for s in verdict.sites}
     for site in (Site(0, 2, "Kcur_rope"), Site(1, 2, "Qcur_rope")):
         pair = local(opened_model(model), trace, site)
-        assert pair.errors(pair.token_axis).max() == pytest.approx(judged[str(site)], rel=1e-6)
+        assert pair.errors(pair.token_axis).max() == pytest.approx(judged[site], rel=1e-6)
     (line, *_) = fd.plot.positions(trace, "Kcur_rope-2", model).axes[0].lines
     assert list(line.get_xdata()) == list(range(len(TOKENS)))
     assert line.get_ydata()[0] == 1e-9  # position 0 is not turned
-    assert max(line.get_ydata()) == pytest.approx(judged["Kcur_rope-2"], rel=1e-6)
+    assert max(line.get_ydata()) == pytest.approx(judged[Site(0, 2, "Kcur_rope")], rel=1e-6)
 
 
 def test_where_the_last_token_alone_is_recorded_nothing_is_said_of_the_others(model: Path) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from planted import SMOLLM2
+from planted import SMOLLM2, judge
 from transformers import AutoModelForCausalLM, GgufConfig
 
 import firstdiff.torch
 from firstdiff.dumps import Trace
 from firstdiff.judging.layouts import HALF
 from firstdiff.model.engine import open_model
-from firstdiff.runs.judge import judge
 
 pytestmark = pytest.mark.smollm2
 

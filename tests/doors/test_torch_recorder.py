@@ -17,12 +17,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 import torch
 import transformers
 from gguf.constants import MODEL_ARCH_NAMES
+from planted import judge
 
 from firstdiff.dumps import Site, Trace, TraceError, open_trace
 from firstdiff.errors import UsageError
 from firstdiff.model.architecture_names import OTHER_NAMES
 from firstdiff.model.engine import open_model
-from firstdiff.runs.judge import judge
 from firstdiff.torch import record
 
 # SmolLM2's tokens of "The capital of France is Paris, and the capital of Italy".

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import Command, assert_refused
-from planted import SMOLLM2, recorded, replayed, synthetic
+from planted import SMOLLM2, judge, recorded, replayed, synthetic
 
 from firstdiff.dumps import Site, Trace, open_trace
 from firstdiff.engines.llamacpp import Attention
@@ -16,7 +16,6 @@ from firstdiff.judging import floors
 from firstdiff.model.arithmetic import Arithmetic, arithmetic_named, ggml_cpu
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.rounding import ROUNDINGS, turn
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import SiteVerdict, Status
 
 EVERY = [Attention.of(flash=flash, kv=kv) for flash in (False, True) for kv in ("f16", "q8_0", "bf16", "q4_0")]
@@ -119,7 +118,7 @@ def test_a_fault_shows_with_flash_attention_and_a_quantised_cache(tmp_path: Path
     wrong = Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={})
     verdict = judge(open_model(SMOLLM2), wrong)
     reader = "kqv_out-9@1" if flash else "kq-9@1"  # what was made from the numbers before they were changed
-    assert [s.site for s in verdict.diverging] == ["kqv_out-7", "attn_out-7", "k_cache-9@1", reader]
+    assert [str(s.site) for s in verdict.diverging] == ["kqv_out-7", "attn_out-7", "k_cache-9@1", reader]
     assert verdict.diverging[0].floor is not None
     assert verdict.diverging[0].floor < 5e-5
 

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from planted import FILE_TYPES, MIXED, quantised
+from planted import FILE_TYPES, MIXED, judge, quantised
 from tiny_models import tiny
 
 sys.path.append(str(Path(__file__).parents[1] / "bench"))
@@ -23,7 +23,6 @@ from firstdiff.hypotheses.where import Where
 from firstdiff.model.engine import ARCHITECTURES, Model, open_model
 from firstdiff.model.operations import rms_norm
 from firstdiff.model.synthetic import Llama, write_llama
-from firstdiff.runs.judge import judge
 
 KINDS = ("Q4_1", "Q8_0", "Q4_K_M", "Q6_K", "Q3_K", "F16", "Q5_K_M", "BF16")
 """Models that every hypothesis applies to one of, small ones with every weight type that faults are known of."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import Command, assert_refused
-from planted import MemoryWriter, in_blocks, plant, synthetic
+from planted import MemoryWriter, in_blocks, judge, plant, synthetic
 from safetensors.numpy import save_file
 
 from firstdiff.dumps import Site, Step, Trace
@@ -30,7 +30,6 @@ from firstdiff.preflight.weight_faults import wrong_weights
 from firstdiff.preflight.weight_readers import readers
 from firstdiff.preflight.weights import check_weights
 from firstdiff.reports.terminal import render
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Explanation, Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -247,7 +246,10 @@ def test_an_explanation_that_leaves_others_says_how_many(small: Model) -> None:
     wrong[3] = np.sort(wrong[3])
     verdict = judge(small, changed(trace, ffn_up_4=wrong))
     assert verdict.counter_check is not None
-    assert verdict.counter_check.left == ("ffn_up-4", "ffn_swiglu-4")  # its recorded product is of the right one
+    assert verdict.counter_check.left == (
+        Site(0, 4, "ffn_up"),
+        Site(0, 4, "ffn_swiglu"),
+    )  # its recorded product is of the right one
     said = "with this one change in the reference, 2 sites still diverge: ffn_up-4, ffn_swiglu-4"
     assert said in render(verdict, width=300)
 
@@ -360,7 +362,7 @@ def test_a_softmax_without_its_maximum_is_named_where_it_overflows(tmp_path: Pat
         wrong = p / p.sum(-1, keepdims=True)
     assert not np.isfinite(wrong).all()
     explanations = judge(model, changed(scores, kq_soft_max_1=wrong.astype(np.float32))).explanations
-    assert "softmax-no-max" in [e.hypothesis for e in explanations if "kq_soft_max-1" in e.sites]
+    assert "softmax-no-max" in [e.hypothesis for e in explanations if Site(0, 1, "kq_soft_max") in e.sites]
 
 
 def test_a_hypothesis_that_gives_no_number_explains_none(small: Model) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from engines_of_noise import UNKNOWN, dump
-from planted import plant, synthetic
+from planted import judge, plant, synthetic
 
 import firstdiff as fd
 from firstdiff.dumps import Site, Trace, TraceError
@@ -21,7 +21,6 @@ from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call
 from firstdiff.reports import html, notebook
 from firstdiff.reports.terminal import render
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Failed, Verdict
 from firstdiff.verdict.reading import read_verdict
 
@@ -71,7 +70,7 @@ def test_what_fails_is_noted_and_all_else_is_as_without_it(
     sign = TABLE["rope-sign"]
     without = {id_: h for id_, h in TABLE.items() if h is not sign}
     verdict = judge(small, trace, table=TABLE | {"rope-sign": dataclasses.replace(sign, **FAILING[how])})
-    assert verdict.failed == (Failed("rope-sign", "Qcur_rope-2", "ValueError: no such thing"),)
+    assert verdict.failed == (Failed("rope-sign", Site(0, 2, "Qcur_rope"), "ValueError: no such thing"),)
     assert dataclasses.replace(verdict, failed=()) == judge(small, trace, table=without)
     assert list(recwarn) == []
 
@@ -87,7 +86,7 @@ def test_what_fails_in_a_pair_only_is_noted_with_both(small: Model) -> None:
     trace, _ = plant(small, PROMPT, ("rope-pairing", 2), ("rope-base", 2), decode=0)
     last = dataclasses.replace(TABLE["rope-sign"], change=change, stage=TABLE["rope-pairing"].stage + 1)
     verdict = judge(small, trace, table=TABLE | {"rope-sign": last})
-    assert verdict.failed == (Failed("rope-pairing + rope-sign", "Qcur_rope-2", "OverflowError: half"),)
+    assert verdict.failed == (Failed("rope-pairing + rope-sign", Site(0, 2, "Qcur_rope"), "OverflowError: half"),)
     assert {e.hypothesis for e in verdict.explanations} == {"rope-pairing + rope-base"}
 
 
@@ -133,8 +132,8 @@ def test_what_fails_where_an_arithmetic_is_sought_is_noted(tmp_path: Path) -> No
 
 def test_every_report_says_what_could_not_be_tried(right: Verdict) -> None:
     failed = (
-        Failed("rope-sign", "Qcur_rope-2", "ValueError: no such thing"),
-        Failed("norm-eps + rope-sign", "Qcur_rope-2", "KeyError: 'x'"),
+        Failed("rope-sign", Site(0, 2, "Qcur_rope"), "ValueError: no such thing"),
+        Failed("norm-eps + rope-sign", Site(0, 2, "Qcur_rope"), "KeyError: 'x'"),
     )
     verdict = dataclasses.replace(right, failed=failed)
     said = (
@@ -151,10 +150,12 @@ def test_every_report_says_what_could_not_be_tried(right: Verdict) -> None:
 
 def test_what_could_not_be_tried_is_read_again_and_only_of_a_site_that_is_there(right: Verdict, tmp_path: Path) -> None:
     file = tmp_path / "verdict.json"
-    failed = Failed("rope-sign", "Qcur_rope-2", "ValueError: no such thing")
+    failed = Failed("rope-sign", Site(0, 2, "Qcur_rope"), "ValueError: no such thing")
     file.write_text(dataclasses.replace(right, failed=(failed,)).to_json())
     assert read_verdict(file).failed == (failed,)
-    file.write_text(dataclasses.replace(right, failed=(dataclasses.replace(failed, site="Qcur_rope-9"),)).to_json())
+    file.write_text(
+        dataclasses.replace(right, failed=(dataclasses.replace(failed, site=Site(0, 9, "Qcur_rope")),)).to_json()
+    )
     with pytest.raises(TraceError, match=r"failed\[0\] is of a site that is not there: 'Qcur_rope-9'"):
         read_verdict(file)
     record = json.loads(right.to_json())

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from builders import TINY, stored, write_model
-from planted import plant
+from planted import judge, plant
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.model import dense, synthetic
@@ -26,7 +26,6 @@ from firstdiff.model.operations import add, columns, embed, linear, rope
 from firstdiff.model.probe import Probe
 from firstdiff.model.value import Value
 from firstdiff.model.weights import Weights
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Status
 
 TOKENS = [1, *(3 + byte for byte in b"parallel")]

@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 from builders import Array, Command, Ran, assert_refused, rewrite_trace, write_model
 from c_engine import compile_engine, run_engine
-from planted import synthetic
+from planted import judge, synthetic
 
 from firstdiff.dumps import open_trace
 from firstdiff.gate.baseline import GROWN
 from firstdiff.hypotheses.planting import planted
 from firstdiff.model.engine import open_model
 from firstdiff.runs import recording
-from firstdiff.runs.judge import judge
 from firstdiff.runs.prompt import Input, tokens_of
 from firstdiff.verdict.provenance import own_version
 
@@ -237,7 +236,7 @@ def test_a_bug_is_as_large_in_every_build(bug: str, tmp_path: Path) -> None:
         out = tmp_path / flags[0]
         run_engine(compile_engine(tmp_path, bug, None, flags), model, [1, 72, 104, 300, 45], out, decode=0)
         verdict = judge(open_model(model), open_trace(out), table={})
-        errors.append({s.site: s.local_error or 0.0 for s in verdict.diverging})
+        errors.append({str(s.site): s.local_error or 0.0 for s in verdict.diverging})
     assert errors[0].keys() == errors[1].keys() == errors[2].keys() != set()
     largest = max(max(e[s] for e in errors) / min(e[s] for e in errors) for s in errors[0])
     assert largest < 1.1 < GROWN

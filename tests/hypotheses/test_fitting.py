@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from planted import MemoryWriter, synthetic
+from planted import MemoryWriter, judge, synthetic
 
 from firstdiff.dumps import Trace
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.model.arithmetic import F64
 from firstdiff.model.engine import Model, open_model
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Explanation
 
 PROMPT = [1, *range(70, 110)]

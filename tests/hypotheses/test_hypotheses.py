@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import MemoryWriter, plant, synthetic
+from planted import MemoryWriter, judge, plant, synthetic
 from tiny_models import tiny
 
 from firstdiff.dumps import Site, Step, Trace
@@ -21,7 +21,6 @@ from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import linear, rope, signature, visible
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.value import Value
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Explanation
 
 PROMPT = [1, *range(70, 110)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engines_of_noise import NORMS, PRODUCTS, UNKNOWN, Before, attribute, bits, dump, weights_off
-from planted import SMOLLM2, in_blocks, recorded
+from planted import SMOLLM2, in_blocks, judge, recorded
 
 from firstdiff.dumps import Trace
 from firstdiff.engines.llamacpp import Attention
@@ -17,7 +17,6 @@ from firstdiff.model.arithmetic import ARITHMETICS, F32, arithmetic_named
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.errors import ModelError
 from firstdiff.model.rounding import round_to
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Status, Verdict
 
 PROMPT = [1, *range(300, 311)]
@@ -67,7 +66,7 @@ def sure(verdict: Verdict) -> tuple[str, ...]:
 
 
 def diverging(verdict: Verdict) -> set[str]:
-    return {s.site for s in verdict.diverging}
+    return {str(s.site) for s in verdict.diverging}
 
 
 @pytest.mark.slow
@@ -236,7 +235,7 @@ def test_few_sites_are_weak_evidence(small: Model) -> None:
     few = trace.without(lambda s: s.step > 0 or (s.point, s.layer) not in {("attn_norm", 1), ("Qcur", 1)})
     verdict = judge(small, few)
     assert verdict.arithmetic["linear"] == "tf32 (weak evidence)"
-    assert [s.site for s in verdict.sites if s.status is Status.AGREES and not s.segment] == ["Qcur-1"]
+    assert [str(s.site) for s in verdict.sites if s.status is Status.AGREES and not s.segment] == ["Qcur-1"]
 
 
 def test_rounding_to_tf32_is_that_of_the_instruction() -> None:

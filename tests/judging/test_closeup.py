@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from planted import plant, synthetic
+from planted import judge, plant, synthetic
 
+from firstdiff.dumps import Site
 from firstdiff.dumps.points import axes_of
 from firstdiff.judging.closeup import BRIEF, FULL, MOST_FULL, Details, measure_detail
 from firstdiff.judging.measure import measure
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import open_model
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import SiteVerdict, Status, Verdict
 from firstdiff.verdict.reading import read_verdict
 
@@ -148,7 +148,7 @@ def test_pairs_are_not_all_of_one_dimension() -> None:
 def test_only_so_many_sites_are_kept_in_full() -> None:
     details, (candidate, reference) = Details(), pair(8, 64)
     for n in range(MOST_FULL + 2):
-        details.take(f"l_out-{n}", Status.DIVERGES, candidate, reference, axes=ROWS, seen=None)
+        details.take(Site(0, n, "l_out"), Status.DIVERGES, candidate, reference, axes=ROWS, seen=None)
     sizes = [len(d.scatter) for d in details.taken.values()]
     assert len(sizes) == MOST_FULL + 2
     assert set(sizes[:MOST_FULL]) == {FULL.scatter}
@@ -189,8 +189,8 @@ def test_whatever_the_numbers_are_the_details_can_be_read_again(data: st.DataObj
     candidate, reference = (data.draw(npst.arrays(dtype, shape)) for _ in range(2))
     axes = HEADS if len(shape) == 3 else ROWS
     detail = measure_detail(candidate, reference, axes=axes)
-    site = SiteVerdict("embd", "embd", None, 0, "get_rows", Status.AGREES, local_error=0.0, floor=1e-6)
-    verdict = Verdict("c", "r", {}, ((1,),), {}, (site,), details={"embd": detail})
+    site = SiteVerdict(Site(0, None, "embd"), "get_rows", Status.AGREES, local_error=0.0, floor=1e-6)
+    verdict = Verdict("c", "r", {}, ((1,),), {}, (site,), details={site.site: detail})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "verdict.json"
         path.write_text(verdict.to_json())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pytest
-from planted import MemoryWriter, synthetic
+from planted import MemoryWriter, judge, synthetic
 
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.hypotheses import TABLE
@@ -20,7 +20,6 @@ from firstdiff.model.operations import soft_max
 from firstdiff.model.probe import Call
 from firstdiff.model.value import Value
 from firstdiff.reports.terminal import render
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Verdict
 
 PROMPT = [1, *range(300, 340)]

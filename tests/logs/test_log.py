@@ -400,7 +400,7 @@ def test_the_layer_of_a_bug_is_named(model: Model, read: Read, form: Callable[..
     trace, touched = plant(model, PROMPT, (bug, layer), arithmetic=GGML_CPU, decode=0)
     verdict = judged(model, printed(trace, form, row=-1), read)
     assert verdict.first is not None
-    assert (verdict.first.site, verdict.first.layer) == (touched[0], layer)
+    assert (str(verdict.first.site), verdict.first.site.layer) == (touched[0], layer)
     assert (verdict.verdict, verdict.exit_code) == ("diverges", 1)
     assert verdict.count["agrees"] >= layer * 17
     assert f"{touched[0]} (layer {layer}, line {verdict.first.line} of engine.log) is the first" in text(verdict)
@@ -414,9 +414,9 @@ def test_a_rotation_that_keeps_the_rms_shows_in_the_scores(model: Model, read: R
 
     verdict = judged(model, printed(trace, only_rms, row=-1), read)
     assert verdict.first is not None
-    assert verdict.first.site == "kq-1"
+    assert str(verdict.first.site) == "kq-1"
     assert verdict.before is not None
-    assert verdict.before.site == "Kcur_rope-1"
+    assert str(verdict.before.site) == "Kcur_rope-1"
 
 
 def test_what_is_not_printed_between_is_named(model: Model, read: Read) -> None:
@@ -425,8 +425,8 @@ def test_what_is_not_printed_between_is_named(model: Model, read: Read) -> None:
     verdict = judged(model, lines, read)
     assert verdict.first is not None
     assert verdict.before is not None
-    assert (verdict.first.site, verdict.before.site) == ("l_out-2", "l_out-1")
-    assert verdict.unprinted[0] == "attn_norm-2"
+    assert (str(verdict.first.site), str(verdict.before.site)) == ("l_out-2", "l_out-1")
+    assert str(verdict.unprinted[0]) == "attn_norm-2"
     assert "Between them nothing is printed of attn_norm-2, Qcur-2" in text(verdict)
     assert "How little this proves" in text(verdict)
     assert "permuted" in text(verdict)
@@ -446,7 +446,7 @@ def test_noise_changes_nothing(model: Model, read: Read) -> None:
     verdict = judge_log(model, read(b"\n".join(noisy)), PROMPT)
     assert verdict.first is not None
     assert plain.first is not None
-    assert verdict.first.site == plain.first.site == "kq_soft_max-2"
+    assert str(verdict.first.site) == str(plain.first.site) == "kq_soft_max-2"
     assert verdict.first.differences == plain.first.differences
     assert verdict.count["agrees"] == plain.count["agrees"]
     assert len(verdict.unknown) >= 1
@@ -457,7 +457,7 @@ def test_several_prompts_in_one_log(model: Model, read: Read) -> None:
     mine, _ = plant(model, PROMPT, ("norm-weight-missing", 3), arithmetic=GGML_CPU, decode=0)
     verdict = judged(model, [*printed(other), *printed(mine)], read)
     assert verdict.first is not None
-    assert verdict.first.site == "attn_norm-3"
+    assert str(verdict.first.site) == "attn_norm-3"
     assert "the first pass of the log left out" in verdict.reading
     assert judged(model, [*printed(mine), *printed(other)], read).first == judged(model, printed(mine), read).first
 
@@ -470,7 +470,7 @@ def test_a_prompt_fed_token_by_token(model: Model, read: Read) -> None:
     verdict = judged(model, [line for row in range(len(PROMPT)) for line in printed(trace, row=row)], read)
     assert verdict.reading.startswith("one pass for each token of the prompt")
     assert verdict.first is not None
-    assert verdict.first.site == "Qcur-3"
+    assert str(verdict.first.site) == "Qcur-3"
 
 
 @pytest.mark.slow
@@ -485,7 +485,7 @@ def test_decoded_steps_are_followed(model: Model, read: Read) -> None:
     assert short.count["not compared"] == 2 * (1 + 4 * 17 + 2)
     forced = judged(model, printed(trace, row=-1), read, decoded=[5, 6])
     assert forced.first is not None
-    assert forced.first.site == "embd@1"
+    assert str(forced.first.site) == "embd@1"
     assert any("may have decoded another token" in note for note in forced.notes)
 
 
@@ -493,7 +493,7 @@ def test_layers_counted_from_1(model: Model, read: Read) -> None:
     trace, _ = plant(model, PROMPT, ("norm-weight-missing", 2), arithmetic=GGML_CPU, decode=0)
     verdict = judged(model, printed(trace, first=1), read)
     assert verdict.first is not None
-    assert verdict.first.site == "attn_norm-2"
+    assert str(verdict.first.site) == "attn_norm-2"
     assert "counts its layers from 1 to 4" in verdict.notes[0]
 
 
@@ -525,7 +525,7 @@ def test_other_tokens_are_suspected_before_a_layer_is(model: Model, read: Read) 
     trace, _ = plant(model, [1, *range(200, 209)], arithmetic=GGML_CPU, decode=0)
     verdict = judged(model, printed(trace), read)
     assert verdict.first is not None
-    assert verdict.first.site == "embd"
+    assert str(verdict.first.site) == "embd"
     assert "compare the token ids" in text(verdict)
     assert any("other tokens, or another model" in note for note in verdict.notes)
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hugging_face import hugging_face_model
 from logits import assert_same_logits, reference, steps_of, through_its_cache
-from planted import recorded
+from planted import judge, recorded
 from tiny_models import tiny
 
 import firstdiff.torch
@@ -23,7 +23,6 @@ from firstdiff.dumps import Trace
 from firstdiff.engines.llamacpp import Attention
 from firstdiff.judging.layouts import HALF, PAIRS
 from firstdiff.model.engine import ARCHITECTURES, open_model
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Status, Verdict
 
 PROMPT = [1, *(3 + byte for byte in b"The capital of France is Paris.")]  # llama.cpp's tokens of these bytes

@@ -71,7 +71,7 @@ def test_what_a_trace_says_of_its_model_agrees_under_every_convention(model: Mod
     ours = {"n_head": 4, "n_head_kv": 2, "n_layer": 1, "n_embd": 64, "head_dim": 16, "rms_eps": 1e-5, "n_ctx": 64}
     theirs = {"num_attention_heads": 4, "rms_norm_eps": 1e-5, "rope_theta": 10000, "max_position_embeddings": 128}
     for table in (ours, theirs):
-        said = {"architecture": "llama", "hyperparameters": table} | identity(model)
+        said = {"architecture": "llama", "hyperparameters": table} | identity(model).stated
         check = check_model(model, trace_of(said))
         assert check.sentence == "agrees"
         assert set(table) < set(check.compared)
@@ -110,7 +110,7 @@ def test_hyperparameters_that_are_no_table_are_refused(model: Model) -> None:
 
 
 def written(folder: Path, model: Model, ids: list[int], *later: int) -> Trace:
-    with TraceWriter(folder, engine={}, model=identity(model)) as writer:
+    with TraceWriter(folder, engine={}, model=identity(model).stated) as writer:
         x = np.zeros((len(ids), 64), np.float32)
         writer.step(Step(tuple(ids), tuple(range(len(ids)))), {"embd": x})
         for position in later:

@@ -10,6 +10,8 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from firstdiff.dumps import Site
+from firstdiff.dumps.site import MAX_KEY
 from firstdiff.reports import annotations, junit, markdown
 from firstdiff.verdict import Explanation, SiteVerdict, Status, Verdict
 from firstdiff.verdict.gated import Changes, Checked, Moved
@@ -38,14 +40,20 @@ HOSTILE = [
 ]
 
 
+def named(text: str) -> Site:
+    """A site called as much like a text as a site can be: in characters that print, and no path."""
+    return Site(0, None, "".join(c for c in text if c.isprintable() and c not in "/\\")[:MAX_KEY] or "-")
+
+
 def site(name: str, status: Status = Status.DIVERGES, **rest: object) -> SiteVerdict:
     given = {"local_error": 0.5, "floor": 1e-6, "where": {"token": "all"}} | rest
-    return SiteVerdict(name, "Qcur", 0, 0, "linear", status, **given)  # type: ignore[arg-type]
+    return SiteVerdict(named(name), "linear", status, **given)  # type: ignore[arg-type]
 
 
 def explanation(text: str, **rest: object) -> Explanation:
+    of = named(text)
     made = Explanation(
-        text, (text,), f"{text} at every layer", "weight-transposed", f"says {text}", f"fix {text}", {}, 0.5, 1e-7, 1e-6
+        of, (of,), f"{text} at every layer", "weight-transposed", f"says {text}", f"fix {text}", {}, 0.5, 1e-7, 1e-6
     )
     return replace(made, **rest)  # type: ignore[arg-type]
 
@@ -83,7 +91,8 @@ def parsed(text: str) -> list[Token]:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_nothing_hostile_becomes_markup(text: str) -> None:
-    changes = Changes((Moved(text, "agrees", "diverges", 0.0, 1.0),), (), (text,), ((text, "not recorded"),))
+    of = named(text)
+    changes = Changes((Moved(of, "agrees", "diverges", 0.0, 1.0),), (), (of,), ((of, "not recorded"),))
     rendered = markdown.render([failing(text, changes=changes), passing(text)])
     kinds = {token.type for token in parsed(rendered)}
     assert kinds.isdisjoint({"html_inline", "html_block", "link_open", "image", "s_open", "em_open", "list_item_open"})

@@ -14,6 +14,7 @@ import pytest
 from builders import Command
 from verdicts import EVERY_KIND, HOSTILE, LLAMA, NAME, verdict
 
+from firstdiff.dumps import Site
 from firstdiff.reports.escaped import escaped
 from firstdiff.reports.html import GLYPHS, render
 from firstdiff.verdict.reading import read_verdict
@@ -211,7 +212,7 @@ def test_a_cell_opens_a_closer_look_at_its_site(opened: Opened) -> None:
     assert shown(page) == "ffn_norm-2"
     assert page.url.endswith("#ffn_norm-2")
     text = page.inner_text("#look")
-    detail = DETAILED.details["ffn_norm-2"]
+    detail = DETAILED.details[Site(0, 2, "ffn_norm")]
     assert "inherits" in text
     assert "2e-7 against a floor of 1e-6" in text
     rows = [line.inner_text().split("\t") for line in page.locator("#look table").first.locator("tbody tr").all()]
@@ -227,7 +228,7 @@ def test_the_closer_look_has_every_chart_and_what_was_tried(opened: Opened) -> N
     captions = page.locator("#look figcaption").all_inner_texts()
     kinds = ("Error by token", "Error by head", "Error by head_dim", "Histogram", "Candidate (up) against")
     assert [c.startswith(k) for c, k in zip(captions, kinds, strict=True)] == [True] * 5
-    detail = DETAILED.details["Kcur_rope-1"]
+    detail = DETAILED.details[Site(0, 1, "Kcur_rope")]
     bars = [page.locator(f'#look svg[aria-label="Error by {p.axis}"] rect').count() for p in detail.profiles]
     assert bars == [len(p.errors) for p in detail.profiles]
     assert page.locator("#look svg circle").count() == len(detail.scatter)
@@ -238,7 +239,7 @@ def test_the_closer_look_has_every_chart_and_what_was_tried(opened: Opened) -> N
 
 def test_what_is_drawn_is_what_was_measured(opened: Opened) -> None:
     page = opened(render(DETAILED), site="Qcur_rope-1")
-    (heads,) = (p for p in DETAILED.details["Qcur_rope-1"].profiles if p.axis == "head")
+    (heads,) = (p for p in DETAILED.details[Site(0, 1, "Qcur_rope")].profiles if p.axis == "head")
     told = page.locator('#look svg[aria-label="Error by heads"] rect title').all_text_contents()
     drawn = [float(t.partition("about ")[2]) for t in told]
     assert drawn == pytest.approx(heads.errors, rel=0.17)  # an eighth of a decade, and two digits
@@ -277,7 +278,7 @@ def test_a_larger_error_is_darker(opened: Opened) -> None:
     told = verdict()
     errors = {"Qcur-0": 1e-8, "Kcur-0": 1e-7, "Vcur-0": 9e-7}
     page = opened(
-        render(replace(told, sites=tuple(replace(s, local_error=errors.get(s.site, 0.0)) for s in told.sites)))
+        render(replace(told, sites=tuple(replace(s, local_error=errors.get(str(s.site), 0.0)) for s in told.sites)))
     )
     shade = "e => getComputedStyle(e).backgroundColor.match(/[\\d.]+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0)"
     shades = [page.locator(cell(site)).evaluate(shade) for site in errors]

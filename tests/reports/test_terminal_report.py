@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from firstdiff.dumps import Site
 from firstdiff.reports.terminal import render, show
 from firstdiff.verdict import Element, Logits, SiteVerdict, Status, Verdict, Witness
 
@@ -27,9 +28,8 @@ AWKWARD = {"token": "0, 2, 4, 6, … (31 of 64)", "head": "all but 3", "head_dim
 
 
 def site(point: str, layer: int | None = None, step: int = 0, **rest: Any) -> SiteVerdict:
-    name = point + (f"-{layer}" if layer is not None else "") + (f"@{step}" if step else "")
     measured: dict[str, Any] = {"status": Status.AGREES, "local_error": 2e-7, "floor": 1e-6}
-    return SiteVerdict(name, point, layer, step, "linear", **(measured | rest))
+    return SiteVerdict(Site(step, layer, point), "linear", **(measured | rest))
 
 
 def sites(*, layers: int = 2, steps: int = 1, points: Sequence[str] = LLAMA) -> list[SiteVerdict]:
@@ -83,7 +83,7 @@ def verdict(told: Sequence[SiteVerdict], **rest: Any) -> Verdict:
 
 
 def named(name: str) -> Callable[[SiteVerdict], bool]:
-    return lambda s: s.site == name
+    return lambda s: str(s.site) == name
 
 
 def text(record: Verdict, *, width: int = 80) -> str:
@@ -100,7 +100,7 @@ def row(report: str, start: str) -> str:
     return next("".join(line.split()) for line in report.splitlines() if line.split()[:1] == [start])
 
 
-SEGMENT = tuple(f"{p}-1" for p in LLAMA[:11])
+SEGMENT = tuple(Site(0, 1, p) for p in LLAMA[:11])
 EVERY_KIND = {
     "clean": verdict(sites(layers=30, steps=3)),
     "one": verdict(planted(sites(), named("Kcur_rope-1"), drift=0.83)),
@@ -113,7 +113,7 @@ EVERY_KIND = {
     "incomparable": verdict([unrecorded(s) for s in sites()]),
     "qwen": verdict(planted(sites(points=QWEN), named("Kcur_normed-1"))),
     "hostile": verdict(
-        [site("embd"), wrong(site("[red]x[/red]" * 20, 0)), site("\x1b[31m" + "名" * 50 + "\n", 0)],
+        [site("embd"), wrong(site("[red]x[red]" * 20, 0), op="\x1b[31m\n"), site("名" * 50, 0)],
         candidate="[bold]" + "x" * 300,
         notes=("a\nb\x07\u202ec", "[/]", "w" * 500),
     ),
@@ -172,7 +172,7 @@ def test_a_claim_covers_no_more_than_was_recorded() -> None:
         "Every one of the 4 recorded sites (of 41) agrees: largest local error 2e-07 (attn_out-0)"
     )
     assert words(bad).startswith("l_out-1 is the first to go wrong among the 4 sites recorded (of 41): ")
-    lone = [replace(s, status=Status.NOT_COMPARABLE) if s.site == "l_out-1" else s for s in partly]
+    lone = [replace(s, status=Status.NOT_COMPARABLE) if s.site == Site(0, 1, "l_out") else s for s in partly]
     assert words(verdict(lone)).startswith("Every one of the 3 compared sites (of 41) agrees")
 
 
@@ -205,22 +205,24 @@ def test_a_segment_names_its_span_and_what_to_dump_next() -> None:
         "The error arises somewhere in attn_norm-1 … kqv_out-1, which were not recorded, or in attn_out-1 itself. "
         "Dump these next: attn_norm-1, Qcur-1, " in report
     )
-    gap = [unrecorded(s) if s.site == "Kcur-1" else s for s in sites()]
-    one = words(verdict(planted(gap, named("Kcur_rope-1"), segment=("Kcur-1",))))
+    gap = [unrecorded(s) if str(s.site) == "Kcur-1" else s for s in sites()]
+    one = words(verdict(planted(gap, named("Kcur_rope-1"), segment=(Site(0, 1, "Kcur"),))))
     assert "Its inputs are not judged: Kcur-1 was not recorded. Dump this next: Kcur-1." in one
     assert "not judged" in one.split("inputs")[-1]
     skipped = [unrecorded(s) if s.layer == 1 and s.point in {"Kcur", "Qcur"} else s for s in sites()]
-    two = words(verdict(planted(skipped, named("Kcur_rope-1"), segment=("Qcur-1", "Kcur-1"))))
+    two = words(verdict(planted(skipped, named("Kcur_rope-1"), segment=(Site(0, 1, "Qcur"), Site(0, 1, "Kcur")))))
     assert "which were not recorded, or in Kcur_rope-1 itself. Dump these next: Qcur-1, Kcur-1." in two
 
 
 def test_what_was_recorded_in_the_wrong_shape_is_not_asked_for_again() -> None:
-    odd = [replace(s, status=Status.NOT_COMPARABLE, reason="shape") if s.site == "Kcur-1" else s for s in sites()]
-    report = words(verdict(planted(odd, named("Kcur_rope-1"), segment=("Kcur-1",))))
+    odd = [
+        replace(s, status=Status.NOT_COMPARABLE, reason="shape") if s.site == Site(0, 1, "Kcur") else s for s in sites()
+    ]
+    report = words(verdict(planted(odd, named("Kcur_rope-1"), segment=(Site(0, 1, "Kcur"),))))
     assert "Its inputs are not judged: Kcur-1 was not comparable." in report
     assert "Dump" not in report
-    gap = [unrecorded(s) if s.site == "Kcur_rope-1" else s for s in odd]
-    both = verdict(planted(gap, named("kq-1"), segment=("Kcur-1", "Kcur_rope-1")))
+    gap = [unrecorded(s) if s.site == Site(0, 1, "Kcur_rope") else s for s in odd]
+    both = verdict(planted(gap, named("kq-1"), segment=(Site(0, 1, "Kcur"), Site(0, 1, "Kcur_rope"))))
     assert "which were not comparable or not recorded, or in kq-1 itself. Dump this next: Kcur_rope-1." in words(both)
 
 
@@ -232,20 +234,24 @@ def test_a_segment_of_many_layers_asks_for_their_outputs_and_these_name_the_laye
     told = logits_alone(29)
     segment = tuple(s.site for s in told[:-1])
     record = verdict(planted(told, named("result_output"), segment=segment))
-    assert record.dump_next == tuple(f"l_out-{n}" for n in range(29))
+    assert record.dump_next == tuple(Site(0, n, "l_out") for n in range(29))
     assert "or in result_output itself. Dump l_out of layers 0-28 next." in words(record)
-    spoiled = [replace(s, status=Status.NOT_COMPARABLE) if s.site in {"l_out-3", "kq-3"} else s for s in told]
+    spoiled = [replace(s, status=Status.NOT_COMPARABLE) if str(s.site) in {"l_out-3", "kq-3"} else s for s in told]
     gaps = verdict(planted(spoiled, named("result_output"), segment=segment))
     assert "Dump l_out of layers 0-2, 4-28 next." in words(gaps)
-    two = verdict(planted(told, named("result_output"), segment=("l_out-27", "attn_norm-28", "result_norm")))
-    assert two.dump_next == ("l_out-27",)
+    two = verdict(
+        planted(
+            told, named("result_output"), segment=tuple(map(Site.parse, ("l_out-27", "attn_norm-28", "result_norm")))
+        )
+    )
+    assert two.dump_next == (Site(0, 27, "l_out"),)
     assert "Dump this next: l_out-27." in words(two)
 
 
 def test_a_segment_of_one_layer_asks_for_all_its_points_in_execution_order() -> None:
-    segment = (*reversed([f"{p}-0" for p in LLAMA]), "result_norm", "embd")
+    segment = tuple(s.site for s in reversed(logits_alone(1)[:-1]))
     record = verdict(planted(logits_alone(1), named("result_output"), segment=segment))
-    assert record.dump_next == ("embd", *(f"{p}-0" for p in LLAMA), "result_norm")
+    assert record.dump_next == tuple(s.site for s in logits_alone(1)[:-1])
     told = words(record)
     assert f"Dump embd and result_norm and these of layer 0 next: {', '.join(LLAMA)}." in told
 
@@ -274,8 +280,8 @@ def test_incomparable_is_no_pass_and_says_why() -> None:
 
 
 def test_the_witness_is_believed_over_the_reference_where_both_engines_differ_from_it() -> None:
-    told = planted(sites(), lambda s: s.site in {"Kcur_rope-0", "l_out-1"})
-    beside = verdict(told, witness=Witness("llama.cpp:cpu", 2863, ("Kcur_rope-0", "kq-0")))
+    told = planted(sites(), lambda s: str(s.site) in {"Kcur_rope-0", "l_out-1"})
+    beside = verdict(told, witness=Witness("llama.cpp:cpu", 2863, (Site(0, 0, "Kcur_rope"), Site(0, 0, "kq"))))
     report = words(beside)
     assert "llama.cpp:cpu diverges from the reference there too: the reference may be wrong there." in report
     assert "llama.cpp:cpu judged on the same tokens: 2,863 agree" in report
@@ -384,7 +390,7 @@ def test_a_flip_inside_the_noise_is_no_divergence() -> None:
 
 def test_hostile_names_are_shown_and_not_obeyed() -> None:
     report = text(EVERY_KIND["hostile"])
-    assert "[red]x[/red]" in report
+    assert "[red]x[red]" in report
     assert "\\x1b[31m" in report
     assert "note        a\\nb\\x07\\u202ec\n" in report
     assert "note        [/]\n" in report

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import plant, recorded, synthetic
+from planted import judge, plant, recorded, synthetic
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.judging.logits import compare_logits
 from firstdiff.model.engine import Model, open_model
-from firstdiff.runs.judge import judge
 from firstdiff.verdict import Status
 
 PROMPT = [1, *range(300, 311)]
@@ -38,7 +37,7 @@ def theirs(llama: None, folder: Path, model: Model) -> Trace:
 def test_two_that_agree_settle_who_is_wrong(model: Model, theirs: Trace) -> None:
     candidate, touched = plant(model, PROMPT, ("gqa-map", 1), decode=0)
     verdict = judge(model, candidate, witness=theirs)
-    assert [s.site for s in verdict.diverging] == touched
+    assert [str(s.site) for s in verdict.diverging] == touched
     assert verdict.witness is not None
     assert verdict.witness.diverges == ()
     assert verdict.witness.agrees == len(theirs.sites())
@@ -49,15 +48,15 @@ def test_where_the_witness_leaves_the_reference_too_nobody_is_accused(model: Mod
     candidate, _ = plant(model, PROMPT, ("gqa-map", 1), ("rope-base", 2), decode=0)
     doubtful, _ = plant(model, PROMPT, ("gqa-map", 1), decode=0)
     verdict = judge(model, candidate, witness=doubtful)
-    assert [s.site for s in verdict.diverging] == ["Qcur_rope-2", "Kcur_rope-2"]
+    assert [str(s.site) for s in verdict.diverging] == ["Qcur_rope-2", "Kcur_rope-2"]
     doubted = [s for s in verdict.sites if s.status is Status.NOT_COMPARABLE]
-    assert [s.site for s in doubted] == ["kq-1", "kqv_out-1"]
+    assert [str(s.site) for s in doubted] == ["kq-1", "kqv_out-1"]
     assert all("the reference may be wrong" in (s.reason or "") for s in doubted)
 
 
 def test_drift_is_large_where_local_errors_are_rounding(model: Model, theirs: Trace) -> None:
     verdict = judge(model, theirs)  # weights are F32, but the cache and attention operands are f16
-    drift = {s.site: s.drift for s in verdict.sites}
+    drift = {str(s.site): s.drift for s in verdict.sites}
     assert verdict.verdict == "agrees"
     assert verdict.worst_error <= 1e-6
     assert drift["embd"] == 0
@@ -93,7 +92,7 @@ def test_a_small_error_in_one_token_is_not_hidden_by_a_huge_one(model: Model) ->
     tensors[site][7, 100] *= 1 + 1e-3  # 1e-3 of one element of 256 in one token of twelve
     verdict = judge(model, Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={}))
     assert verdict.first is not None
-    assert (verdict.first.site, verdict.first.where) == ("ffn_inp-1", {"token": "7", "feature": "100"})
+    assert (str(verdict.first.site), verdict.first.where) == ("ffn_inp-1", {"token": "7", "feature": "100"})
 
 
 def test_a_flip_on_a_near_tie_is_within_the_noise() -> None:

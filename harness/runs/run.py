@@ -1,0 +1,80 @@
+"""What all traces of one run are judged with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from firstdiff.engines.identity import Identity, identity
+from firstdiff.engines.llamacpp import PLAIN, Attention
+from firstdiff.hypotheses import TABLE, Hypothesis
+from firstdiff.model.engine import Model, open_model
+from firstdiff.progress import QUIET, Progress
+from firstdiff.runs.folder import make_folder
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """What all traces of one run are judged with.
+
+    Parameters
+    ----------
+    model
+        The model that the traces were made with, opened by the reference.
+    out
+        Folder for what is recorded, and for the verdict; None where nothing is kept.
+    threads, attention
+        How llama.cpp computes, where it is recorded.
+    table
+        The hypotheses by which divergences are explained.
+    detailed
+        Take the closer look at each site that a page shows.
+    progress
+        Shows what is being done, and at which layer.
+    """
+
+    model: Model
+    out: Path | None = None
+    threads: int = 1
+    attention: Attention = PLAIN
+    table: Mapping[str, Hypothesis] = field(default_factory=lambda: TABLE)
+    detailed: bool = False
+    progress: Progress = QUIET
+
+    @property
+    def identity(self) -> Identity:
+        """What is said of the model: its file's name and SHA-256, which are computed once."""
+        return identity(self.model)
+
+    def folder(self) -> Path:
+        """Make the folder for what is recorded.
+
+        Raises
+        ------
+        CaptureError
+            Where that cannot be.
+        """
+        assert self.out is not None, "the run keeps nothing"
+        make_folder(self.out)
+        return self.out
+
+
+def begun(
+    path: Path,
+    *,
+    out: Path | None = None,
+    threads: int = 1,
+    attention: Attention = PLAIN,
+    detailed: bool = False,
+    progress: Progress = QUIET,
+) -> Run:
+    """Open a model for a run.
+
+    Raises
+    ------
+    ModelError
+        For a file that cannot be read, or a model that is not supported.
+    """
+    progress.say("opening the model")
+    return Run(open_model(path), out, threads, attention, detailed=detailed, progress=progress)
