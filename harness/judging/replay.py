@@ -92,6 +92,7 @@ class Look(Protocol):
         status: Status,
         candidate: Array,
         reference: Array,
+        /,
         *,
         axes: tuple[str, ...],
         seen: Mask | None,
