@@ -37,7 +37,7 @@ def has_faults(
     wanted = frozenset(site for of in excused.values() for site in (of[0], of[len(of) // 2]))
     if not wanted:
         return False
-    faults = {id_: h for id_, h in table.items() if id_ != "other-arithmetic"}
+    faults = {id_: h for id_, h in table.items() if h.everywhere != "arithmetic"}
     probe = Explaining(
         found.arithmetic,
         trace,

@@ -57,17 +57,19 @@ class Explaining(Replay):
     unexplained: list[Unexplained] = field(default_factory=list, init=False)
     progress: Callable[[str], None] = lambda _: None
     _shapes: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict, init=False)
+    _ran: dict[Site, int] = field(default_factory=dict, init=False)
     _searches: dict[str, int] = field(default_factory=dict, init=False)
 
     @property
     def scene(self) -> Scene:
         """What surrounds the call at hand."""
-        return Scene(self.model, self.arithmetic, self._lookup)
+        return Scene(self.model, self.arithmetic, self._lookup, self._ran)
 
     def value(self, call: Call) -> Value:
         """Judge the call, and explain it if it diverges."""
         given = super().value(call)
         self._shapes[call.point, call.step] = given.shape
+        self._ran[Site(call.step, call.layer, call.point)] = call.order
         return given
 
     def diverged(self, case: Case) -> None:

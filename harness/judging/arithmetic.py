@@ -104,7 +104,8 @@ class Levels:
 
 
 def _part(call: Call) -> str:
-    return f"{call.point} {call.inputs[1].kind.name}" if GROUPS.get(call.op) == "linear" else call.point
+    weight = call.argument("weight") if GROUPS.get(call.op) == "linear" else None
+    return call.point if weight is None else f"{call.point} {weight.kind.name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from firstdiff.model.operations import (
     add,
     append,
     attend,
+    embed,
     linear,
     rms_norm,
     rope,
@@ -95,7 +96,7 @@ OPTIONS: dict[str, Mapping[str, Arithmetic]] = {
 def group_of(call: Call) -> str | None:
     """The group of a call; None for lookups of the embedding, which round nothing."""
     if call.op is append:
-        return "values" if call.attributes.get("values") else "keys"
+        return "values" if call.argument("values") else "keys"
     return GROUPS.get(call.op)
 
 
@@ -154,7 +155,7 @@ class Trials(Judging):
     def value(self, call: Call) -> Value:
         """Try what can be tried of this call, and return the candidate's value, or a computed one."""
         site = Site(call.step, call.layer, call.point)
-        whole = self._recorded(site, shape_of(call))
+        whole = self._recorded(site, self._shape(call))
         inputs = [s for s in call.sources if s is not None]
         own = all(isinstance(s, Own) for s in inputs) and bool(inputs)
         if whole is None:
@@ -189,7 +190,15 @@ class Trials(Judging):
         if query is None:
             return calls, whole
         scaled = np.asarray(whole * whole.dtype.type(query.shape[-1] ** -0.5))
-        return (replace(call, inputs=(query, *call.inputs[1:])),), scaled
+        return (call.with_arguments(q=query),), scaled
+
+    def _shape(self, call: Call) -> tuple[int, ...] | None:
+        """Shape of a call's result; None for the embedding's, whose numbers tell nothing."""
+        shape = shape_of(call)
+        if shape is None and call.op is not embed:
+            with np.errstate(all="ignore"):
+                shape = call.compute(self.arithmetic).shape
+        return shape
 
     def _recorded(self, site: Site, shape: tuple[int, ...] | None) -> Array | None:
         """The candidate's value, where all of it was recorded."""
@@ -232,18 +241,23 @@ class Trials(Judging):
             limits[name] = floors.floor(arithmetic, calls, own=own, inputs=lost)
         near = [n for n in errors if limits[n] < errors[n] <= NEAR * min(errors.values())]
         rests = {name: rest(sample, computed[name], calls[-1]) for name in near}
-        weight = calls[-1].inputs[1] if group == "linear" else None
+        weight = calls[-1].argument("weight") if group == "linear" else None
         part = site.point if weight is None else f"{site.point} {weight.kind.name}"
         self.found.setdefault(group, []).append(Trial(site, part, errors, limits, rests))
 
 
 def _possible(group: str, calls: tuple[Call, ...], *, flash: bool) -> Iterator[tuple[str, Arithmetic]]:
     """The options that can be tried: heads that are no whole blocks were not quantised."""
-    dim = calls[0].inputs[1].shape[-1] if group in ("keys", "values", "attention") else BLOCK
+    held = _HELD.get(calls[0].op)
+    dim = BLOCK if held is None else calls[0].argument(held).shape[-1]
     for name, arithmetic in OPTIONS[group].items():
         quantised = not {arithmetic.keys, arithmetic.values}.isdisjoint(QUANTISED)
         if (flash or not arithmetic.flash) and not (quantised and dim % BLOCK):
             yield name, arithmetic
+
+
+_HELD: dict[Operation, str] = {append: "new", scores: "keys", attend: "values"}
+"""Operands that a cache holds."""
 
 
 def _stored(x: Array, kind: str) -> bool:
@@ -255,27 +269,27 @@ def _sampled(calls: tuple[Call, ...], whole: Array) -> tuple[tuple[Call, ...], A
     """The calls cut down to some rows of a weight, or some queries, and the candidate's values of these."""
     call = calls[0]
     if call.op is linear:
-        weight, rows = call.inputs[1], min(ROWS, call.inputs[1].shape[0])
+        weight, bias = call.argument("weight"), call.argument("bias")
+        rows = min(ROWS, weight.shape[0])
         part = replace(
             weight,
             shape=(rows, weight.shape[-1]),
             raw=weight.raw_rows(0, rows),
             dense=None if weight.dense is None else weight.dense[:rows],
         )
-        bias = None if len(call.inputs) < 3 or call.inputs[2] is None else call.inputs[2]  # noqa: PLR2004
         if bias is not None:
             values = bias.values()[:rows]
             bias = replace(bias, shape=(rows,), dense=values)
-        cut = replace(call, inputs=(call.inputs[0], part, bias), attributes={})
+        cut = call.with_arguments(weight=part, bias=bias, heads=None)
         return (cut,), np.ascontiguousarray(whole.reshape(len(whole), -1)[:, :rows]), None
     if call.op is scores:
-        q = call.inputs[0][-QUERIES:]
-        cut = replace(call, inputs=(q, call.inputs[1]))
+        q = call.argument("q")[-QUERIES:]
+        cut = call.with_arguments(q=q)
         if len(calls) > 1:
             return (cut, *calls[1:]), whole[-QUERIES:], None
-        return (cut,), whole[:, -QUERIES:], visible(len(q), len(call.inputs[1]))
+        return (cut,), whole[:, -QUERIES:], visible(len(q), len(call.argument("keys")))
     if call.op is attend:
-        return (replace(call, inputs=(call.inputs[0][:, -QUERIES:], call.inputs[1])),), whole[-QUERIES:], None
+        return (call.with_arguments(p=call.argument("p")[:, -QUERIES:]),), whole[-QUERIES:], None
     return calls, whole, None
 
 

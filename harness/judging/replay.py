@@ -251,7 +251,7 @@ class Replay(Judging):
         query = _scaled_query(call)
         if query is None:
             return call.compute(arithmetic)
-        computed = replace(call, inputs=(query, *call.inputs[1:])).compute(arithmetic)
+        computed = call.with_arguments(q=query).compute(arithmetic)
         return np.asarray(computed / computed.dtype.type(query.shape[-1] ** -0.5))
 
     def _as_scaled(self, case: Case) -> Case:
@@ -259,7 +259,7 @@ class Replay(Judging):
         query = _scaled_query(case.call)
         if query is None:
             return case
-        call = replace(case.call, inputs=(query, *case.call.inputs[1:]))
+        call = case.call.with_arguments(q=query)
         recorded, computed = (x * x.dtype.type(query.shape[-1] ** -0.5) for x in (case.recorded, case.computed))
         return replace(case, call=call, recorded=recorded, computed=computed)
 
