@@ -77,10 +77,10 @@ def _witness(verdict: Verdict, where: str | None) -> str:
 
 
 def _beyond(site: SiteVerdict | None) -> str:
-    """Whether a candidate leaves the reference at a site too; one that is doubted for that keeps its local error."""
+    """Whether a candidate leaves the reference at a site; one that is doubted for that keeps its local error."""
     if site is None or site.local_error is None or site.floor is None:
         return "is not judged"
-    return "does not" if site.local_error <= site.floor else "does too"
+    return "does not" if site.local_error <= site.floor else "does"
 
 
 def _logits(logits: Sequence[Logits]) -> str:

@@ -383,6 +383,15 @@ def test_a_manifest_of_tokens_alone_is_enough(tmp_path: Path) -> None:
     assert trace.names is None
 
 
+def test_tokens_for_a_trace_without_any_leave_those_of_one_that_has_them(tmp_path: Path) -> None:
+    run = open_trace(record(tmp_path / "run", steps=2), otherwise=[7, 8, 9])
+    assert (run.steps[0].tokens, run.says_tokens) == ((1, 29896, 13), True)
+    silent = open_trace(dump_by_hand(tmp_path / "d", rows=(3, 1, 1)), otherwise=[5, 6, 7, 8, 9])
+    assert (silent.steps[0].tokens, silent.says_tokens) == ((5, 6, 7), False)
+    with pytest.raises(TraceError, match="has no tokens"):
+        open_trace(tmp_path / "d")
+
+
 def test_given_tokens_must_be_those_of_the_trace(tmp_path: Path) -> None:
     run = record(tmp_path / "run", steps=2)
     assert open_trace(run, tokens=[1, 29896, 13]).steps[1].tokens == (41,)

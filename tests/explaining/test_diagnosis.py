@@ -127,5 +127,5 @@ def test_a_wrong_norm_of_queries_is_named(tmp_path_factory: pytest.TempPathFacto
     assert planted is not None
     assert list(planted.changes) == ["Qcur_normed-1"]
     verdict = judge(model, planted.trace("f32"))
-    assert [s.site for s in verdict.diverging] == ["Qcur_normed-1"]
+    assert [str(s.site) for s in verdict.diverging] == ["Qcur_normed-1"]
     assert [e.hypothesis for e in verdict.explanations] == [id_]

@@ -129,5 +129,7 @@ def test_verdict_json_is_strict_and_the_same_twice(model: Model) -> None:
 
 def test_notes_of_a_trace_reach_the_verdict(model: Model) -> None:
     trace, _ = plant(model, PROMPT, decode=0)
-    verdict = judge(model, replace(trace, notes=("step 1 is unreadable",)), notes=("judged alone",))
-    assert verdict.notes == ("step 1 is unreadable", "judged alone")
+    verdict = judge(
+        model, replace(trace, notes=("step 1 is unreadable",)), witness=replace(trace, notes=("cut short",))
+    )
+    assert verdict.notes == ("step 1 is unreadable", "witness: cut short")

@@ -92,7 +92,9 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture
-def ways(command: Command, request: pytest.FixtureRequest, model: Model, tmp_path: Path) -> dict[str, Judge]:
+def ways(
+    llama: None, command: Command, request: pytest.FixtureRequest, model: Model, tmp_path: Path
+) -> dict[str, Judge]:
     """Every way to have a dump judged."""
 
     def run(path: Path, dump: Path) -> tuple[int, dict[str, Any]]:
@@ -193,7 +195,7 @@ def test_a_witness_is_believed_by_diff_as_by_compare(command: Command, model: Mo
     settled = [s["site"] for s in both["sites"] if "the witness leaves the reference here too" in s.get("reason", "")]
     assert settled[:2] == both["witness"]["diverges"][:2] == ["kq-0", "kqv_out-0"]
     text = " ".join(command("diff", dump, doubtful, "--model", path).out.split())
-    assert "it diverges from the reference where the candidate does too at kq-0, kqv_out-0" in text
+    assert "it diverges from the reference where the candidate does at kq-0, kqv_out-0" in text
     assert "where the candidate does not" not in text
 
 
