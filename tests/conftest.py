@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from planted import SMOLLM2
 
+from builders.models import SMOLLM2
 from firstdiff.dumps import Site
 from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis

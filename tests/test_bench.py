@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from planted import synthetic
+from builders.models import synthetic
 
 BENCH = Path(__file__).parent / "bench"
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import Command, Ran, assert_refused, rewrite_trace
-from c_engine import compile_engine, run_engine
-from planted import FILE_TYPES, SMOLLM2, quantised, synthetic
 from safetensors.numpy import save, save_file
 
+from builders.command_line import Command, Ran, assert_refused
+from builders.engines import compile_engine, run_engine
+from builders.models import FILE_TYPES, SMOLLM2, quantised, synthetic
+from builders.traces import rewrite_trace
 from firstdiff.dumps import Site, Step, Trace, open_trace
 from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.engines.user_engine import tokens_ran
@@ -36,13 +37,6 @@ SHAPE = {
 RUN_BY = "--model {model} --tokens {tokens} --decode {decode} --dump {dump}"
 
 Tensors = list[tuple[Site, np.ndarray]]
-
-
-@pytest.fixture
-def firstdiff(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    return Command(capfd)
 
 
 @pytest.fixture(scope="module")

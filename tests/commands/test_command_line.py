@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import builders
 import numpy as np
 import pytest
-from builders import TOKENS, Command, write_model
-from verdicts import explanation, verdict
 
+from builders.command_line import TOKENS, Command
+from builders.models import TINY, synthetic, tensor_of
+from builders.verdicts import explanation, verdict
 from firstdiff.dumps import open_trace
 from firstdiff.engines.identity import identity
 from firstdiff.engines.llamacpp import LlamaCpp
@@ -34,16 +34,9 @@ from firstdiff.verdict.reading import read_verdict
 COMMANDS = ("demo", "run", "record", "report", "diff", "doctor")
 
 
-@pytest.fixture
-def firstdiff(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    return Command(capfd)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+    return synthetic(tmp_path_factory.mktemp("model") / "tiny.gguf", TINY)
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +320,7 @@ def test_the_exit_code_is_the_one_of_the_verdict(
 
 
 def test_diff_finds_the_model_that_the_trace_names(firstdiff: Command, tmp_path: Path) -> None:
-    write_model(tmp_path / "here.gguf")
+    synthetic(tmp_path / "here.gguf", TINY)
     assert firstdiff("record", "here.gguf", "--tokens", TOKENS, "--out", "t").code == 0
     assert firstdiff("diff", "t", "t").code == 0
 
@@ -365,9 +358,9 @@ def test_demo_takes_another_model_and_another_bug(firstdiff: Command, model: Pat
 
 
 def test_a_demo_that_does_not_find_its_bug_fails(firstdiff: Command, tmp_path: Path) -> None:
-    loud = builders.tensor_of("token_embd.weight")
+    loud = tensor_of("token_embd.weight")
     loud = replace(loud, raw=(5 * np.frombuffer(loud.raw, np.float32)).tobytes())
-    model = builders.write_model(tmp_path / "loud.gguf", tensors={"token_embd.weight": loud})
+    model = synthetic(tmp_path / "loud.gguf", TINY, tensors={"token_embd.weight": loud})
     ran = firstdiff("demo", "--model", model, "--bug", "norm-eps", "--layer", "0")
     assert ran.code == 1
     assert "the planted bug was not found: it changes less than rounding does" in ran.err

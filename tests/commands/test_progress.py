@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from builders import TOKENS, write_model
-from planted import MemoryWriter, synthetic
 
+from builders.command_line import TOKENS
+from builders.models import TINY, synthetic
+from builders.traces import MemoryWriter
 from firstdiff.commands.watching import left_in
 from firstdiff.dumps import open_trace
 from firstdiff.engines.llamacpp import LlamaCpp
@@ -41,7 +42,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+    return synthetic(tmp_path_factory.mktemp("model") / "tiny.gguf", TINY)
 
 
 # Who is told
@@ -240,7 +241,7 @@ def ended(child: subprocess.Popen[str]) -> tuple[str, str]:
 
 def test_an_interrupted_gate_says_which_traces_there_are(tmp_path: Path) -> None:
     """The engine dumps one step, and hangs in the next."""
-    model = write_model(tmp_path / "tiny.gguf")
+    model = synthetic(tmp_path / "tiny.gguf", TINY)
     record(model, Input(tokens=(1, 70)), tmp_path / "kept", engine="reference:f32", decode=0, threads=1)
     (tmp_path / "engine.py").write_text(
         "import pathlib, shutil, sys, time\nshutil.copytree('kept', sys.argv[1])\n"

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import FILE_TYPES, MemoryWriter, plant, quantised, synthetic
 
+from builders.hypotheses import plant
+from builders.models import FILE_TYPES, quantised, synthetic
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.replay import SEARCHES
 from firstdiff.hypotheses import TABLE

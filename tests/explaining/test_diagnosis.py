@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
-from planted import FILE_TYPES, MIXED, quantised
 
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
-
-from diagnosis import SHAPES, tokens_of
-from diagnosis_cases import Plant, held, places, plant
-
+from builders.known_faults import SHAPES, Plant, held, places, plant_known, tokens_of
+from builders.models import FILE_TYPES, MIXED, quantised, synthetic
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted
 from firstdiff.model.engine import Model, open_model
-from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.model.synthetic import Llama
 
 KINDS = ("Q4_1", "Q8_0", "Q4_K_M", "Q6_K", "Q3_K", "F16", "Q5_K_M", "BF16")
 """Models that every hypothesis applies to one of, small ones with every weight type that faults are known of."""
@@ -36,7 +31,7 @@ class Garden:
 
     def _model(self, kind: str) -> Model:
         shape = SHAPES.get(kind, Llama(n_layer=4, biases=kind == "Q4_1"))
-        plain = write_llama(self._folder / f"{kind}.f32.gguf", shape)
+        plain = synthetic(self._folder / f"{kind}.f32.gguf", shape)
         types = FILE_TYPES | MIXED
         path = quantised(plain, types[kind], self._folder / f"{kind}.gguf", pure=kind not in MIXED)
         return open_model(path)
@@ -46,7 +41,7 @@ class Garden:
         for kind in KINDS:
             model = self.model(kind)
             where, layer = next((w, n) for w, n in places(TABLE[id_], model).items() if w in ("middle", "outside"))
-            planted = plant(model, tokens_of(kind), [Planted(TABLE[id_], layer)], where)
+            planted = plant_known(model, tokens_of(kind), [Planted(TABLE[id_], layer)], where)
             if planted is not None and max(planted.changes.values()) > 3.5e-6:
                 return model, planted, kind
         raise AssertionError(f"{id_} applies to none of {KINDS}")

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import Command, assert_refused
-from planted import FILE_TYPES, MemoryWriter, plant, quantised, synthetic
 from safetensors.numpy import save_file
 
+from builders.command_line import Command, assert_refused
+from builders.hypotheses import plant
+from builders.models import FILE_TYPES, quantised, synthetic
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.explaining.search import Fault
 from firstdiff.explaining.telling_apart import separating
@@ -378,12 +380,6 @@ def test_a_dumped_weight_names_its_fault_exactly(small: Model, tmp_path: Path) -
 
 
 # The commands
-
-
-@pytest.fixture
-def firstdiff(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(capfd)
 
 
 @pytest.fixture

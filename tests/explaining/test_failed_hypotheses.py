@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines_of_noise import UNKNOWN, dump
-from planted import plant, synthetic
 
 import firstdiff as fd
+from builders.hypotheses import plant
+from builders.judging import UNKNOWN, dump
+from builders.models import synthetic
 from firstdiff.dumps import Site, Trace, TraceError
 from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis

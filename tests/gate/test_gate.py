@@ -12,10 +12,11 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from builders import Array, Command, Ran, assert_refused, rewrite_trace, write_model
-from c_engine import compile_engine, run_engine
-from planted import synthetic
 
+from builders.command_line import Command, Ran, assert_refused
+from builders.engines import compile_engine, run_engine
+from builders.models import TINY, Array, synthetic
+from builders.traces import rewrite_trace
 from firstdiff.dumps import open_trace
 from firstdiff.gate.baseline import GROWN
 from firstdiff.hypotheses.planting import planted
@@ -41,7 +42,7 @@ def recorded(model: Path, out: Path, *bugs: tuple[str, int], tokens: tuple[int, 
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, a right trace of it, and one with a wrong rope base at layer 1."""
     folder = tmp_path_factory.mktemp("kept")
-    model = write_model(folder / "tiny.gguf")
+    model = synthetic(folder / "tiny.gguf", TINY)
     recorded(model, folder / "right")
     recorded(model, folder / "wrong", ("rope-base", 1))
     return folder
@@ -356,7 +357,7 @@ def test_a_baseline_that_cannot_be_read_is_refused(
 def test_a_baseline_of_another_model_is_refused_before_anything_runs(based: Repository) -> None:
     Path("tiny.gguf").unlink()
     shifted = {"llama.rope.freq_base": 9999.0}
-    write_model(Path("tiny.gguf"), metadata=shifted)
+    synthetic(Path("tiny.gguf"), TINY, metadata=shifted)
     assert based.gate().code == 3
     (failure,) = based.case()["failures"]
     assert "is the baseline of another model (tiny.gguf, sha256 " in failure

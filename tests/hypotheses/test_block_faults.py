@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quantised_blocks import KINDS, Bytes, quantised_weights
 
+from builders.models import KINDS, Bytes, quantised_weights
 from firstdiff.hypotheses.blocks.faults import BLOCK_FAULTS, BlockWay
 from firstdiff.model.quants import BY_NAME, dequantize
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from planted import MemoryWriter, synthetic
 
+from builders.models import synthetic
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Trace
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, record_planted

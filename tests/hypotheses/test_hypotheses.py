@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import MemoryWriter, plant, synthetic
 
+from builders.hypotheses import plant
+from builders.models import synthetic
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.hypotheses import TABLE, Scene
 from firstdiff.hypotheses.attention import BLIND

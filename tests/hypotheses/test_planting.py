@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import FILE_TYPES, SMOLLM2, MemoryWriter, plant, quantised, replayed, synthetic, with_status
 
+from builders.hypotheses import plant
+from builders.judging import replayed, with_status
+from builders.models import FILE_TYPES, SMOLLM2, quantised, synthetic
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Trace
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE

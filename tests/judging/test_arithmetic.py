@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engines_of_noise import NORMS, PRODUCTS, UNKNOWN, Before, attribute, bits, dump, weights_off
-from planted import FILE_TYPES, SMOLLM2, quantised, recorded, synthetic
 
+from builders.engines import recorded_by_llama_cpp
+from builders.judging import NORMS, PRODUCTS, UNKNOWN, Before, attribute, bits, dump, weights_off
+from builders.models import FILE_TYPES, SMOLLM2, quantised, synthetic
 from firstdiff.dumps import Trace
 from firstdiff.engines.llamacpp import Attention
 from firstdiff.model.arithmetic import ARITHMETICS, F32, arithmetic_named
@@ -119,7 +120,7 @@ def test_a_fault_is_found_where_results_are_stored_narrowly(small: Model, name: 
     "attention", [Attention.of(flash=f, kv=k) for f in (False, True) for k in ("f16", "q8_0")], ids=str
 )
 def test_llama_cpps_own_options_are_found_from_its_numbers(tmp_path: Path, attention: Attention) -> None:
-    trace, _ = recorded(SMOLLM2, tmp_path / "trace", TEXT, decode=1, attention=attention)
+    trace, _ = recorded_by_llama_cpp(SMOLLM2, tmp_path / "trace", TEXT, decode=1, attention=attention)
     verdict = judge(smollm2(), Trace.from_arrays(trace.steps, {s: trace[s] for s in trace}, engine={}, model={}))
     cache_ = {(True, "q8_0"): "q8_0", (False, "q8_0"): "q8_0 keys, f16 values"}.get(
         (attention.flash, attention.keys), "f16"

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from planted import plant, synthetic
 
+from builders.hypotheses import plant
+from builders.models import synthetic
 from firstdiff.dumps.points import axes_of
 from firstdiff.judging.closeup import BRIEF, FULL, MOST_FULL, Details, measure_detail
 from firstdiff.judging.measure import measure

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from planted import SMOLLM2, recorded, replayed
 
+from builders.engines import recorded_by_llama_cpp
+from builders.judging import replayed
+from builders.models import SMOLLM2
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.tensors import Held
 from firstdiff.judging import floors
@@ -32,7 +34,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    return recorded(SMOLLM2, tmp_path_factory.mktemp("floors") / "trace", FRANCE, decode=4)[0]
+    return recorded_by_llama_cpp(SMOLLM2, tmp_path_factory.mktemp("floors") / "trace", FRANCE, decode=4)[0]
 
 
 KEPT: dict[str, tuple[Callable[[Site], bool], float]] = {

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from planted import plant, synthetic
 
+from builders.hypotheses import plant
+from builders.models import synthetic
 from firstdiff.dumps import Site, Trace, TraceError
 from firstdiff.judging.layouts import HALF
 from firstdiff.model.engine import Model, open_model

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import SMOLLM2, MemoryWriter, replayed, synthetic
 
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
-
-from diagnosis import tokens_of
-from diagnosis_cases import held, places, planted_at
-
+from builders.judging import replayed
+from builders.known_faults import held, places, planted_at, tokens_of
+from builders.models import SMOLLM2, synthetic
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import axes_of
 from firstdiff.hypotheses import TABLE

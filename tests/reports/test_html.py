@@ -11,10 +11,10 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from builders import Command
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
-from verdicts import EVERY_KIND, HOSTILE, LLAMA, NAME, verdict
 
+from builders.command_line import Command
+from builders.verdicts import EVERY_KIND, HOSTILE, LLAMA, NAME, verdict
 from firstdiff.reports.escaped import escaped
 from firstdiff.reports.html import GLYPHS, render
 from firstdiff.verdict.reading import read_verdict

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import MemoryWriter, synthetic
 from safetensors.numpy import save_file
 
+from builders.models import synthetic
+from builders.traces import MemoryWriter
 from firstdiff.cli import main
 from firstdiff.commands.rope import rope_command
 from firstdiff.dumps import Trace, TraceWriter

@@ -1,4 +1,7 @@
-"""Engines that round as no known arithmetic does, or are wrong at every layer alike: the reference, changed."""
+"""Judging: a trace's sites judged, and engines to judge that are the reference with its calls or results changed.
+
+Some round as no known arithmetic does, others are wrong at every layer alike.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from planted import MemoryWriter
 
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, Planting
+from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import F32, Arithmetic
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import attend, linear, rms_norm, scores
@@ -19,12 +23,24 @@ from firstdiff.model.probe import Call
 from firstdiff.model.rounding import round_to
 from firstdiff.model.value import Value
 from firstdiff.model.weights import Weight
+from firstdiff.verdict import SiteVerdict, Status
 
 Floats = npt.NDArray[np.float32]
 Before = Callable[[Call], Call]
 After = Callable[[Call, Floats], Floats]
 PRODUCTS = ("Qcur", "Kcur", "Vcur", "attn_out", "ffn_gate", "ffn_up", "ffn_out", "result_output")
 NORMS = ("attn_norm", "ffn_norm", "result_norm")
+
+
+def replayed(model: Model, trace: Trace, arithmetic: Arithmetic) -> list[SiteVerdict]:
+    probe = Replay(arithmetic, trace)
+    for _ in model.forward(trace.steps, probe):
+        pass
+    return probe.sites
+
+
+def with_status(sites: Sequence[SiteVerdict], status: Status) -> list[str]:
+    return [s.site for s in sites if s.status is status]
 
 
 @dataclass
