@@ -10,8 +10,9 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from builders.verdicts import site, verdict_of, wrong
 from firstdiff.reports import annotations, junit, markdown
-from firstdiff.verdict import Explanation, SiteVerdict, Status, Verdict
+from firstdiff.verdict import Explanation, SiteVerdict, Verdict
 from firstdiff.verdict.gated import Changes, Checked, Moved
 
 HOSTILE = [
@@ -38,38 +39,37 @@ HOSTILE = [
 ]
 
 
-def site(name: str, status: Status = Status.DIVERGES, **rest: object) -> SiteVerdict:
-    given = {"local_error": 0.5, "floor": 1e-6, "where": {"token": "all"}} | rest
-    return SiteVerdict(name, "Qcur", 0, 0, "linear", status, **given)  # type: ignore[arg-type]
+def diverging(name: str) -> SiteVerdict:
+    return wrong(replace(site("Qcur", 0), site=name), local_error=0.5, worst=None, where={"token": "all"})
 
 
-def explanation(text: str, **rest: object) -> Explanation:
-    made = Explanation(
+def explanation_of(text: str) -> Explanation:
+    return Explanation(
         text, (text,), f"{text} at every layer", "weight-transposed", f"says {text}", f"fix {text}", {}, 0.5, 1e-7, 1e-6
     )
-    return replace(made, **rest)  # type: ignore[arg-type]
 
 
-def verdict(text: str, *, sites: int = 1) -> Verdict:
-    return Verdict(
+def saying(text: str, *, sites: int = 1) -> Verdict:
+    """A verdict whose every text is this one."""
+    return verdict_of(
+        [diverging(f"{text}{n or ''}") for n in range(sites)],
         candidate=text,
         against="reference:f32",
         model={"file": text},
         tokens=((1, 2),),
         arithmetic={"linear": text},
-        sites=tuple(site(f"{text}{n or ''}") for n in range(sites)),
         notes=(text,),
-        explanations=(explanation(text),),
+        explanations=(explanation_of(text),),
     )
 
 
 def failing(text: str, **rest: object) -> Checked:
-    made = Checked(text, verdict(text), (f"{text} is the first to go wrong.",), 1, notes=(text,), report=f"out/{text}")
+    made = Checked(text, saying(text), (f"{text} is the first to go wrong.",), 1, notes=(text,), report=f"out/{text}")
     return replace(made, **rest)  # type: ignore[arg-type]
 
 
 def passing(name: str) -> Checked:
-    right = replace(verdict("x"), sites=(site("embd", Status.AGREES, local_error=1e-8),), explanations=())
+    right = replace(saying("x"), sites=(site("embd", local_error=1e-8),), explanations=())
     return Checked(name, right, (), 0, report="out/verdict.json")
 
 
@@ -131,7 +131,7 @@ def test_a_summary_of_anything_fits_its_limit() -> None:
 
 
 def test_a_summary_of_many_sites_names_the_first_and_counts_the_rest() -> None:
-    rendered = markdown.render([failing("many", verdict=verdict("s", sites=2000))])
+    rendered = markdown.render([failing("many", verdict=saying("s", sites=2000))])
     assert "`s19`" in rendered
     assert "`s20`" not in rendered
     assert "and 1,980 more" in rendered

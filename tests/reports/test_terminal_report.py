@@ -11,48 +11,15 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from builders.verdicts import LLAMA, site, sites, unrecorded, verdict_of, wrong
 from firstdiff.reports.terminal import render, show
 from firstdiff.verdict import Element, Logits, SiteVerdict, Status, Verdict, Witness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-QWEN = tuple(
-    """attn_norm Qcur Kcur Vcur Qcur_normed Kcur_normed Qcur_rope Kcur_rope k_cache v_cache kq kq_soft_max
-    kqv_out attn_out ffn_inp ffn_norm ffn_gate ffn_up ffn_swiglu ffn_out l_out""".split()  # noqa: SIM905 - a table
-)
-LLAMA = tuple(p for p in QWEN if not p.endswith("normed"))
-WHERE = {"token": "all but 0", "head": "all", "head_dim": "all"}
+QWEN = (*LLAMA[:4], "Qcur_normed", "Kcur_normed", *LLAMA[4:])
 AWKWARD = {"token": "0, 2, 4, 6, … (31 of 64)", "head": "all but 3", "head_dim": "0-7, 9, 11-15, 20, … (44 of 64)"}
-
-
-def site(point: str, layer: int | None = None, step: int = 0, **rest: Any) -> SiteVerdict:
-    name = point + (f"-{layer}" if layer is not None else "") + (f"@{step}" if step else "")
-    measured: dict[str, Any] = {"status": Status.AGREES, "local_error": 2e-7, "floor": 1e-6}
-    return SiteVerdict(name, point, layer, step, "linear", **(measured | rest))
-
-
-def sites(*, layers: int = 2, steps: int = 1, points: Sequence[str] = LLAMA) -> list[SiteVerdict]:
-    return [
-        s
-        for step in range(steps)
-        for s in (
-            site("embd", step=step),
-            *(site(p, layer, step) for layer in range(layers) for p in points),
-            site("result_norm", step=step),
-            site("result_output", step=step),
-        )
-    ]
-
-
-def wrong(good: SiteVerdict, **rest: Any) -> SiteVerdict:
-    error: dict[str, Any] = {
-        "status": Status.DIVERGES,
-        "local_error": 0.83,
-        "worst": Element((1, 0, 2), 0.41, -0.42),
-        "where": WHERE,
-    }
-    return replace(good, **(error | rest))
 
 
 def planted(all_sites: Sequence[SiteVerdict], bug: Callable[[SiteVerdict], bool], **rest: Any) -> list[SiteVerdict]:
@@ -64,22 +31,6 @@ def planted(all_sites: Sequence[SiteVerdict], bug: Callable[[SiteVerdict], bool]
         drifted = replace(s, status=Status.INHERITS, inputs_right=False) if inherits else s
         told.append(wrong(drifted, **rest) if bug(s) else drifted)
     return told
-
-
-def unrecorded(s: SiteVerdict) -> SiteVerdict:
-    return replace(s, status=Status.NOT_RECORDED, local_error=None, floor=None)
-
-
-def verdict(told: Sequence[SiteVerdict], **rest: Any) -> Verdict:
-    record: dict[str, Any] = {
-        "candidate": "rustorch 0.6.27 (metal)",
-        "against": "llama.cpp:cpu",
-        "model": {"file": "tiny.gguf"},
-        "tokens": ((1, 2, 3), (4,)),
-        "arithmetic": {"linear": "ggml-cpu"},
-        "sites": tuple(told),
-    }
-    return Verdict(**(record | rest))
 
 
 def named(name: str) -> Callable[[SiteVerdict], bool]:
@@ -102,22 +53,22 @@ def row(report: str, start: str) -> str:
 
 SEGMENT = tuple(f"{p}-1" for p in LLAMA[:11])
 EVERY_KIND = {
-    "clean": verdict(sites(layers=30, steps=3)),
-    "one": verdict(planted(sites(), named("Kcur_rope-1"), drift=0.83)),
-    "many": verdict(planted(sites(layers=30, steps=3), lambda s: s.point in {"Kcur_rope", "Qcur_rope"}, drift=0.1)),
-    "later": verdict(planted(sites(steps=3), named("k_cache-1@1"), where=AWKWARD)),
-    "nan": verdict(planted(sites(), named("ffn_out-1"), local_error=float("inf"), not_finite=12)),
-    "segment": verdict(
+    "clean": verdict_of(sites(layers=30, steps=3)),
+    "one": verdict_of(planted(sites(), named("Kcur_rope-1"), drift=0.83)),
+    "many": verdict_of(planted(sites(layers=30, steps=3), lambda s: s.point in {"Kcur_rope", "Qcur_rope"}, drift=0.1)),
+    "later": verdict_of(planted(sites(steps=3), named("k_cache-1@1"), where=AWKWARD)),
+    "nan": verdict_of(planted(sites(), named("ffn_out-1"), local_error=float("inf"), not_finite=12)),
+    "segment": verdict_of(
         planted([unrecorded(s) if s.site in SEGMENT else s for s in sites()], named("attn_out-1"), segment=SEGMENT)
     ),
-    "incomparable": verdict([unrecorded(s) for s in sites()]),
-    "qwen": verdict(planted(sites(points=QWEN), named("Kcur_normed-1"))),
-    "hostile": verdict(
+    "incomparable": verdict_of([unrecorded(s) for s in sites()]),
+    "qwen": verdict_of(planted(sites(points=QWEN), named("Kcur_normed-1"))),
+    "hostile": verdict_of(
         [site("embd"), wrong(site("[red]x[/red]" * 20, 0)), site("\x1b[31m" + "名" * 50 + "\n", 0)],
         candidate="[bold]" + "x" * 300,
         notes=("a\nb\x07\u202ec", "[/]", "w" * 500),
     ),
-    "empty": verdict([], tokens=()),
+    "empty": verdict_of([], tokens=()),
 }
 
 
@@ -160,26 +111,26 @@ def test_a_divergence_opens_with_what_is_wrong_where_and_by_how_much() -> None:
 
 
 def test_an_error_just_above_its_floor_is_written_apart_from_it() -> None:
-    record = verdict([wrong(site("embd"), local_error=1.004e-6, worst=Element((0, 1), 0.12345, 0.12346))])
+    record = verdict_of([wrong(site("embd"), local_error=1.004e-6, worst=Element((0, 1), 0.12345, 0.12346))])
     assert "local error 1.004e-06 against a floor of 1e-06" in words(record)
     assert "Worst element [0, 1]: 0.12345, expected 0.12346." in words(record)
 
 
 def test_a_claim_covers_no_more_than_was_recorded() -> None:
     partly = [s if s.point in {"attn_out", "l_out"} else unrecorded(s) for s in sites()]
-    clean, bad = verdict(partly), verdict(planted(partly, named("l_out-1")))
+    clean, bad = verdict_of(partly), verdict_of(planted(partly, named("l_out-1")))
     assert words(clean).startswith(
         "Every one of the 4 recorded sites (of 41) agrees: largest local error 2e-07 (attn_out-0)"
     )
     assert words(bad).startswith("l_out-1 is the first to go wrong among the 4 sites recorded (of 41): ")
     lone = [replace(s, status=Status.NOT_COMPARABLE) if s.site == "l_out-1" else s for s in partly]
-    assert words(verdict(lone)).startswith("Every one of the 3 compared sites (of 41) agrees")
+    assert words(verdict_of(lone)).startswith("Every one of the 3 compared sites (of 41) agrees")
 
 
 def test_a_clean_run_says_how_close_and_against_whom() -> None:
     told = sites(layers=30, steps=5)
     told[100] = replace(told[100], local_error=9.914e-7)
-    report = words(verdict(told))
+    report = words(verdict_of(told))
     count = f"{len(told):,}"
     assert count == "2,865"
     assert report.startswith(
@@ -190,12 +141,12 @@ def test_a_clean_run_says_how_close_and_against_whom() -> None:
 
 
 def test_other_errors_are_named_while_they_are_few_and_grouped_when_many() -> None:
-    few = verdict(planted(sites(), lambda s: s.point == "Kcur_rope"))
+    few = verdict_of(planted(sites(), lambda s: s.point == "Kcur_rope"))
     assert "1 more site diverges on its own inputs: Kcur_rope-1." in words(few)
     many = words(EVERY_KIND["many"])
     assert "179 more sites diverge on their own inputs; in all: " in many
     assert "Qcur_rope in layers 0-29 of steps 0-2; Kcur_rope in layers 0-29 of steps 0-2." in many
-    odd = verdict(planted(sites(layers=30), lambda s: s.point == "kq" and s.layer in {1, 2, 3, 7, 9, 10, 11, 29}))
+    odd = verdict_of(planted(sites(layers=30), lambda s: s.point == "kq" and s.layer in {1, 2, 3, 7, 9, 10, 11, 29}))
     assert "in all: kq in layers 1-3, 7, 9-11, 29." in words(odd)
 
 
@@ -206,21 +157,21 @@ def test_a_segment_names_its_span_and_what_to_dump_next() -> None:
         "Dump these next: attn_norm-1, Qcur-1, " in report
     )
     gap = [unrecorded(s) if s.site == "Kcur-1" else s for s in sites()]
-    one = words(verdict(planted(gap, named("Kcur_rope-1"), segment=("Kcur-1",))))
+    one = words(verdict_of(planted(gap, named("Kcur_rope-1"), segment=("Kcur-1",))))
     assert "Its inputs are not judged: Kcur-1 was not recorded. Dump this next: Kcur-1." in one
     assert "not judged" in one.split("inputs")[-1]
     skipped = [unrecorded(s) if s.layer == 1 and s.point in {"Kcur", "Qcur"} else s for s in sites()]
-    two = words(verdict(planted(skipped, named("Kcur_rope-1"), segment=("Qcur-1", "Kcur-1"))))
+    two = words(verdict_of(planted(skipped, named("Kcur_rope-1"), segment=("Qcur-1", "Kcur-1"))))
     assert "which were not recorded, or in Kcur_rope-1 itself. Dump these next: Qcur-1, Kcur-1." in two
 
 
 def test_what_was_recorded_in_the_wrong_shape_is_not_asked_for_again() -> None:
     odd = [replace(s, status=Status.NOT_COMPARABLE, reason="shape") if s.site == "Kcur-1" else s for s in sites()]
-    report = words(verdict(planted(odd, named("Kcur_rope-1"), segment=("Kcur-1",))))
+    report = words(verdict_of(planted(odd, named("Kcur_rope-1"), segment=("Kcur-1",))))
     assert "Its inputs are not judged: Kcur-1 was not comparable." in report
     assert "Dump" not in report
     gap = [unrecorded(s) if s.site == "Kcur_rope-1" else s for s in odd]
-    both = verdict(planted(gap, named("kq-1"), segment=("Kcur-1", "Kcur_rope-1")))
+    both = verdict_of(planted(gap, named("kq-1"), segment=("Kcur-1", "Kcur_rope-1")))
     assert "which were not comparable or not recorded, or in kq-1 itself. Dump this next: Kcur_rope-1." in words(both)
 
 
@@ -231,20 +182,20 @@ def logits_alone(layers: int) -> list[SiteVerdict]:
 def test_a_segment_of_many_layers_asks_for_their_outputs_and_these_name_the_layer() -> None:
     told = logits_alone(29)
     segment = tuple(s.site for s in told[:-1])
-    record = verdict(planted(told, named("result_output"), segment=segment))
+    record = verdict_of(planted(told, named("result_output"), segment=segment))
     assert record.dump_next == tuple(f"l_out-{n}" for n in range(29))
     assert "or in result_output itself. Dump l_out of layers 0-28 next." in words(record)
     spoiled = [replace(s, status=Status.NOT_COMPARABLE) if s.site in {"l_out-3", "kq-3"} else s for s in told]
-    gaps = verdict(planted(spoiled, named("result_output"), segment=segment))
+    gaps = verdict_of(planted(spoiled, named("result_output"), segment=segment))
     assert "Dump l_out of layers 0-2, 4-28 next." in words(gaps)
-    two = verdict(planted(told, named("result_output"), segment=("l_out-27", "attn_norm-28", "result_norm")))
+    two = verdict_of(planted(told, named("result_output"), segment=("l_out-27", "attn_norm-28", "result_norm")))
     assert two.dump_next == ("l_out-27",)
     assert "Dump this next: l_out-27." in words(two)
 
 
 def test_a_segment_of_one_layer_asks_for_all_its_points_in_execution_order() -> None:
     segment = (*reversed([f"{p}-0" for p in LLAMA]), "result_norm", "embd")
-    record = verdict(planted(logits_alone(1), named("result_output"), segment=segment))
+    record = verdict_of(planted(logits_alone(1), named("result_output"), segment=segment))
     assert record.dump_next == ("embd", *(f"{p}-0" for p in LLAMA), "result_norm")
     told = words(record)
     assert f"Dump embd and result_norm and these of layer 0 next: {', '.join(LLAMA)}." in told
@@ -253,29 +204,31 @@ def test_a_segment_of_one_layer_asks_for_all_its_points_in_execution_order() -> 
 def test_nan_is_counted_and_its_first_place_shown() -> None:
     worst = Element((1, 7), float("nan"), 0.31)
     told = planted(sites(), named("ffn_out-1"), local_error=float("inf"), not_finite=1200, worst=worst)
-    report = words(verdict(told))
+    report = words(verdict_of(told))
     assert "local error inf against a floor of 1e-06" in report
     assert "NaN or infinity in 1,200 elements; the first at [1, 7]: nan, expected 0.31." in report
 
 
 def test_incomparable_is_no_pass_and_says_why() -> None:
     told = [unrecorded(s) for s in sites()]
-    assert words(verdict(told)).startswith("Nothing could be compared: this is no pass. Of 41 sites, 41 not recorded.")
+    assert words(verdict_of(told)).startswith(
+        "Nothing could be compared: this is no pass. Of 41 sites, 41 not recorded."
+    )
     odd = [
         replace(s, status=Status.NOT_COMPARABLE, local_error=None, reason=f"shape [{s.layer}]") for s in sites(layers=5)
     ]
-    report = words(verdict(odd))
+    report = words(verdict_of(odd))
     assert "98 not comparable: shape [0] (attn_norm-0 and 18 more); shape [1]" in report
     assert "and 3 more reasons" in report
     assert "agrees" not in report
-    assert words(verdict([], tokens=())).startswith(
+    assert words(verdict_of([], tokens=())).startswith(
         "Nothing could be compared: this is no pass. The verdict holds no sites."
     )
 
 
 def test_the_witness_is_believed_over_the_reference_where_both_engines_differ_from_it() -> None:
     told = planted(sites(), lambda s: s.site in {"Kcur_rope-0", "l_out-1"})
-    beside = verdict(told, witness=Witness("llama.cpp:cpu", 2863, ("Kcur_rope-0", "kq-0")))
+    beside = verdict_of(told, witness=Witness("llama.cpp:cpu", 2863, ("Kcur_rope-0", "kq-0")))
     report = words(beside)
     assert "llama.cpp:cpu diverges from the reference there too: the reference may be wrong there." in report
     assert "llama.cpp:cpu judged on the same tokens: 2,863 agree" in report
@@ -285,7 +238,7 @@ def test_the_witness_is_believed_over_the_reference_where_both_engines_differ_fr
 
 
 def test_the_map_reads_without_colour_and_folds_layers_that_look_alike() -> None:
-    report = text(verdict(planted(sites(layers=80), named("Kcur_rope-3"))))
+    report = text(verdict_of(planted(sites(layers=80), named("Kcur_rope-3"))))
     assert "· agrees  ~ inherits  X diverges\n" in report
     assert row(report, "0-2") == "0-2" + "·" * 19
     assert row(report, "3") == "3" + "·" * 5 + "X" + "~" * 13
@@ -295,7 +248,7 @@ def test_the_map_reads_without_colour_and_folds_layers_that_look_alike() -> None
 
 
 def test_marks_stand_under_their_headings() -> None:
-    lines = text(verdict(planted(sites(), named("v_cache-1")))).splitlines()
+    lines = text(verdict_of(planted(sites(), named("v_cache-1")))).splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("layer "))
     assert lines[at - 1][lines[at].index("k   v") :].startswith("cache")
     assert next(line for line in lines if line.startswith("1 ")).index("X") == lines[at].index("k   v") + 4
@@ -311,14 +264,14 @@ def test_a_layer_of_qwen_fits_eighty_columns_in_one_band() -> None:
 
 def test_layers_that_hold_other_points_leave_blanks() -> None:
     moe = [site("ffn_inp", 1), site("ffn_moe_logits", 1), site("ffn_out", 1)]
-    report = text(verdict([site("ffn_inp", 0), site("ffn_up", 0), site("ffn_out", 0), *moe]))
+    report = text(verdict_of([site("ffn_inp", 0), site("ffn_up", 0), site("ffn_out", 0), *moe]))
     assert row(report, "layer") == "layerinplogitsupout"
     assert row(report, "0") == "0···"
     assert row(report, "1") == "1···"
 
 
 def test_a_map_where_no_two_layers_look_alike_stays_on_a_screen() -> None:
-    report = text(verdict([s if (s.layer or 0) % 2 else unrecorded(s) for s in sites(layers=80)]))
+    report = text(verdict_of([s if (s.layer or 0) % 2 else unrecorded(s) for s in sites(layers=80)]))
     assert "and 40 more rows (verdict.json has all)" in report
 
 
@@ -365,7 +318,7 @@ def test_a_long_where_wraps_whole() -> None:
 
 
 def logits(*told: Logits) -> str:
-    return words(verdict(sites(), logits=told), width=120)
+    return words(verdict_of(sites(), logits=told), width=120)
 
 
 def test_a_flip_inside_the_noise_is_no_divergence() -> None:
@@ -406,7 +359,7 @@ def test_a_console_that_is_not_unicode_gets_ascii() -> None:
 
 def test_preflight_arithmetic_and_notes_have_a_line_each() -> None:
     report = text(
-        verdict(sites(), preflight={"tokens": "agrees", "weights": "not recorded"}, notes=("first", "second"))
+        verdict_of(sites(), preflight={"tokens": "agrees", "weights": "not recorded"}, notes=("first", "second"))
     )
     assert "preflight   tokens agrees, weights not recorded\n" in report
     assert "arithmetic  linear ggml-cpu\n" in report
