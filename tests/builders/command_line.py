@@ -83,5 +83,4 @@ def drained(near: int, child: subprocess.Popen[bytes]) -> str:
             break
         chunks.append(chunk)
     child.wait()
-    os.close(near)
     return b"".join(chunks).decode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import ctypes
 import dataclasses
-import json
 import shutil
 import struct
 import subprocess
@@ -19,7 +18,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from builders.command_line import TOKENS, Command, Ran, assert_refused
+from builders.command_line import TOKENS, Command, Ran, assert_refused, strict
+from builders.engines import recorded_by_reference
 from builders.models import TINY, Stored, stored, synthetic, tensor_of
 from builders.traces import rewrite_trace
 from firstdiff.engines import ggml
@@ -33,16 +33,9 @@ U32 = np.uint32
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic(tmp_path_factory.mktemp("model") / "tiny.gguf", TINY)
-
-
-@pytest.fixture(scope="module")
 def trace(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A right engine's trace of one prompt and one decode step."""
-    out = tmp_path_factory.mktemp("trace") / "right"
-    recording.record(model, Input(tokens=(1, 70, 71, 72, 73)), out, engine="reference:f32", decode=1, threads=1)
-    return out
+    return recorded_by_reference(model, tmp_path_factory.mktemp("trace") / "right")
 
 
 @pytest.fixture
@@ -392,15 +385,11 @@ def test_a_verdict_that_cannot_be_written_is_an_error(firstdiff: Command, model:
 # Traces
 
 
-def judged(ran: Ran) -> dict[str, Any]:
-    return json.loads(ran.out)
-
-
 def test_a_trace_of_nan_everywhere_is_judged(firstdiff: Command, model: Path, trace: Path, tmp_path: Path) -> None:
     rewrite_trace(trace, tmp_path / "nan", lambda _, x: np.full_like(x, np.nan))
     ran = firstdiff("run", model, "--candidate", "nan", "--json")
     assert ran.code == 1
-    verdict = judged(ran)
+    verdict = strict(ran.out)
     assert verdict["first"]["site"] == "embd"
     assert verdict["first"]["not_finite"] == 5 * 64
     assert verdict["coverage"]["not_comparable"] == 0
@@ -413,7 +402,7 @@ def test_a_site_of_another_shape_is_not_comparable(
     firstdiff: Command, model: Path, trace: Path, tmp_path: Path
 ) -> None:
     rewrite_trace(trace, tmp_path / "odd", lambda site, x: x[:, :-1] if site == "ffn_up-1" else x)
-    verdict = judged(firstdiff("run", model, "--candidate", "odd", "--json"))
+    verdict = strict(firstdiff("run", model, "--candidate", "odd", "--json").out)
     (site,) = (s for s in verdict["sites"] if s["status"] == "not comparable")
     assert site["site"] == "ffn_up-1"
     assert "[5, 127]" in site["reason"]
@@ -427,8 +416,8 @@ def test_a_trace_of_which_nothing_can_be_compared_is_an_error(
     rewrite_trace(trace, tmp_path / "odd", lambda _, x: x.reshape(-1)[:-1])
     ran = firstdiff("run", model, "--candidate", "odd", "--json")
     assert ran.code == 4
-    assert judged(ran)["verdict"] == "incomparable"
-    assert {s["status"] for s in judged(ran)["sites"]} == {"not comparable"}
+    assert strict(ran.out)["verdict"] == "incomparable"
+    assert {s["status"] for s in strict(ran.out)["sites"]} == {"not comparable"}
     report = firstdiff("run", model, "--candidate", "odd")
     assert report.code == 4
     assert "this is no pass" in report.out
@@ -497,8 +486,8 @@ def test_a_crashed_run_is_judged_up_to_the_crash(firstdiff: Command, model: Path
     (tmp_path / "crashed" / "step-001.safetensors.tmp").write_bytes(b"half a fi")
     ran = firstdiff("run", model, "--candidate", "crashed", "--json")
     assert ran.code == 0
-    assert {s["step"] for s in judged(ran)["sites"]} == {0}
-    assert any("cut short" in note for note in judged(ran)["notes"])
+    assert {s["step"] for s in strict(ran.out)["sites"]} == {0}
+    assert any("cut short" in note for note in strict(ran.out)["notes"])
 
 
 def test_a_broken_step_ends_the_trace_before_it(firstdiff: Command, model: Path, trace: Path, tmp_path: Path) -> None:
@@ -507,8 +496,8 @@ def test_a_broken_step_ends_the_trace_before_it(firstdiff: Command, model: Path,
     step.write_bytes(step.read_bytes()[:-100])
     ran = firstdiff("run", model, "--candidate", "broken", "--json")
     assert ran.code == 0
-    assert {s["step"] for s in judged(ran)["sites"]} == {0}
-    assert any("step 1 is unreadable" in note for note in judged(ran)["notes"])
+    assert {s["step"] for s in strict(ran.out)["sites"]} == {0}
+    assert any("step 1 is unreadable" in note for note in strict(ran.out)["notes"])
 
 
 def test_an_interrupted_command_says_so(firstdiff: Command, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -595,7 +584,7 @@ def test_without_llama_cpp_a_candidate_is_judged_against_the_reference_alone(
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     ran = firstdiff("run", model, "--candidate", trace, "--json")
     assert (ran.code, ran.err) == (0, "")
-    verdict = judged(ran)
+    verdict = strict(ran.out)
     assert verdict["witness"] is None
     assert verdict["against"] == "reference:f32"
     assert any("against the reference alone" in n and "pip install" in n for n in verdict["notes"])

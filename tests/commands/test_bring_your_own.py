@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save, save_file
 
-from builders.command_line import Command, Ran, assert_refused
+from builders.command_line import Command, Ran, assert_refused, strict
 from builders.engines import compile_engine, run_engine
 from builders.models import FILE_TYPES, SMOLLM2, quantised, synthetic
 from builders.traces import rewrite_trace
@@ -71,15 +71,6 @@ def clean(bench: Path, model: Path) -> Path:
 def wrong(bench: Path, model: Path) -> Path:
     """The dump of an engine whose layer 1 pairs the wrong dimensions in rope."""
     return dumped(bench, model, "rope-pairing", 1)
-
-
-def strict(text: str) -> Any:
-    """JSON as the standard has it: without NaN and infinities."""
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 def by_engine(engine: Path, more: str = "") -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from builders.command_line import TOKENS
+from builders.command_line import TOKENS, drained
 from builders.models import TINY, synthetic
 from builders.traces import MemoryWriter
 from firstdiff.commands.watching import left_in
@@ -38,11 +38,6 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic(tmp_path_factory.mktemp("model") / "tiny.gguf", TINY)
 
 
 # Who is told
@@ -151,6 +146,7 @@ def test_a_terminal_shows_layers(command: str, tmp_path: Path) -> None:
     )  # fmt: skip
     os.close(far)
     shown = plain(drained(near, child))
+    os.close(near)
     assert child.returncode == (1 if command == "gate" else 0)  # it has no baseline
     doing = {
         "gate": "deep/p/llama: judging llama.cpp:cpu",
@@ -158,21 +154,6 @@ def test_a_terminal_shows_layers(command: str, tmp_path: Path) -> None:
         "run": "judging llama.cpp:cpu",
     }
     assert re.search(re.escape(doing[command]) + r", layer [0-9]+ of step [0-9]", shown), shown[-2000:]
-
-
-def drained(near: int, child: subprocess.Popen[bytes]) -> str:
-    chunks = []
-    while True:
-        try:
-            chunk = os.read(near, 65536)
-        except OSError:  # how Linux says that the other end is closed
-            break
-        if not chunk:
-            break
-        chunks.append(chunk)
-    child.wait()
-    os.close(near)
-    return b"".join(chunks).decode()
 
 
 # Ctrl-C

@@ -13,22 +13,15 @@ import numpy as np
 import pytest
 
 import firstdiff as fd
-from builders.models import synthetic
 from firstdiff.api import opened_model
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.errors import UsageError
-from firstdiff.model.synthetic import Llama
 from firstdiff.rope.says import Angles, explained
 from firstdiff.runs.pair import free, local
 from firstdiff.verdict import Status, Verdict
 
 BUG = "rope-base@2"
 TOKENS = (1, *range(70, 82))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return synthetic(tmp_path_factory.mktemp("model") / "model.gguf", Llama())
 
 
 @pytest.fixture(scope="module")

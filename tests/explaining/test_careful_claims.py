@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 
 from builders.hypotheses import plant
 from builders.models import FILE_TYPES, quantised, synthetic
-from builders.traces import MemoryWriter
+from builders.traces import MemoryWriter, altered
 from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.replay import SEARCHES
 from firstdiff.hypotheses import TABLE
@@ -32,13 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(folder: Path) -> Model:
-    return open_model(
-        quantised(synthetic(folder, n_layer=LAYERS, biases=True), FILE_TYPES["Q4_1"], folder / "q4_1.gguf")
-    )
-
-
-@pytest.fixture(scope="module")
 def half(folder: Path) -> Model:
     return open_model(quantised(synthetic(folder, n_layer=LAYERS), FILE_TYPES["F16"], folder / "f16.gguf"))
 
@@ -51,13 +43,6 @@ def planted(
     faults = [Planted(TABLE[id_], layer, values)]
     assert record_planted(model, PROMPT, writer, arithmetic=arithmetic, decode=0, planted=faults)
     return writer.trace(arithmetic=stated)
-
-
-def altered(trace: Trace, **by: Callable[[np.ndarray], np.ndarray]) -> Trace:
-    """Some tensors altered, by name: ``Qcur_0``."""
-    sites = {Site(0, int(layer), point): f for name, f in by.items() for point, _, layer in [name.rpartition("_")]}
-    tensors = {s: sites[s](np.array(trace[s])) if s in sites else np.array(trace[s]) for s in trace.sites()}
-    return Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={})
 
 
 def of(verdict: Verdict, site: str) -> Explanation:

@@ -30,18 +30,18 @@ PROMPT = [1, *range(70, 110)]
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return open_model(synthetic(tmp_path_factory.mktemp("failing"), n_layer=4))
 
 
 @pytest.fixture(scope="module")
-def trace(small: Model) -> Trace:
-    return plant(small, PROMPT, ("rope-base", 2), decode=0)[0]
+def trace(plain: Model) -> Trace:
+    return plant(plain, PROMPT, ("rope-base", 2), decode=0)[0]
 
 
 @pytest.fixture(scope="module")
-def right(small: Model, trace: Trace) -> Verdict:
-    return judge(small, trace)
+def right(plain: Model, trace: Trace) -> Verdict:
+    return judge(plain, trace)
 
 
 def fails(*_: object, **__: object) -> Any:
@@ -67,17 +67,17 @@ FAILING = {
 
 @pytest.mark.parametrize("how", FAILING)
 def test_what_fails_is_noted_and_all_else_is_as_without_it(
-    small: Model, trace: Trace, how: str, recwarn: pytest.WarningsRecorder
+    plain: Model, trace: Trace, how: str, recwarn: pytest.WarningsRecorder
 ) -> None:
     sign = TABLE["rope-sign"]
     without = {id_: h for id_, h in TABLE.items() if h is not sign}
-    verdict = judge(small, trace, table=TABLE | {"rope-sign": dataclasses.replace(sign, **FAILING[how])})
+    verdict = judge(plain, trace, table=TABLE | {"rope-sign": dataclasses.replace(sign, **FAILING[how])})
     assert verdict.failed == (Failed("rope-sign", "Qcur_rope-2", "ValueError: no such thing"),)
-    assert dataclasses.replace(verdict, failed=()) == judge(small, trace, table=without)
+    assert dataclasses.replace(verdict, failed=()) == judge(plain, trace, table=without)
     assert list(recwarn) == []
 
 
-def test_what_fails_in_a_pair_only_is_noted_with_both(small: Model) -> None:
+def test_what_fails_in_a_pair_only_is_noted_with_both(plain: Model) -> None:
     """The second of a pair runs on the call that the first has made."""
 
     def change(call: Call, *rest: Any) -> Call | None:
@@ -85,9 +85,9 @@ def test_what_fails_in_a_pair_only_is_noted_with_both(small: Model) -> None:
             raise OverflowError("half")
         return TABLE["rope-sign"].change(call, *rest)
 
-    trace, _ = plant(small, PROMPT, ("rope-pairing", 2), ("rope-base", 2), decode=0)
+    trace, _ = plant(plain, PROMPT, ("rope-pairing", 2), ("rope-base", 2), decode=0)
     last = dataclasses.replace(TABLE["rope-sign"], change=change, stage=TABLE["rope-pairing"].stage + 1)
-    verdict = judge(small, trace, table=TABLE | {"rope-sign": last})
+    verdict = judge(plain, trace, table=TABLE | {"rope-sign": last})
     assert verdict.failed == (Failed("rope-pairing + rope-sign", "Qcur_rope-2", "OverflowError: half"),)
     assert {e.hypothesis for e in verdict.explanations} == {"rope-pairing + rope-base"}
 
@@ -104,11 +104,11 @@ def holding_up(times: int) -> Hypothesis:
     return dataclasses.replace(right, change=change)
 
 
-def test_a_verdict_stands_whenever_a_hypothesis_begins_to_fail(small: Model, trace: Trace, right: Verdict) -> None:
+def test_a_verdict_stands_whenever_a_hypothesis_begins_to_fail(plain: Model, trace: Trace, right: Verdict) -> None:
     """As it is tried, at another site that it explains, where its calls are listed, and in the counter-check."""
-    expected = judge(small, trace, table={"rope-base": TABLE["rope-base"]})
+    expected = judge(plain, trace, table={"rope-base": TABLE["rope-base"]})
     for times in range(50):
-        verdict = judge(small, trace, table={"rope-base": holding_up(times)})
+        verdict = judge(plain, trace, table={"rope-base": holding_up(times)})
         assert verdict.sites == right.sites
         assert {f.hypothesis for f in verdict.failed} <= {"rope-base"}
         if not verdict.failed:

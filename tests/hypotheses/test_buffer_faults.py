@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders.models import ROW, SMOLLM2, WEIGHT, Bytes, quantised_weights, synthetic
+from builders.models import ROW, SMOLLM2, WEIGHT, Bytes, synthetic
 from firstdiff.hypotheses.blocks.buffers import BUFFER_FAULTS, BufferWay, shifted, shifts, strides, walked
 from firstdiff.hypotheses.blocks.faults import BLOCK_FAULTS
 from firstdiff.model import synthetic as synthetic_model
@@ -27,11 +27,6 @@ WAYS = {
     for way in fault.ways
     for kind in way.kinds
 }
-
-
-@pytest.fixture(scope="module")
-def quantised_raw(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bytes]:
-    return quantised_weights(tmp_path_factory.mktemp("buffers"))
 
 
 def values(way: BufferWay, name: str, raw: Bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
