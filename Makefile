@@ -1,12 +1,17 @@
-# Everything runs in .venv, against the installed package: what is tested is what users install.
+# Everything runs in .venv, against the installed package: what is tested is what users install. Only `make quick` runs
+# in .venv-quick, against the checkout, where there is nothing that a test would have to ask for by a mark.
 # GNU make 3.81 (macOS) is enough.
 
 PYTHON ?= python3
 ARGS ?=
 
 VENV := .venv
+QUICK := .venv-quick
 RUN := $(VENV)/bin
-PIP := $(RUN)/python -m pip --quiet --disable-pip-version-check
+PIP := python -m pip --quiet --disable-pip-version-check
+PYTEST := pytest --numprocesses 2 --dist worksteal
+# Without bytecode pytest rewrites every assert of the tests each time: 9 s to collect them in place of 4.
+export PYTHONDONTWRITEBYTECODE :=
 
 # Folders are among the sources: their times change when a file is removed or renamed.
 SOURCES := $(shell find harness model dumps reports -name __pycache__ -prune -o ! -name '.*' -print) \
@@ -14,28 +19,32 @@ SOURCES := $(shell find harness model dumps reports -name __pycache__ -prune -o 
 
 # What earlier builds left in build/ and the egg-info would be packed again: both go before each build and after it.
 LEFTOVERS := build firstdiff.egg-info
-# The installed package goes before its successor comes: numba's caches lie among its files.
+# The installed package goes before its successor comes: numba's caches may lie among its files.
 BEFORE = rm -rf $(LEFTOVERS) $(VENV)/lib/python*/site-packages/firstdiff
 
 # Without an installed package beside it (it was made editable, or an installation failed) the stamp says nothing.
 $(shell ls $(VENV)/lib/python*/site-packages/firstdiff/__init__.py >/dev/null 2>&1 || rm -f $(VENV)/package.stamp)
 
 .NOTPARALLEL:
-.PHONY: help demo test lint bench bench-diagnosis clean
+.PHONY: help demo quick test lint bench bench-diagnosis clean
 
 help:
 	@echo 'make demo    a real model, a planted bug, the whole report'
-	@echo 'make test    all tests; make test ARGS="-k rope" some of them'
+	@echo 'make quick   the tests that need no llama.cpp, model, compiler, browser or torch: a minute'
+	@echo 'make test    all tests, two at a time; make test ARGS="-k rope" some of them, ARGS="-n0 --pdb" one at a time'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   benchmarks'
 	@echo 'make bench-diagnosis   every hypothesis planted everywhere (half an hour on two cores), clean engines, smallest changes seen'
-	@echo 'make clean   remove what make made, .venv too'
+	@echo 'make clean   remove what make made, .venv and .venv-quick too'
 
 demo: $(VENV)/demo.stamp $(VENV)/package.stamp
 	@$(RUN)/firstdiff demo $(ARGS)
 
+quick: $(QUICK)/stamp
+	@$(QUICK)/bin/$(PYTEST) --quick --durations 5 --durations-min 1 $(ARGS)
+
 test: $(VENV)/test.stamp $(VENV)/package.stamp
-	@$(RUN)/pytest $(ARGS)
+	@$(RUN)/$(PYTEST) $(ARGS)
 
 lint: $(VENV)/lint.stamp $(VENV)/package.stamp
 	$(RUN)/ruff check .
@@ -51,14 +60,14 @@ bench-diagnosis: $(VENV)/test.stamp $(VENV)/package.stamp
 	@$(RUN)/python tests/bench/sensitivity.py
 
 clean:
-	rm -rf $(VENV) $(LEFTOVERS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(QUICK) $(LEFTOVERS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find harness model dumps reports tests -name __pycache__ -prune -exec rm -rf {} +
 
-$(RUN)/pip:
+$(RUN)/pip $(QUICK)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "firstdiff needs Python 3.11 or later, and $(PYTHON) is not: name one that is, as in make demo PYTHON=python3.12" >&2; \
 	  exit 1; }
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(@:/bin/pip=)
 
 # An extra: its dependencies, and the package. A stamp bears the time at which its installation began, so that a
 # source saved meanwhile is newer than the stamp.
@@ -67,7 +76,7 @@ $(VENV)/%.stamp: pyproject.toml | $(RUN)/pip
 	  echo 'Installing. The first time, building llama.cpp takes some 5 minutes.';; esac
 	@touch $@.new
 	@$(BEFORE)
-	@$(PIP) install '.[$*]'
+	@$(RUN)/$(PIP) install '.[$*]'
 	@rm -rf $(LEFTOVERS)
 	@cp -p $@.new $(VENV)/package.stamp
 	@mv $@.new $@
@@ -76,6 +85,13 @@ $(VENV)/%.stamp: pyproject.toml | $(RUN)/pip
 $(VENV)/package.stamp: $(SOURCES) | $(RUN)/pip
 	@touch $@.new
 	@$(BEFORE)
-	@$(PIP) install --no-deps --force-reinstall .
+	@$(RUN)/$(PIP) install --no-deps --force-reinstall .
+	@rm -rf $(LEFTOVERS)
+	@mv $@.new $@
+
+# Editable: a source that changes is not installed again.
+$(QUICK)/stamp: pyproject.toml | $(QUICK)/bin/pip
+	@touch $@.new
+	@$(QUICK)/bin/$(PIP) install --editable '.[quick]'
 	@rm -rf $(LEFTOVERS)
 	@mv $@.new $@

@@ -21,6 +21,7 @@ from firstdiff.errors import UsageError
 from firstdiff.model.rope_fit import frequencies_of
 from firstdiff.rope.fit import fitted_angles
 from firstdiff.rope.table import rope_table
+from firstdiff.rope.turns import rotation_of
 from firstdiff.runs.pair import Pair, free, local
 from firstdiff.verdict import Verdict
 
@@ -186,11 +187,12 @@ def rope_angles(
     if trace is None:
         table = rope_table(opened, positions)
         return rope_plots.angles(table.frequencies, table.theta, table.positions, base=table.base)
+    point, before = next(iter(rotation_of(opened).of.items()))
     with one_thread():
-        fit = fitted_angles(opened, as_trace(trace), layer)
+        fit = fitted_angles(opened, as_trace(trace), layer, point)
     if fit is None:
         raise UsageError(
-            f"Qcur-{layer} and Qcur_rope-{layer} are not both recorded: record them before and after the rotation"
+            f"{before}-{layer} and {point}-{layer} are not both recorded: record them before and after the rotation"
         )
     table = rope_table(opened, fit.positions)
     fitted, _ = frequencies_of(np.exp(1j * fit.theta), np.asarray(fit.positions))

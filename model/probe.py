@@ -94,7 +94,11 @@ class Probe:
         arrays = tuple(x.array if isinstance(x, Value) else x for x in inputs)
         call = Call(self.step, self.layer, point or "", op, arrays, attributes, sources, self._order)
         self._order += 1
-        return self.value(call) if point else self.silent(call)
+        return self.run(call)
+
+    def run(self, call: Call) -> Value:
+        """Return the value of a call, be it one whose result is recorded or a silent one."""
+        return self.value(call) if call.point else self.silent(call)
 
     def value(self, call: Call) -> Value:
         """Return the value that the forward pass goes on with."""

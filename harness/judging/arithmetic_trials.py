@@ -13,6 +13,7 @@ from firstdiff.dumps.points import axes_of
 from firstdiff.judging import floors
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.measure import measure
+from firstdiff.judging.needed import Judging
 from firstdiff.judging.systematic import rest
 from firstdiff.model.arithmetic import (
     BF16,
@@ -42,8 +43,9 @@ from firstdiff.model.operations import (
     swiglu,
     visible,
 )
-from firstdiff.model.probe import Call, Probe
+from firstdiff.model.probe import Call
 from firstdiff.model.rounding import BLOCK, QUANTISED, round_to
+from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
 
 ROWS = 96
@@ -130,7 +132,7 @@ class Own(Value):
 
 
 @dataclass
-class Trials(Probe):
+class Trials(Judging):
     """Tries every option at each site of the first step, and of the cache at every site.
 
     What goes on is the candidate's own. Sites whose inputs were not recorded are not tried.
@@ -152,7 +154,7 @@ class Trials(Probe):
     def value(self, call: Call) -> Value:
         """Try what can be tried of this call, and return the candidate's value, or a computed one."""
         site = Site(call.step, call.layer, call.point)
-        whole = self._recorded(site, _shape(call))
+        whole = self._recorded(site, shape_of(call))
         inputs = [s for s in call.sources if s is not None]
         own = all(isinstance(s, Own) for s in inputs) and bool(inputs)
         if whole is None:
@@ -166,6 +168,15 @@ class Trials(Probe):
             calls = (call,) if own else self._flash(call)
             if calls:
                 self._try(site, *self._as_scaled(calls, whole), lost)
+        return self._own(call, site, whole)
+
+    def known(self, call: Call) -> Value | None:
+        """Return the candidate's value, where all of it was recorded."""
+        site = Site(call.step, call.layer, call.point)
+        whole = self._recorded(site, shape_of(call))
+        return None if whole is None else self._own(call, site, whole)
+
+    def _own(self, call: Call, site: Site, whole: Array) -> Own:
         dtype = self.alignment.dtype(self.trace, site)
         scaled = self.alignment.scaled_query(self.trace, site, whole)
         return Own(whole, floors.stored(F32, call, dtype, whole), scaled)
@@ -224,22 +235,6 @@ class Trials(Probe):
         weight = calls[-1].inputs[1] if group == "linear" else None
         part = site.point if weight is None else f"{site.point} {weight.kind.name}"
         self.found.setdefault(group, []).append(Trial(site, part, errors, limits, rests))
-
-
-def _shape(call: Call) -> tuple[int, ...] | None:
-    """Shape of a call's result, where it follows from its inputs without computing it."""
-    x, op = call.inputs[0], call.op
-    if op is linear:
-        heads, out = call.attributes.get("heads"), call.inputs[1].shape[0]
-        return (len(x), out) if heads is None else (len(x), heads, out // heads)
-    if op is scores:
-        return (x.shape[1], len(x), len(call.inputs[1]))
-    if op is attend:
-        return (x.shape[1], x.shape[0] * call.inputs[1].shape[-1])
-    if op is append:
-        new = call.inputs[1]
-        return new.shape if x is None else (len(x) + len(new), *new.shape[1:])
-    return x.shape if op in (rms_norm, rope, soft_max, swiglu, add) else None
 
 
 def _possible(group: str, calls: tuple[Call, ...], *, flash: bool) -> Iterator[tuple[str, Arithmetic]]:

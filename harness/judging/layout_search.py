@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import Kind, carrying, of_kind
 from firstdiff.judging.layouts import (
-    HALF,
     QUERIES,
     SCORES,
     Alignment,
     Layout,
     candidates,
+    is_reordered,
     is_scaled,
     scaled_layout,
     stated,
 )
 from firstdiff.judging.measure import relative
+from firstdiff.judging.needed import Judging, Wanted, run
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import visible
-from firstdiff.model.probe import Call, Probe
+from firstdiff.model.probe import Call
+from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
 
 PLAUSIBLE = 0.1
@@ -49,11 +50,11 @@ KEYS = tuple(point for point in carrying("K") if point in of_kind(Kind.ROTATION,
 
 
 @dataclass
-class _Trial(Probe):
+class _Trial(Judging):
     """Measures every layout of every point, at every layer, on the candidate's own inputs."""
 
     trace: Trace
-    hp: Any
+    model: Model
     given: Alignment
     scaled: tuple[str, ...]  # points that may be
     errors: dict[str, dict[int, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
@@ -63,9 +64,9 @@ class _Trial(Probe):
         """The layouts that are tried for a point: of a given one that is scaled, the unscaled one too."""
         if point not in self._known:
             given = self.given.layouts.get(point)
-            layouts = tuple(candidates(point, self.hp)) if given is None else (given,)
+            layouts = tuple(candidates(point, self.model)) if given is None else (given,)
             if point in self.scaled:
-                layouts += tuple(scaled_layout(layout, self.hp.head_dim) for layout in layouts)
+                layouts += tuple(scaled_layout(layout, self.model.hp.head_dim) for layout in layouts)
             elif given is not None and given.unscaled is not None:
                 layouts += (given.unscaled,)
             self._known[point] = layouts
@@ -81,7 +82,7 @@ class _Trial(Probe):
                 chosen[point] = layouts[best]
         for before, after in BEFORE:
             # An order of dimensions holds on both sides of the rotation: on one alone, the weight's rows are permuted.
-            if _is_half(chosen.get(before)) and after in self.errors and not _is_half(chosen.get(after)):
+            if is_reordered(chosen.get(before)) and after in self.errors and not is_reordered(chosen.get(after)):
                 del chosen[before]
         return chosen
 
@@ -113,6 +114,17 @@ class _Trial(Probe):
                 best = error, read
         return Value(computed if best is None else best[1])
 
+    def known(self, call: Call) -> Value | None:
+        """Return the recorded value where only one layout fits its shape: any other choice needs the numbers."""
+        shape = shape_of(call)
+        if shape is None:
+            return None
+        site = Site(call.step, call.layer, call.point)
+        like = np.broadcast_to(np.float32(np.nan), shape)
+        read = [Alignment({call.point: layout}).read_rows(self.trace, site, like) for layout in self.layouts(call.point)]
+        fitting = [(x, rows) for x, rows, _ in read if x is not None]
+        return Value(fitting[0][0]) if len(fitting) == 1 and fitting[0][1] is None else None
+
 
 @np.errstate(all="ignore")  # a candidate's NaN and infinities are compared, not warned of
 def aligned(model: Model, trace: Trace) -> Alignment:
@@ -120,39 +132,37 @@ def aligned(model: Model, trace: Trace) -> Alignment:
     return align(model, trace, stated(trace))
 
 
-def align(model: Model, trace: Trace, given: Alignment) -> Alignment:
+def align(model: Model, trace: Trace, given: Alignment, wanted: Wanted | None = None) -> Alignment:
     """Find the layout of every point of a trace, from the prompt's step over all layers; a `given` one stays.
+
+    With `wanted` it is found from these sites only.
 
     A point that is recorded under no layout that fits stays with the plain one, and is then not comparable. Values are
     taken for scaled where they are so at every step.
     """
     for scaled in ((*QUERIES, *SCORES), SCORES, ()):
-        chosen = _tried(model, trace, given, scaled)
+        chosen = _tried(model, trace, given, scaled, wanted)
         if chosen is not None:
             return Alignment(given.layouts | chosen)
     raise AssertionError("nothing speaks against layouts of which none is scaled")
 
 
-def _tried(model: Model, trace: Trace, given: Alignment, scaled: tuple[str, ...]) -> dict[str, Layout] | None:
+def _tried(
+    model: Model, trace: Trace, given: Alignment, scaled: tuple[str, ...], wanted: Wanted | None
+) -> dict[str, Layout] | None:
     """Layouts of which those of some points may be `scaled`; None where one then is that cannot be."""
-    trial = _Trial(F32, trace, model.hp, given, scaled)
-    for _ in model.forward(trace.steps[:1], trial):
-        pass
+    trial = _Trial(F32, trace, model, given, scaled)
+    run(model, trace.steps[:1], trial, wanted)
     chosen = trial.chosen()
     found = [point for point, layout in chosen.items() if is_scaled(layout)]
     if not found:
         return chosen
     if not trial.agree(chosen):
         return None
-    whole = _Trial(F32, trace, model.hp, Alignment(given.layouts | chosen), ())
-    for _ in model.forward(trace.steps, whole):
-        pass
+    whole = _Trial(F32, trace, model, Alignment(given.layouts | chosen), ())
+    run(model, trace.steps, whole, wanted)
     unscaled = [error for point in found for error in whole.errors[point][1]]
     return None if min(unscaled) <= PLAUSIBLE else chosen
-
-
-def _is_half(layout: Layout | None) -> bool:
-    return layout is not None and HALF in layout.says
 
 
 def _choice(middle: dict[int, float]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from firstdiff.dumps import Site, Trace, TraceError
 from firstdiff.dumps.points import Kind, axes_of, carrying, of_kind
 from firstdiff.judging.measure import Mask
 from firstdiff.model.arithmetic import Array
+from firstdiff.model.engine import Model
 
 Shape = tuple[int, ...]
 Read = Callable[[Array, Shape], Array | None]
@@ -136,15 +136,28 @@ def _merged_last(x: Array, shape: Shape) -> Array | None:
 
 
 def _half_split(inner: Read) -> Read:
-    """Head dimensions (i, i + D / 2) where the reference has (2i, 2i + 1): before GGUF's conversion."""
+    """Head dimensions (i, i + D / 2) where the reference has (2i, 2i + 1): before GGUF's conversion of a llama."""
 
     def read(x: Array, shape: Shape) -> Array | None:
-        y = inner(x, shape)
-        if y is None or y.ndim != 3 or y.shape[-1] % 2:  # noqa: PLR2004 - [token, head, head_dim]
-            return None
-        return np.stack(np.split(y, 2, axis=-1), axis=-1).reshape(y.shape)
+        y = _with_pairs(inner(x, shape))
+        return None if y is None else np.stack(np.split(y, 2, axis=-1), axis=-1).reshape(y.shape)
 
     return read
+
+
+def _side_by_side(inner: Read) -> Read:
+    """Head dimensions (2i, 2i + 1) where the reference has (i, i + D / 2)."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        y = _with_pairs(inner(x, shape))
+        return None if y is None else np.concatenate([y[..., 0::2], y[..., 1::2]], axis=-1)
+
+    return read
+
+
+def _with_pairs(y: Array | None) -> Array | None:
+    """Heads [token, head, head_dim] of an even number of dimensions, None for anything else."""
+    return None if y is None or y.ndim != 3 or y.shape[-1] % 2 else y  # noqa: PLR2004
 
 
 def _repeated(inner: Read, heads: int) -> Read:
@@ -200,6 +213,13 @@ def _per_group(part: slice, width: int) -> Read:
 
 PLAIN = Layout("", plain)
 HALF = "head dimensions in half-split order (Hugging Face's, before GGUF's conversion)"
+PAIRS = "head dimensions in interleaved order (each pair side by side)"
+OTHER_ORDERS: dict[str, tuple[str, Callable[[Read], Read]]] = {
+    "interleaved": (HALF, _half_split),
+    "half": (PAIRS, _side_by_side),
+}
+"""For each pairing of the reference, the order of head dimensions in which an engine pairs them the other way."""
+
 ROTATED = carrying("Q", "K")
 """Points whose head dimensions are turned in pairs: each holds them in the order that the rotation pairs."""
 
@@ -210,12 +230,12 @@ QUERIES = carrying("Q")
 """Points that may hold the softmax's scale already. An engine that multiplies Q by it has it in all that follow."""
 
 
-def candidates(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401 - an architecture's hyperparameters
+def candidates(point: str, model: Model) -> Iterator[Layout]:
     """Ways in which a point may be laid out, the likeliest first."""
     yield PLAIN
     axes = axes_of(point)
     if "head_dim" in axes:
-        yield from _of_heads(point, hp)
+        yield from _of_heads(point, model)
     elif "query" in axes:
         yield Layout("[query, head, key]", _moved(1, 0, 2))
         yield Layout("[key, query, head]", _moved(2, 1, 0))
@@ -223,14 +243,14 @@ def candidates(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401 - an ar
     else:
         yield Layout("[feature, token]", _merged_last)
     if point in ("ffn_gate", "ffn_up"):
-        first = point == "ffn_gate"
+        first, hp = point == "ffn_gate", model.hp
         half = _slice(0, hp.n_ff) if first else _slice(hp.n_ff, 2 * hp.n_ff)
         other = _slice(hp.n_ff, 2 * hp.n_ff) if first else _slice(0, hp.n_ff)
         yield Layout("from the fused gate and up, gate first", half, "ffn_gate_up")
         yield Layout("from the fused gate and up, up first", other, "ffn_gate_up")
 
 
-def _of_heads(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401
+def _of_heads(point: str, model: Model) -> Iterator[Layout]:
     orders: tuple[tuple[str, Read], ...] = (
         ("[token, head, head_dim]", plain),
         ("[head, token, head_dim]", _moved(1, 0, 2)),
@@ -238,15 +258,17 @@ def _of_heads(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401
         ("[feature, token]", _merged_last),
     )
     if point in carrying("K", "V"):
-        orders += tuple((f"{says}, KV heads repeated", _repeated(read, hp.n_head)) for says, read in orders[:2])
+        orders += tuple((f"{says}, KV heads repeated", _repeated(read, model.hp.n_head)) for says, read in orders[:2])
     yield from (Layout(says, read) for says, read in orders[1:])
-    if point in ROTATED:
-        yield from (Layout(HALF if read is plain else f"{says}, {HALF}", _half_split(read)) for says, read in orders)
+    if point in ROTATED and model.rotation is not None:
+        of, reorder = OTHER_ORDERS[model.rotation.pairing]
+        yield from (Layout(of if read is plain else f"{says}, {of}", reorder(read)) for says, read in orders)
     if point in ("Qcur", "Kcur", "Vcur"):
-        yield from _fused(point, hp)
+        yield from _fused(point, model)
 
 
-def _fused(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401
+def _fused(point: str, model: Model) -> Iterator[Layout]:
+    hp = model.hp
     q, kv, d, group = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim, hp.head_dim, hp.n_head // hp.n_head_kv
     blocks = {"Qcur": (0, q), "Kcur": (q, q + kv), "Vcur": (q + kv, q + 2 * kv)}[point]
     part = {
@@ -259,8 +281,9 @@ def _fused(point: str, hp: Any) -> Iterator[Layout]:  # noqa: ANN401
         ("from the fused product, interleaved by KV head", _per_group(part[point], (group + 2) * d)),
     ):
         yield Layout(says, read, "wqkv")
-        if point in ROTATED:
-            yield Layout(f"{says}, {HALF}", _half_split(read), "wqkv")
+        if point in ROTATED and model.rotation is not None:
+            of, reorder = OTHER_ORDERS[model.rotation.pairing]
+            yield Layout(f"{says}, {of}", reorder(read), "wqkv")
 
 
 def stated(trace: Trace) -> Alignment:
@@ -279,6 +302,11 @@ def stated(trace: Trace) -> Alignment:
         if tuple(given) != axes:
             layouts[point] = Layout(f"[{', '.join(given)}]", _moved(*(list(given).index(axis) for axis in axes)))
     return Alignment(layouts)
+
+
+def is_reordered(layout: Layout | None) -> bool:
+    """Whether a layout has the dimensions of each head in another order than the reference."""
+    return layout is not None and any(of in layout.says for of, _ in OTHER_ORDERS.values())
 
 
 def is_scaled(layout: Layout | None) -> bool:

@@ -217,5 +217,17 @@ def within_f16(recorded: Real, computed: Real, floor: float) -> Real:
     return np.where(beyond | below, computed, recorded)
 
 
+def stands_in_f16(recorded: Real, floor: float) -> bool:
+    """Whether :func:`within_f16` takes recorded values as they are, whatever was computed.
+
+    It may change a row [..., feature] by as little as float32 rounds it by.
+    """
+    tiny = np.abs(recorded) < 2 * SMALLEST_F16
+    most = np.sqrt(tiny.sum(-1)) * (ULP_F16 + floor * SMALLEST_F16)
+    with np.errstate(all="ignore"):
+        size = np.linalg.norm(np.asarray(recorded, np.float64), axis=-1)
+    return bool(np.isfinite(size).all() and (most <= np.finfo(np.float32).eps / 2 * size).all())
+
+
 NEAR = 2.0**-9
 """How far below the largest number a computed value may be that was infinity when stored: four roundings to f16."""

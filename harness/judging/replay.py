@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,12 +14,13 @@ from firstdiff.dumps.points import POINTS, Kind, axes_of, kind_of
 from firstdiff.judging import floors
 from firstdiff.judging.arithmetic import Levels
 from firstdiff.judging.case import DOUBTFUL, Case, Done
-from firstdiff.judging.closeup import Details
 from firstdiff.judging.layouts import Alignment
-from firstdiff.judging.measure import Mask, locate, measure, within_f16
+from firstdiff.judging.measure import Mask, locate, measure, stands_in_f16, within_f16
+from firstdiff.judging.needed import Judging
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import MOVES, visible
-from firstdiff.model.probe import Call, Probe
+from firstdiff.model.probe import Call
+from firstdiff.model.shapes import shape_of
 from firstdiff.model.terms import terms
 from firstdiff.model.value import Value
 from firstdiff.verdict import SiteVerdict, Status
@@ -82,8 +83,17 @@ class _Upstream:
         return Traced(value, self.wrong, self.pending, call, self.lost, self.overflowed, scaled)
 
 
+class Look(Protocol):
+    """Takes a closer look at each judged site, while both tensors are at hand."""
+
+    def take(
+        self, site: str, status: Status, candidate: Array, reference: Array, *, axes: tuple[str, ...], seen: Mask | None
+    ) -> None:
+        """Look at what was recorded and what was computed, same shape; `seen` are the entries that count."""
+
+
 @dataclass
-class Replay(Probe):
+class Replay(Judging):
     """Judges a candidate's trace site by site, and goes on with the candidate's own values.
 
     What the candidate did not record is computed, and the judged segment then spans more operations.
@@ -92,13 +102,32 @@ class Replay(Probe):
     trace: Trace
     alignment: Alignment = field(default_factory=Alignment)
     levels: Levels = field(default_factory=Levels)
-    details: Details | None = None  # where a closer look at each site is wanted
+    details: Look | None = None  # where a closer look at each site is wanted
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
 
     def silent(self, call: Call) -> Value:
         """Compute what nobody records; it belongs to the segment that it stands in."""
         with np.errstate(all="ignore"):
             return _Upstream.of(call).computed(call, self._computed(call, self.arithmetic))
+
+    def known(self, call: Call) -> Value | None:
+        """Return the candidate's value where nothing of what is computed goes into it.
+
+        Whether it is right, or anything upstream, is not asked.
+        """
+        shape = shape_of(call)
+        if shape is None:
+            return None
+        site = Site(call.step, call.layer, call.point)
+        like = np.broadcast_to(np.float32(np.nan), shape)
+        recorded, rows, _ = self.alignment.read_rows(self.trace, site, like)
+        if recorded is None or rows is not None or self._is_normed(site, recorded):
+            return None
+        dtype = self.alignment.dtype(self.trace, site)
+        own = floors.stored(self.arithmetic, call, dtype, recorded)
+        if dtype == "f16" and own > 0 and not stands_in_f16(recorded, own):
+            return None
+        return Traced(recorded, wrong=False, lost=own, scaled=self.alignment.scaled_query(self.trace, site, recorded))
 
     def value(self, call: Call) -> Value:
         """Compare the computed value with the candidate's at this site, and return the candidate's."""

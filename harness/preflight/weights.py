@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from firstdiff.dumps.tensors import Stored
 from firstdiff.model.engine import Model
 from firstdiff.model.quants import SUPPORTED
 from firstdiff.model.weights import Weight
-from firstdiff.preflight.weight_faults import fault_of, read_wrongly
+from firstdiff.preflight.weight_faults import explained, fault_of
+from firstdiff.preflight.weight_readers import Reader, readers
 from firstdiff.preflight.weight_statistics import Statistics, numbers, parts, statistics_of
 
 FILE = "weights.safetensors"
@@ -26,6 +28,8 @@ HUGGING_FACE = {
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -124,13 +128,13 @@ def check_weights(model: Model, path: Path) -> WeightsCheck:
         For a file that is damaged or no safetensors file.
     """
     stored, _ = read_header(path)
-    checks, unknown = [], []
+    checks, unknown, calls = [], [], readers(model)
     for given, tensor in stored.items():
         name = gguf_name(given, model)
         if name is None or model.gguf.tensors[name].type.name not in SUPPORTED:
             unknown.append(given)
         else:
-            checks.append(_check(model, model.weights[name], given, tensor))
+            checks.append(_check(model, model.weights[name], calls.get(name, ()), given, tensor))
     order = {name: i for i, name in enumerate(model.gguf.tensors)}
     checks.sort(key=lambda c: order[c.name])
     return WeightsCheck(path, len(order), tuple(checks), tuple(unknown))
@@ -152,7 +156,7 @@ def gguf_name(given: str, model: Model) -> str | None:
     return name if name in model.gguf.tensors else None
 
 
-def _check(model: Model, weight: Weight, given: str, tensor: Stored) -> WeightCheck:
+def _check(model: Model, weight: Weight, calls: Sequence[Reader], given: str, tensor: Stored) -> WeightCheck:
     theirs = tensor.read()
     flat = theirs.reshape(-1)
     ours = statistics_of(part for _, part in parts(weight))
@@ -160,14 +164,14 @@ def _check(model: Model, weight: Weight, given: str, tensor: Stored) -> WeightCh
     says, hypothesis, agrees = None, None, False
     if own.not_finite and not ours.not_finite:
         says = f"has {own.not_finite:,} values that are NaN or infinite, where the file has none"
-        if (fault := read_wrongly(model, weight, theirs)) is not None:
+        if (fault := explained(model, weight, calls, theirs)) is not None:
             says, hypothesis = f"{says}: it {fault.says}", fault.hypothesis
     elif tensor.shape == weight.shape:
         level = _level(weight, flat, tensor.dtype)
         if level is not None:
             agrees, says = True, level
     if says is None:
-        fault = fault_of(model, weight, theirs)
+        fault = fault_of(model, weight, calls, theirs)
         says, hypothesis = fault.says, fault.hypothesis
     return WeightCheck(weight.name, given, says, agrees, hypothesis, tensor.shape, own, ours)
 

@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.dumps import Site, Trace
+from firstdiff.dumps import Trace
 from firstdiff.errors import UsageError
+from firstdiff.judging.arithmetic import declared
 from firstdiff.judging.layout_search import aligned
 from firstdiff.judging.layouts import Alignment
-from firstdiff.model.architecture import Rotation
+from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model
 from firstdiff.model.rope import angles
 from firstdiff.model.rope_fit import fit_ratios
-from firstdiff.rope.says import Angles, Finding, explained
+from firstdiff.rope.says import Finding, Fit, explained
+from firstdiff.rope.turns import joined, rotation_of, turn_of, turns
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,12 +33,13 @@ SHOWN_POSITIONS = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedAngles:
-    """The rotation that a candidate did to one point at one layer.
+    """The rotation that a candidate did at one point of one layer.
 
     Parameters
     ----------
     point, before, layer
-        ``Qcur`` or ``Kcur``, the point that is rotated (with a norm, ``Qcur_normed``), and where.
+        The rotated point and what it is made of, as the architecture says (``Qcur_rope`` of ``Qcur``, or of
+        ``Qcur_normed``), and where.
     positions
         Of every token of every step, as the trace states them [T].
     steps
@@ -44,16 +47,16 @@ class FittedAngles:
     residuals
         What each pairing leaves unexplained, relative to the norm of the rotated tensor, when every pair of every
         token is turned by its best angle and all are scaled by one factor.
-    pairing
-        The one that fits better.
+    own, pairing
+        The model's pairing, and the one that fits: the other one where it fits better by far.
     theta
-        Fitted angles in (-pi, pi], with that pairing [T, head_dim / 2].
+        Fitted angles in (-pi, pi], with that pairing [T, pairs].
     expected
         Angles that the model's file asks for, in the same range.
     magnitude
         The common factor of lengths: 1 for a rotation.
     finding
-        What the fitted angles say.
+        What is wrong, if anything is.
     """
 
     point: str
@@ -62,6 +65,7 @@ class FittedAngles:
     positions: tuple[int, ...]
     steps: tuple[int, ...]
     residuals: dict[str, float]
+    own: str
     pairing: str
     theta: Floats
     expected: Floats
@@ -71,17 +75,17 @@ class FittedAngles:
     @property
     def agrees(self) -> bool:
         """Whether the candidate turns as the model's file asks."""
-        return self.finding.id == "agrees"
+        return self.finding.agrees
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "agrees": self.agrees,
-            "says": self.finding.says,
-            "id": self.finding.id,
-            "values": self.finding.values,
+            **self.finding.plain(),
+            "before": self.before,
             "layer": self.layer,
             "pairing": self.pairing,
+            "expected_pairing": self.own,
             "residuals": self.residuals,
             "magnitude": self.magnitude,
             "positions": list(self.positions),
@@ -92,97 +96,56 @@ class FittedAngles:
 
 
 def fitted_angles(
-    model: Model, trace: Trace, layer: int, point: str = "Qcur", *, alignment: Alignment | None = None
+    model: Model, trace: Trace, layer: int, point: str, *, alignment: Alignment | None = None
 ) -> FittedAngles | None:
-    """Fit the angle of every pair at every position, by least squares over the heads.
+    """Fit the angle of every pair at every position, by least squares over the heads, and say what is wrong.
 
     Parameters
     ----------
     model, trace
         The model, and a candidate's trace.
     layer, point
-        ``Qcur`` or ``Kcur`` at a layer.
+        A rotated point of the architecture, such as ``Qcur_rope``, at a layer.
     alignment
         How the trace's tensors are laid out; found as judging finds it, if not given.
 
     Returns
     -------
     None where the trace lacks the point before or after the rotation, or their shapes do not fit.
-    """
-    layouts = aligned(model, trace) if alignment is None else alignment
-    before, after, positions, steps = [], [], [], []
-    for index, step in enumerate(trace.steps):
-        pair = _recorded(model, trace, index, layer, point, layouts)
-        if pair is not None:
-            before.append(pair[0])
-            after.append(pair[1])
-            positions += list(step.positions)
-            steps += [index] * len(step.positions)
-    if not before:
-        return None
-    x, y = np.concatenate(before), np.concatenate(after)  # [T, H, D]
-    rotation, turn = turn_of(model)
-    fits = {pairing: fit_ratios(x, y, pairing) for pairing in PAIRINGS}
-    # Both fit where nothing is turned, at position 0: the other pairing must fit better by far.
-    right = fits[rotation.pairing][2]
-    pairing = min(PAIRINGS, key=lambda p: fits[p][2])
-    if not (fits[pairing][2] < right / 2 and right > TURNED):
-        pairing = rotation.pairing
-    ratio, magnitude, residual = fits[pairing]
-    unfactored = angles([1], rotation.dim, base=rotation.base, scale=rotation.scale)[0]
-    measured = Angles(
-        ratio=ratio,
-        positions=np.array(positions),
-        steps=np.array(steps),
-        frequencies=angles([1], rotation.dim, **turn)[0],
-        unfactored=unfactored,
-        base=rotation.base,
-        n_embd=model.hp.n_embd,
-        magnitude=magnitude,
-        residual=residual,
-        pairing=None if pairing == rotation.pairing else pairing,
-    )
-    return FittedAngles(
-        point=point,
-        before=rotation.of[f"{point}_rope"],
-        layer=layer,
-        positions=tuple(positions),
-        steps=tuple(steps),
-        residuals={p: fits[p][2] for p in PAIRINGS},
-        pairing=pairing,
-        theta=np.angle(ratio),
-        expected=np.angle(np.exp(1j * angles(positions, rotation.dim, **turn))),
-        magnitude=magnitude,
-        finding=explained(measured),
-    )
-
-
-def _recorded(
-    model: Model, trace: Trace, step: int, layer: int, point: str, alignment: Alignment
-) -> tuple[Floats, Floats] | None:
-    """A step's tensor before and after, [T, H, D] float64."""
-    heads = model.hp.n_head if point == "Qcur" else model.hp.n_head_kv
-    like = np.zeros((len(trace.steps[step].tokens), heads, model.hp.head_dim), np.float32)
-    rotated = f"{point}_rope"
-    before, _ = alignment.read(trace, Site(step, layer, turn_of(model)[0].of[rotated]), like)
-    after, _ = alignment.read(trace, Site(step, layer, rotated), like)
-    return None if before is None or after is None else (before.astype(np.float64), after.astype(np.float64))
-
-
-def turn_of(model: Model) -> tuple[Rotation, dict[str, Any]]:
-    """How a model rotates, and the base, scale and factors of its angles.
 
     Raises
     ------
     UsageError
         For a model that does not rotate.
     """
-    rotation = model.rotation
-    if rotation is None:
-        raise UsageError(f"{model.gguf.path}: the architecture {model.architecture} does not rotate queries and keys")
-    weight = None if rotation.factors is None else model.weights.get(rotation.factors)
-    factors = None if weight is None else weight.values()
-    return rotation, {"base": rotation.base, "scale": rotation.scale, "factors": factors}
+    rotation, turn = rotation_of(model), turn_of(model)
+    recorded = turns(model, trace, layer, point, aligned(model, trace) if alignment is None else alignment)
+    if not recorded:
+        return None
+    whole = joined(recorded)
+    fits = {pairing: fit_ratios(whole.before, whole.after, pairing) for pairing in PAIRINGS}
+    # Both fit where nothing is turned, at position 0: the other pairing must fit better by far.
+    right = fits[rotation.pairing][2]
+    pairing = min(PAIRINGS, key=lambda p: fits[p][2])
+    if not (fits[pairing][2] < right / 2 and right > TURNED):
+        pairing = rotation.pairing
+    ratio, magnitude, residual = fits[pairing]
+    steps = tuple(one.call.step for one in recorded for _ in one.positions)
+    fit = Fit(ratio, whole.positions, np.array(steps), angles([1], rotation.dim, **turn)[0], residual)
+    return FittedAngles(
+        point=point,
+        before=rotation.of[point],
+        layer=layer,
+        positions=tuple(map(int, whole.positions)),
+        steps=steps,
+        residuals={p: fits[p][2] for p in PAIRINGS},
+        own=rotation.pairing,
+        pairing=pairing,
+        theta=np.angle(ratio),
+        expected=np.angle(np.exp(1j * angles(whole.call.inputs[1], rotation.dim, **turn))),
+        magnitude=magnitude,
+        finding=explained(model, declared(model, trace) or F32, recorded, fit),
+    )
 
 
 def describe(fit: FittedAngles, positions: Sequence[int] | None = None, pairs: Sequence[int] | None = None) -> str:
@@ -191,9 +154,10 @@ def describe(fit: FittedAngles, positions: Sequence[int] | None = None, pairs: S
     rows = [i for i, p in enumerate(fit.positions) if positions is None or p in positions]
     rows = rows[:SHOWN_POSITIONS] if positions is None else rows
     residuals = ", ".join(f"{p} {r:.2g}" for p, r in fit.residuals.items())
+    instead = "" if fit.pairing == fit.own else f", where the model pairs {fit.own},"
     lines = [
-        f"{fit.before}-{fit.layer} -> {fit.point}_rope-{fit.layer}: {fit.finding.says}.",
-        f"Pairing {fit.pairing} fits (residuals: {residuals}); lengths times {fit.magnitude:.6g}.",
+        f"{fit.before}-{fit.layer} -> {fit.point}-{fit.layer}: {fit.finding.described}",
+        f"Pairing {fit.pairing} fits{instead} (residuals: {residuals}); lengths times {fit.magnitude:.6g}.",
         "",
         f"{'step':>4} {'position':>8} {'pair':>5} {'expected angle':>15} {'fitted angle':>15} {'difference':>11}",
     ]
@@ -208,21 +172,23 @@ def describe(fit: FittedAngles, positions: Sequence[int] | None = None, pairs: S
 
 
 def fits_of(model: Model, trace: Trace, layer: int) -> tuple[FittedAngles, ...]:
-    """The fits of Q and K at one layer.
+    """Fit every rotated point of one layer.
 
     Raises
     ------
     UsageError
-        For a layer that there is not, or where neither Q nor K is recorded before and after the rotation.
+        For a model that does not rotate, a layer that there is not, or where no point is recorded before and after the
+        rotation.
     """
+    rotation = rotation_of(model)
     if not 0 <= layer < model.hp.n_layer:
         raise UsageError(f"--layer {layer}: {model.gguf.path.name} has layers 0 to {model.hp.n_layer - 1}")
     alignment = aligned(model, trace)
-    fits = [fitted_angles(model, trace, layer, point, alignment=alignment) for point in ("Qcur", "Kcur")]
+    fits = [fitted_angles(model, trace, layer, point, alignment=alignment) for point in rotation.of]
     found = tuple(fit for fit in fits if fit is not None)
     if not found:
+        wanted = " nor ".join(f"{before}-{layer} with {point}-{layer}" for point, before in rotation.of.items())
         raise UsageError(
-            f"{trace.path}: holds neither Qcur-{layer} with Qcur_rope-{layer} nor Kcur-{layer} with Kcur_rope-{layer} "
-            "in shapes that fit: record them before and after the rotation"
+            f"{trace.path}: holds neither {wanted} in shapes that fit: record them before and after the rotation"
         )
     return found

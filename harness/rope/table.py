@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from firstdiff.model.engine import Model
 from firstdiff.model.rope import angles
-from firstdiff.rope.fit import turn_of
+from firstdiff.rope.turns import rotation_of, turn_of
 
 Floats = npt.NDArray[np.float64]
 
@@ -60,7 +60,7 @@ class RopeTable:
 
 def rope_table(model: Model, positions: Sequence[int]) -> RopeTable:
     """The angles of every pair of a head at some positions, as the model's file asks for them."""
-    rotation, turn = turn_of(model)
+    rotation, turn = rotation_of(model), turn_of(model)
     return RopeTable(
         head_dim=rotation.dim,
         base=rotation.base,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +15,12 @@ from firstdiff.engines.identity import engine_name
 from firstdiff.errors import UsageError
 from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.layouts import Alignment, stated
+from firstdiff.judging.needed import run
 from firstdiff.judging.replay import Replay, counted
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model, open_model
-from firstdiff.model.probe import Call
-from firstdiff.runs.replaying import replayed
-from firstdiff.verdict import SiteVerdict
+from firstdiff.runs.replaying import understood
+from firstdiff.verdict import Status
 
 Floats = npt.NDArray[np.float64]
 
@@ -85,37 +84,39 @@ class Pair:
         return c[seen], r[seen]
 
 
-@dataclass(kw_only=True)
-class _Watching(Replay):
-    """Replays, and keeps both values of one site."""
+@dataclass
+class _Kept:
+    """Both tensors of a judged site, kept as they come by."""
 
-    watched: Site
-    found: tuple[Array, Array, float] | None = field(default=None, init=False)
+    tensors: dict[str, tuple[Array, Array]] = field(default_factory=dict)
 
-    def _judge(self, site: Site, call: Call, recorded: Array, computed: Array, **rest: Any) -> SiteVerdict:  # noqa: ANN401
-        if site == self.watched:
-            self.found = recorded, computed, rest["floor"]
-        return super()._judge(site, call, recorded, computed, **rest)
+    def take(self, site: str, _status: Status, candidate: Array, reference: Array, **_rest: object) -> None:
+        """Keep them."""
+        self.tensors[site] = candidate, reference
 
 
 def local(model: Model, trace: Trace, site: Site) -> Pair:
     """A site's recorded values, and the reference's on the inputs that the trace recorded.
+
+    Only what the site needs is computed.
 
     Raises
     ------
     UsageError
         Where the trace does not hold the site, or in a shape that does not fit.
     """
-    found, alignment = _understood(trace, model.gguf.path)
-    probe = _Watching(found.arithmetic, trace, alignment, found.levels, watched=site)
-    for _ in model.forward(trace.steps[: site.step + 1], probe):
-        pass
-    if probe.found is None:
-        _check(trace, site)
-        raise UsageError(f"{site}: its recorded shape {list(trace.shape(site))} does not fit the model")
-    recorded, computed, floor = probe.found
+    found, alignment = _understood(trace, model.gguf.path, outside=site.layer is None)
+    kept = _Kept()
+    probe = Replay(found.arithmetic, trace, alignment, found.levels, kept)
+    run(model, trace.steps[: site.step + 1], probe, lambda each: each == site)
+    if str(site) not in kept.tensors:
+        reason = probe.sites[-1].reason if probe.sites else None
+        if reason is None:
+            _check(trace, site)
+        raise UsageError(f"{site}: {reason or f'its recorded shape {list(trace.shape(site))} does not fit the model'}")
+    recorded, computed = kept.tensors[str(site)]
     of = f"the reference ({found.arithmetic.name}) on the same inputs"
-    return _pair(trace, site, recorded, computed, of=of, floor=floor)
+    return _pair(trace, site, recorded, computed, of=of, floor=probe.sites[-1].floor)
 
 
 def free(trace: Trace, other: Trace, site: Site) -> Pair:
@@ -149,7 +150,6 @@ def _check(trace: Trace, site: Site) -> None:
         raise UsageError(f"{site}: {engine_name(trace)} did not record it (its first sites are {known})")
 
 
-@lru_cache(maxsize=4)  # one investigation plots many sites of a trace
-def _understood(trace: Trace, model: Path) -> tuple[Fingerprint, Alignment]:
-    found, _, alignment = replayed(open_model(model), trace)
-    return found, alignment
+@lru_cache(maxsize=8)  # one investigation plots many sites of a trace
+def _understood(trace: Trace, model: Path, *, outside: bool) -> tuple[Fingerprint, Alignment]:
+    return understood(open_model(model), trace, outside=outside)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from firstdiff.dumps import Trace
+from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.arithmetic_or_fault import has_faults
 from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.judging.arithmetic import Fingerprint, Levels, declared, fits
-from firstdiff.judging.arithmetic_search import fingerprint
+from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, Levels, declared, fits
+from firstdiff.judging.arithmetic_search import LAYERS, fingerprint
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.floors import STORED
 from firstdiff.judging.layout_search import align
 from firstdiff.judging.layouts import Alignment, stated
+from firstdiff.judging.needed import Wanted, run
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model
@@ -44,31 +45,74 @@ def replayed(
 
 
 def replayed_as_found(
-    model: Model, trace: Trace, progress: Progress, details: Details | None = None
+    model: Model,
+    trace: Trace,
+    progress: Progress = QUIET,
+    details: Details | None = None,
+    wanted: Wanted | None = None,
 ) -> tuple[Fingerprint, list[SiteVerdict], Alignment]:
     """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data.
 
     Layouts and arithmetics are searched for only where the first guess does not do. What was stored in a narrow dtype
-    fits float32 for that alone, whatever it was computed in: it is no guess that does.
+    fits float32 for that alone, whatever it was computed in: it is no guess that does. With `wanted` all of it is done
+    with these sites only.
     """
     stands = declared(model, trace)
     first = Fingerprint(stands or F32)
     alignment = stated(trace)
-    sites = _replay(model, trace, first, alignment, progress, details)
-    if _misread(sites, trace):
-        other = align(model, trace, alignment)
+    sites = _replay(model, trace, first, alignment, progress, details, wanted)
+    if _misread(sites, [site for site in trace if wanted is None or wanted(site)]):
+        other = align(model, trace, alignment, wanted)
         if other != alignment:
             alignment = other
-            sites = _replay(model, trace, first, alignment, progress, details)
+            sites = _replay(model, trace, first, alignment, progress, details, wanted)
     if fits(sites) and (stands is not None or not _narrow(trace)):
         return first, sites, alignment
-    found = fingerprint(model, trace, alignment)
+    found = fingerprint(model, trace, alignment, wanted)
     if stands is not None and not found.better:
         return first, sites, alignment
     if stands is not None and found.arithmetic != stands:
         found = replace(found, instead=stands.name)
     same = found.arithmetic == first.arithmetic and not found.levels
-    return found, sites if same else _replay(model, trace, found, alignment, progress, details), alignment
+    return found, sites if same else _replay(model, trace, found, alignment, progress, details, wanted), alignment
+
+
+def understood(model: Model, trace: Trace, *, outside: bool = False) -> tuple[Fingerprint, Alignment]:
+    """Find the arithmetic and the layouts of a trace, from a handful of its layers where these decide.
+
+    `outside` adds the points outside the layers, whose layouts no layer shows.
+    """
+    layers = _handful(trace)
+    if layers is not None:
+        start = replace(trace, steps=trace.steps[:2])  # the cache shows in the second
+        found, _, alignment = replayed_as_found(
+            model, start, wanted=lambda site: site.layer in layers or (outside and site.layer is None)
+        )
+        if _decided(found):
+            return found, alignment
+    found, _, alignment = replayed(model, trace)
+    return found, alignment
+
+
+def _handful(trace: Trace) -> frozenset[int] | None:
+    """Layers that stand for all of a trace's layers, evenly spread; None where no handful of them does."""
+    held: dict[int, set[str]] = {}
+    for site in trace:
+        if site.layer is not None and site.step == 0:
+            held.setdefault(site.layer, set()).add(site.point)
+    layers = sorted(held)
+    if len(layers) <= HANDFUL:
+        return None
+    chosen = frozenset(layers[round(i * (len(layers) - 1) / (HANDFUL - 1))] for i in range(HANDFUL))
+    points = set().union(*held.values())
+    seen = [sum(point in held[layer] for layer in chosen) for point in points]
+    return chosen if min(seen) >= LAYERS else None
+
+
+def _decided(found: Fingerprint) -> bool:
+    """Whether a handful of layers says as much of the arithmetic as all do: no level, which is measured over all."""
+    certain = all((e.fits and not e.weak) or e.known for e in found.groups.values())
+    return certain and not found.levels
 
 
 def _narrow(trace: Trace) -> bool:
@@ -84,19 +128,19 @@ def _replay(
     alignment: Alignment,
     progress: Progress,
     details: Details | None,
+    wanted: Wanted | None = None,
 ) -> list[SiteVerdict]:
     if details is not None:
         details.clear()
     probe = Replay(found.arithmetic, trace, alignment, found.levels, details)
     probe.watch = progress.layers(model.hp.n_layer, len(trace.steps))
-    for _ in model.forward(trace.steps, probe):
-        pass
+    run(model, trace.steps, probe, wanted)
     return probe.sites
 
 
-def _misread(sites: list[SiteVerdict], trace: Trace) -> bool:
+def _misread(sites: Sequence[SiteVerdict], recorded: Sequence[Site]) -> bool:
     """Whether a point does not fit its shape, or its numbers at most of its layers, or is one the reference has not."""
-    if {site.point for site in trace.sites()} - {site.point for site in sites}:
+    if {site.point for site in recorded} - {site.point for site in sites}:
         return True
     if any(site.status is Status.NOT_COMPARABLE for site in sites):
         return True

@@ -23,13 +23,17 @@ sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
 from builders.known_faults import SHAPES, Outcome, held, places, plant_known, planted_at, tokens_of
 from builders.models import MIXED, SMOLLM2, quantised
+from builders.tiny_models import tiny
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.synthetic import write_llama
 
 DTYPES = ("f32", "f16", "bf16")
-MODELS = ("SmolLM2", *SHAPES)
+TINY = {"qwen2": "Q4_K_M", "qwen3": "Q8_0"}
+"""Of other architectures: made by llama.cpp, six layers of each, in these types."""
+
+MODELS = ("SmolLM2", *SHAPES, *TINY)
 SEVERAL = 20  # runs with two, and with three faults, a model and dtype
 
 
@@ -37,6 +41,8 @@ def model_at(folder: Path, name: str) -> Path:
     """The file of a model, made if it is synthetic."""
     if name == "SmolLM2":
         return SMOLLM2
+    if name in TINY:
+        return tiny(name, folder, file_type=TINY[name], n_layer=6)
     path = folder / f"{name}.gguf"
     if not path.exists():
         plain = write_llama(folder / f"{name}.f32.gguf", SHAPES[name])

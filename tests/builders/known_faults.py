@@ -18,7 +18,7 @@ from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.hypotheses.planting import Planted, Planting
 from firstdiff.hypotheses.table import EQUIVALENT
-from firstdiff.judging.layouts import HALF
+from firstdiff.judging.layouts import is_reordered
 from firstdiff.judging.measure import LARGEST_F16, SMALLEST_F16, measure
 from firstdiff.judging.replay import counted
 from firstdiff.model.arithmetic import F32, F64
@@ -207,7 +207,7 @@ def held(
     assert not failures.noted, failures.noted
     seconds = perf_counter() - start
     floors = {s.site: s.floor or 0.0 for s in sites}
-    permuted = {point for point, says in alignment.described().items() if HALF in says}
+    permuted = {point for point, layout in alignment.layouts.items() if is_reordered(layout)}
     clear = [
         s
         for s, size in planted.changes.items()

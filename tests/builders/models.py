@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 
 from firstdiff.engines.ggml import bindings
@@ -98,6 +99,20 @@ def synthetic(
 # Quantised models
 
 
+def in_blocks(kind: str, folder: Path, **shape: Any) -> Path:
+    """A synthetic llama, its matrices of one simple type: made without llama.cpp, and to the bit what it makes.
+
+    The package gguf quantises to the types without super-blocks as ggml's reference functions do.
+    """
+    llama, type_ = Llama(**shape), gguf.GGMLQuantizationType[kind]
+    blocks = {
+        name: Stored(x.shape[::-1], type_.value, gguf.quantize(x, type_).tobytes())
+        for name, x in llama_tensors(llama)
+        if x.ndim == 2
+    }
+    return synthetic(folder / f"{kind}.gguf", llama, tensors=blocks)
+
+
 def quantised(path: Path, file_type: int, out: Path, *, pure: bool = True) -> Path:
     """A file quantised by llama.cpp's own quantiser, every weight to one type (`pure`) or mixed as it does."""
     llama = bindings()
@@ -121,9 +136,9 @@ def quantised_weights(folder: Path) -> dict[str, Bytes]:
     path = _rescaled(synthetic(folder, n_layer=1, n_ff=ROW))
     found = {}
     for kind in KINDS:
-        gguf = open_gguf(quantised(path, FILE_TYPES[kind], folder / f"{kind}.gguf"))
-        assert gguf.tensors[WEIGHT].type.name == kind
-        found[kind] = gguf.raw(WEIGHT)
+        opened = open_gguf(quantised(path, FILE_TYPES[kind], folder / f"{kind}.gguf"))
+        assert opened.tensors[WEIGHT].type.name == kind
+        found[kind] = opened.raw(WEIGHT)
     return found
 
 

@@ -269,6 +269,7 @@ def test_a_tensor_that_the_reference_would_ignore_is_refused(firstdiff: Command,
     assert_refused(firstdiff("run", path), 3, str(path), "'blk.0.attn_q_norm.weight' (and 1 more)", "another model")
 
 
+@pytest.mark.llama
 def test_a_model_that_llama_cpp_does_not_load_says_llama_cpps_reason(firstdiff: Command, tmp_path: Path) -> None:
     path = synthetic(tmp_path / "bad.gguf", TINY, metadata={"tokenizer.ggml.model": "telepathy"})
     ran = firstdiff("run", path, "--tokens", TOKENS)
@@ -278,6 +279,7 @@ def test_a_model_that_llama_cpp_does_not_load_says_llama_cpps_reason(firstdiff: 
 # What to run
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -337,6 +339,7 @@ def test_what_cannot_be_recorded_is_refused(
     assert_refused(firstdiff("record", model, "--tokens", TOKENS, "--out", "t", *arguments), code, *words)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -356,6 +359,7 @@ def test_a_demo_that_cannot_be_given_is_refused(
 # Where to write
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("below", ["file", "file/below", "file/far/below"])
 @pytest.mark.parametrize("command", ["run", "run --candidate", "record", "record --engine reference:f32"])
 def test_an_output_that_cannot_be_written_is_named(
@@ -377,6 +381,7 @@ def test_a_folder_of_something_else_is_left_alone(firstdiff: Command, model: Pat
     assert (tmp_path / "thesis" / "step-000.safetensors").read_text() == "mine"
 
 
+@pytest.mark.llama
 def test_a_verdict_that_cannot_be_written_is_an_error(firstdiff: Command, model: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "verdict.json").mkdir(parents=True)
     assert_refused(firstdiff("run", model, "--tokens", TOKENS, "--out", "out"), 3, "out/verdict.json", "--out")
@@ -544,6 +549,7 @@ def shifted(after: str) -> type[ctypes.Structure]:
     return type("Shifted", (ctypes.Structure,), {"_fields_": fields})
 
 
+@pytest.mark.llama
 @pytest.mark.usefixtures("clear_bindings")
 @pytest.mark.parametrize(
     "after", ["type", "buffer", "ne", "nb", "op", "op_params", "src", "view_src", "view_offs", "data"]
@@ -556,6 +562,7 @@ def test_another_layout_of_the_struct_is_refused(
     assert_refused(ran, 3, "struct ggml_tensor has another layout", "expected", "pip install 'firstdiff[llama]'")
 
 
+@pytest.mark.llama
 @pytest.mark.usefixtures("clear_bindings")
 def test_doctor_says_that_another_layout_is_broken(firstdiff: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ggml, "Tensor", shifted("nb"))
@@ -567,6 +574,7 @@ def test_doctor_says_that_another_layout_is_broken(firstdiff: Command, monkeypat
 BLOCKED = "import sys; sys.modules['llama_cpp'] = None; from firstdiff.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
+@pytest.mark.slow
 def test_without_llama_cpp_a_run_says_how_to_install_it(model: Path, tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", BLOCKED, "run", model], cwd=tmp_path, capture_output=True, text=True, check=False
@@ -617,6 +625,7 @@ def test_a_llama_cpp_that_does_not_load_says_why(
 # Through a process of its own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -634,6 +643,7 @@ def test_the_installed_command_refuses_in_the_same_way(
     assert_refused(Ran(ran.returncode, ran.stdout, ran.stderr), code, *words)
 
 
+@pytest.mark.llama
 def test_an_assertion_that_fails_inside_llama_cpp_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
     pieces, _, _ = vocabulary(TINY.n_vocab)
     pieces[300] = pieces[301]  # llama.cpp asserts that no piece stands twice

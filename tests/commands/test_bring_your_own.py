@@ -21,7 +21,7 @@ from safetensors.numpy import save, save_file
 
 from builders.command_line import Command, Ran, assert_refused, strict
 from builders.engines import compile_engine, run_engine
-from builders.models import FILE_TYPES, SMOLLM2, quantised, synthetic
+from builders.models import SMOLLM2, in_blocks, synthetic
 from builders.traces import rewrite_trace
 from firstdiff.dumps import Site, Step, Trace, open_trace
 from firstdiff.engines.llamacpp import LlamaCpp
@@ -50,8 +50,8 @@ def model(bench: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def q4_1(bench: Path, model: Path) -> Path:
-    return quantised(model, FILE_TYPES["Q4_1"], bench / "q4_1.gguf")
+def q4_1(bench: Path) -> Path:
+    return in_blocks("Q4_1", bench, **SHAPE)
 
 
 @cache
@@ -63,12 +63,12 @@ def dumped(bench: Path, model: Path, bug: str | None = None, layer: int | None =
 
 
 @pytest.fixture(scope="module")
-def clean(bench: Path, model: Path) -> Path:
+def clean(compiler: str, bench: Path, model: Path) -> Path:
     return dumped(bench, model)
 
 
 @pytest.fixture(scope="module")
-def wrong(bench: Path, model: Path) -> Path:
+def wrong(compiler: str, bench: Path, model: Path) -> Path:
     """The dump of an engine whose layer 1 pairs the wrong dimensions in rope."""
     return dumped(bench, model, "rope-pairing", 1)
 
@@ -110,6 +110,7 @@ def narrow(ran: Ran) -> None:
 # An engine that firstdiff runs
 
 
+@pytest.mark.compiler
 def test_a_clean_engine_agrees(firstdiff: Command, bench: Path, model: Path) -> None:
     engine = compile_engine(bench, flags=QUICK)
     ran = firstdiff("run", model, "--tokens", IDS, "--engine", by_engine(engine), "--out", "run")
@@ -142,6 +143,7 @@ BUGS = (
 )
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(("bug", "kind", "site"), BUGS)
 def test_an_engine_with_a_bug_diverges_where_it_is(
     firstdiff: Command, bench: Path, model: Path, q4_1: Path, bug: str, kind: str, site: str
@@ -156,6 +158,9 @@ def test_an_engine_with_a_bug_diverges_where_it_is(
     assert first(strict(Path("run/verdict.json").read_text())) == site
 
 
+@pytest.mark.compiler
+@pytest.mark.llama
+@pytest.mark.smollm2
 def test_a_clean_engine_agrees_on_a_real_model(firstdiff: Command, bench: Path) -> None:
     engine = by_engine(compile_engine(bench))
     ran = firstdiff("run", SMOLLM2, "--prompt", "To be, or not", "--decode", 1, "--engine", engine, "--json")
@@ -165,6 +170,7 @@ def test_a_clean_engine_agrees_on_a_real_model(firstdiff: Command, bench: Path) 
     assert verdict["coverage"]["agrees"] == verdict["coverage"]["sites"] > 1000
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("options", [(), ("--json",)])
 def test_what_an_engine_prints_appears_on_stderr_alone(
     firstdiff: Command, bench: Path, model: Path, options: tuple[str, ...]
@@ -202,6 +208,7 @@ def test_what_an_engine_prints_is_live_and_on_lines_of_its_own(model: Path, clea
     assert seen.endswith(b"\x1b[2Kloading\r\n"), seen  # the line of progress is wiped before it
 
 
+@pytest.mark.compiler
 def test_tokens_that_an_engine_did_not_get_are_named(firstdiff: Command, bench: Path, model: Path) -> None:
     engine = script(bench / "doubles.sh", f'{compile_engine(bench, flags=QUICK)} --tokens 1,"$1" --model $2 --dump $3')
     ran = firstdiff("run", model, "--tokens", IDS, "--engine", f"{engine} {{tokens}} {{model}} {{dump}}")
@@ -395,6 +402,7 @@ HALVES: tuple[tuple[str, Convert], ...] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("arithmetic", "convert"), HALVES)
 @pytest.mark.parametrize("bug", [None, "rope-pairing"])
 def test_a_half_precision_engine_is_judged_as_one_in_every_format(
@@ -530,6 +538,7 @@ def test_a_dump_of_names_that_nobody_knows_is_no_pass(
 # Orders of axes
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize(("bug", "site"), [(None, None), ("rope-pairing", "Qcur_rope-1"), ("gqa-map", "kq-1")])
 def test_the_verdict_is_the_same_for_either_order_of_axes(
     firstdiff: Command, bench: Path, model: Path, bug: str | None, site: str | None
@@ -562,6 +571,7 @@ def only(*points: str, last_row_of_logits: bool = False) -> Callable[[str, np.nd
     return change
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("logits", ["every row", "the last row"])
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("bug", ["rope-pairing", "head-merge", "gate-up-swapped", "scale-missing"])
@@ -718,6 +728,7 @@ def restart(said: dict[str, Any]) -> None:
         step["positions"] = [position]
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("bug", [None, "rope-position"])
 def test_positions_that_restart_are_the_first_thing_said(
     firstdiff: Command, bench: Path, model: Path, tmp_path: Path, bug: str | None
@@ -735,9 +746,9 @@ TEXT = "tell me more"
 
 
 @pytest.fixture(scope="module")
-def tokenised(model: Path) -> list[int]:
-    with LlamaCpp(model, vocabulary_only=True) as llama:
-        return llama.tokenize(TEXT)
+def tokenised(llama: None, model: Path) -> list[int]:
+    with LlamaCpp(model, vocabulary_only=True) as vocabulary:
+        return vocabulary.tokenize(TEXT)
 
 
 @pytest.mark.parametrize(
@@ -806,14 +817,15 @@ def test_rope_prints_the_table_or_a_traces_angles(firstdiff: Command, model: Pat
     assert firstdiff("rope", model, "--trace", clean, "--layer", 1).code == 0
     ran = firstdiff("rope", model, "--trace", wrong, "--layer", 1)
     assert ran.code == 1
-    assert "pairs are (i, i + head_dim / 2)" in ran.out
+    assert "Pairing half fits, where the model pairs interleaved," in ran.out
     record = strict(firstdiff("rope", model, "--trace", wrong, "--layer", 1, "--json").out)
-    assert record["Qcur"]["id"] == record["Kcur"]["id"] == "rope-pairing"
+    assert record["Qcur_rope"]["id"] == record["Kcur_rope"]["id"] == "rope-pairing"
 
 
 # Trouble with an engine
 
 
+@pytest.mark.compiler
 def test_what_an_engine_dumped_before_it_crashed_is_judged(firstdiff: Command, bench: Path, model: Path) -> None:
     for bug in (None, "gelu-for-silu"):
         engine = by_engine(compile_engine(bench, bug, flags=(*QUICK, "-DCRASH_AT=1")))
@@ -830,6 +842,7 @@ def test_what_an_engine_dumped_before_it_crashed_is_judged(firstdiff: Command, b
         assert first(verdict) == (None if bug is None else "ffn_swiglu-0")
 
 
+@pytest.mark.compiler
 def test_an_exit_code_does_not_hide_a_good_dump(firstdiff: Command, bench: Path, model: Path) -> None:
     engine = script(bench / "ends-with-3.sh", f'{compile_engine(bench, flags=QUICK)} "$@"', "exit 3")
     ran = firstdiff("run", model, "--tokens", IDS, "--engine", by_engine(engine))

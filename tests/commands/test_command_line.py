@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders.command_line import TOKENS, Command, drained, strict
-from builders.engines import recorded_by_reference
+from builders.command_line import TOKENS, Command, strict
 from builders.models import TINY, synthetic, tensor_of
 from builders.verdicts import explanation, verdict
 from firstdiff.dumps import open_trace
@@ -25,8 +24,9 @@ from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import planted
 from firstdiff.model.engine import open_model
-from firstdiff.runs import candidates, demo
+from firstdiff.runs import demo, recording
 from firstdiff.runs.judge import judge
+from firstdiff.runs.prompt import Input
 from firstdiff.verdict import Tried, Verdict
 from firstdiff.verdict.reading import read_verdict
 
@@ -36,7 +36,11 @@ COMMANDS = ("demo", "run", "record", "report", "diff", "doctor")
 @pytest.fixture(scope="module")
 def wrong(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trace of an engine with a wrong rope base at layer 1."""
-    return recorded_by_reference(model, tmp_path_factory.mktemp("trace") / "wrong", ("rope-base", 1))
+    out = tmp_path_factory.mktemp("trace") / "wrong"
+    plants = [planted("rope-base", 1)]
+    source = Input(tokens=(1, 70, 71, 72, 73))
+    recording.record(model, source, out, engine="reference:f32", decode=1, threads=1, planted=plants)
+    return out
 
 
 def process(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -120,6 +124,7 @@ def test_no_command_is_wrong_usage(firstdiff: Command) -> None:
 # run
 
 
+@pytest.mark.llama
 def test_run_certifies_llama_cpp_on_a_model(firstdiff: Command, model: Path, tmp_path: Path) -> None:
     ran = firstdiff("run", model, "--tokens", TOKENS, "--out", "out")
     assert (ran.code, ran.err) == (0, "")
@@ -135,6 +140,7 @@ def test_run_certifies_llama_cpp_on_a_model(firstdiff: Command, model: Path, tmp
     assert verdict["coverage"]["recorded"] == verdict["coverage"]["sites"] == 3 * (2 * 19 + 3)
 
 
+@pytest.mark.llama
 def test_llama_cpps_chatter_goes_to_a_log(firstdiff: Command, model: Path, tmp_path: Path) -> None:
     ran = firstdiff("run", model, "--tokens", TOKENS, "--out", "out")
     assert ran.err == ""
@@ -142,6 +148,7 @@ def test_llama_cpps_chatter_goes_to_a_log(firstdiff: Command, model: Path, tmp_p
     assert "llama_model_loader" in (tmp_path / "out" / "llama.cpp.log").read_text()
 
 
+@pytest.mark.llama
 def test_runs_go_to_folders_of_their_own(firstdiff: Command, model: Path, tmp_path: Path) -> None:
     for _ in range(2):
         assert firstdiff("run", model, "--tokens", TOKENS).code == 0
@@ -183,10 +190,11 @@ def test_a_verdict_says_how_to_run_it_again(firstdiff: Command, model: Path, wro
     record = strict(ran.out)
     assert record["run"]["command"] == ["firstdiff", "run", str(model), "--candidate", str(wrong), "--threads", "1"]
     assert record["run"]["versions"]["firstdiff"] == importlib.metadata.version("firstdiff")
-    assert record["model"]["sha256"] == identity(candidates.open_model(model))["sha256"]
+    assert record["model"]["sha256"] == identity(open_model(model))["sha256"]
     assert firstdiff(*record["run"]["command"][1:], "--json", "--details").out == ran.out
 
 
+@pytest.mark.llama
 def test_a_run_can_be_repeated_into_the_same_folder(firstdiff: Command, model: Path) -> None:
     one, two = (firstdiff("run", model, "--tokens", TOKENS, "--out", "out", "--json") for _ in range(2))
     assert (one.code, two.code) == (0, 0)
@@ -200,12 +208,14 @@ def tokens_of(trace: Path) -> tuple[int, ...]:
     return open_trace(trace).steps[0].tokens
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("separated", ["1,70,71", "1 70 71", " 1, 70, 71 "])
 def test_token_ids_are_run_as_they_are(firstdiff: Command, model: Path, separated: str) -> None:
     assert firstdiff("record", model, "--tokens", separated, "--decode", "0", "--out", "t").code == 0
     assert tokens_of(Path("t")) == (1, 70, 71)
 
 
+@pytest.mark.llama
 def test_a_prompt_gets_the_tokens_that_the_model_wants_unless_told_otherwise(firstdiff: Command, model: Path) -> None:
     record = ("record", model, "--engine", "reference:f32", "--decode", "0", "--prompt", "tea</s>")
     assert firstdiff(*record, "--out", "special").code == 0
@@ -217,6 +227,7 @@ def test_a_prompt_gets_the_tokens_that_the_model_wants_unless_told_otherwise(fir
     assert special[1:-1] == plain[: len(special) - 2]
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("engine", ["llama.cpp:cpu", "reference:f64"])
 def test_every_engine_gets_the_same_tokens_of_a_prompt(firstdiff: Command, model: Path, engine: str) -> None:
     assert firstdiff("record", model, "--engine", engine, "--prompt", "a nice tea", "--out", "t").code == 0
@@ -224,6 +235,7 @@ def test_every_engine_gets_the_same_tokens_of_a_prompt(firstdiff: Command, model
     assert len(tokens_of(Path("t"))) == 1 + len("_a nice tea")
 
 
+@pytest.mark.llama
 def test_chat_puts_the_prompt_into_the_models_template(firstdiff: Command, smollm2: Path) -> None:
     ran = firstdiff("record", smollm2, "--prompt", "Hi", "--chat", "--decode", "0", "--out", "t")
     assert (ran.code, ran.err) == (0, "")
@@ -235,7 +247,15 @@ def test_chat_puts_the_prompt_into_the_models_template(firstdiff: Command, smoll
 # record, and what is done with it
 
 
-@pytest.mark.parametrize("engine", ["llama.cpp:cpu", "reference:f64", "reference:f32", "reference:ggml-cpu"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param("llama.cpp:cpu", marks=pytest.mark.llama),
+        "reference:f64",
+        "reference:f32",
+        "reference:ggml-cpu",
+    ],
+)
 def test_record_writes_a_trace_of_every_site(firstdiff: Command, model: Path, engine: str) -> None:
     ran = firstdiff("record", model, "--engine", engine, "--tokens", TOKENS, "--decode", "1", "--out", "far/t")
     assert (ran.code, ran.out, ran.err) == (0, "far/t: 82 sites in 2 steps\n", "")
@@ -244,6 +264,7 @@ def test_record_writes_a_trace_of_every_site(firstdiff: Command, model: Path, en
     assert len(trace.sites()) == 2 * (2 * 19 + 3)
 
 
+@pytest.mark.llama
 def test_a_planted_bug_is_the_first_place_named(firstdiff: Command, model: Path) -> None:
     record = ("record", model, "--engine", "reference:f32", "--bug", "rope-base@1", "--tokens", TOKENS, "--out", "t")
     assert firstdiff(*record).code == 0
@@ -259,6 +280,7 @@ def test_a_planted_bug_is_the_first_place_named(firstdiff: Command, model: Path)
     assert max(map(len, report.out.splitlines())) <= 80
 
 
+@pytest.mark.llama
 def test_diff_judges_the_first_trace_beside_the_second(firstdiff: Command, model: Path, wrong: Path) -> None:
     assert firstdiff("record", model, "--tokens", TOKENS, "--decode", "1", "--out", "right").code == 0
     same = firstdiff("diff", "right", "right", "--model", model)
@@ -300,6 +322,7 @@ def test_the_exit_code_is_the_one_of_the_verdict(
     assert firstdiff(*arguments[command]).code == told.exit_code
 
 
+@pytest.mark.llama
 def test_diff_finds_the_model_that_the_trace_names(firstdiff: Command, tmp_path: Path) -> None:
     synthetic(tmp_path / "here.gguf", TINY)
     assert firstdiff("record", "here.gguf", "--tokens", TOKENS, "--out", "t").code == 0
@@ -309,6 +332,7 @@ def test_diff_finds_the_model_that_the_trace_names(firstdiff: Command, tmp_path:
 # demo
 
 
+@pytest.mark.llama
 def test_demo_finds_what_it_planted_in_a_real_model(firstdiff: Command, smollm2: Path) -> None:
     ran = firstdiff("demo", "--decode", "0", "--out", "out")
     assert (ran.code, ran.err) == (0, "")
@@ -321,6 +345,7 @@ def test_demo_finds_what_it_planted_in_a_real_model(firstdiff: Command, smollm2:
     assert max(map(len, ran.out.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_demo_without_smollm2_says_so_and_works(firstdiff: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "find_spec", lambda _: None)
     ran = firstdiff("demo", "--decode", "0", "--out", "out", "--json")
@@ -331,6 +356,7 @@ def test_demo_without_smollm2_says_so_and_works(firstdiff: Command, monkeypatch:
     assert strict(ran.out)["first"]["site"] == f"Qcur_rope-{demo.LAYER}"
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("arguments", [[], ["--layer", "0", "--bug", "norm-eps"], ["--bug", "final-norm-missing"]])
 def test_demo_takes_another_model_and_another_bug(firstdiff: Command, model: Path, arguments: list[str]) -> None:
     ran = firstdiff("demo", "--model", model, *arguments)
@@ -338,6 +364,7 @@ def test_demo_takes_another_model_and_another_bug(firstdiff: Command, model: Pat
     assert "Planted on purpose" in ran.out
 
 
+@pytest.mark.llama
 def test_a_demo_that_does_not_find_its_bug_fails(firstdiff: Command, tmp_path: Path) -> None:
     loud = tensor_of("token_embd.weight")
     loud = replace(loud, raw=(5 * np.frombuffer(loud.raw, np.float32)).tobytes())
@@ -381,12 +408,14 @@ def test_an_explanation_names_a_plant_in_three_ways() -> None:
 def test_demo_lists_its_bugs(firstdiff: Command) -> None:
     ran = firstdiff("demo", "--list")
     assert (ran.code, ran.err) == (0, "")
-    assert [line.split()[0] for line in ran.out.splitlines()] == list(demo.TABLE)
+    assert [line.split()[0] for line in ran.out.splitlines()] == list(TABLE)
 
 
 # doctor
 
 
+@pytest.mark.llama
+@pytest.mark.smollm2
 def test_doctor_finds_this_installation_sound(firstdiff: Command) -> None:
     ran = firstdiff("doctor")
     assert (ran.code, ran.err) == (0, "")
@@ -421,17 +450,29 @@ def on_terminal(*arguments: object, cwd: Path, **environment: str) -> str:
             | {"TERM": "xterm-256color", "COLUMNS": "80"} | environment,
         )  # fmt: skip
         os.close(far)
-        return drained(near, child)
+        chunks = []
+        while True:
+            try:
+                chunk = os.read(near, 65536)
+            except OSError:  # how Linux says that the other end is closed
+                break
+            if not chunk:
+                break
+            chunks.append(chunk)
+        child.wait()
     finally:
         os.close(near)
+    return b"".join(chunks).decode()
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_colour_and_progress(model: Path, wrong: Path, tmp_path: Path) -> None:
     text = on_terminal("run", model, "--candidate", wrong, cwd=tmp_path)
     assert "judging" in text
     assert "\x1b[1" in text or "\x1b[3" in text
 
 
+@pytest.mark.slow
 def test_no_color_is_honoured(model: Path, wrong: Path, tmp_path: Path) -> None:
     text = on_terminal("run", model, "--candidate", wrong, cwd=tmp_path, NO_COLOR="1")
     report = text.rpartition("\x1b[2K")[2]  # after the last progress line was wiped
@@ -439,6 +480,7 @@ def test_no_color_is_honoured(model: Path, wrong: Path, tmp_path: Path) -> None:
     assert not any(f"\x1b[{colour}" in report for colour in ("31", "32", "33", "34", "35", "36", "38", "9"))
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_no_escape_codes_and_no_progress(model: Path, wrong: Path, tmp_path: Path) -> None:
     ran = process("run", model, "--candidate", wrong, cwd=tmp_path, COLUMNS="80")
     assert (ran.returncode, ran.stderr) == (1, "")
@@ -446,6 +488,7 @@ def test_a_pipe_gets_no_escape_codes_and_no_progress(model: Path, wrong: Path, t
     assert "Qcur_rope-1" in ran.stdout
 
 
+@pytest.mark.slow
 def test_a_terminal_without_unicode_gets_the_report_too(model: Path, wrong: Path, tmp_path: Path) -> None:
     ran = process("run", model, "--candidate", wrong, cwd=tmp_path, PYTHONIOENCODING="ascii", COLUMNS="80")
     assert (ran.returncode, ran.stderr) == (1, "")

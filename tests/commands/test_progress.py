@@ -59,6 +59,7 @@ def step_of(tokens: list[int], first: int) -> object:
     return Step(tuple(tokens), tuple(range(first, first + len(tokens))))
 
 
+@pytest.mark.llama
 def test_llama_cpps_capture_tells_of_every_layer_once(model: Path) -> None:
     seen: list[tuple[int, int | None]] = []
     with LlamaCpp(model) as engine:
@@ -128,6 +129,7 @@ def test_nothing_wipes_the_bar_and_the_next_thing_brings_it_back() -> None:
     assert "second" in stream.getvalue()
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("command", ["gate", "record", "run"])
 def test_a_terminal_shows_layers(command: str, tmp_path: Path) -> None:
     deep = synthetic(tmp_path, n_layer=40)
@@ -159,7 +161,8 @@ def test_a_terminal_shows_layers(command: str, tmp_path: Path) -> None:
 # Ctrl-C
 
 
-@pytest.mark.parametrize("engine", ["reference:f32", "llama.cpp:cpu"])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["reference:f32", pytest.param("llama.cpp:cpu", marks=pytest.mark.llama)])
 def test_an_interrupted_recording_can_be_read_and_is_named(engine: str, tmp_path: Path) -> None:
     model = synthetic(tmp_path, n_layer=8, n_ctx=4096)
     child = subprocess.Popen(
@@ -187,6 +190,7 @@ def wait_for(path: Path, child: subprocess.Popen[str]) -> None:
     assert path.exists(), child.communicate()
 
 
+@pytest.mark.llama
 def test_an_interruption_is_not_lost_in_a_callback_of_c_code(model: Path) -> None:
     """Python drops an exception that leaves a callback: in llama.cpp's log, or on the way into the hook."""
     stopped = []

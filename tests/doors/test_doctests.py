@@ -21,6 +21,7 @@ MODULES = {
 """Modules with examples, and how many docstrings have them at least."""
 
 
+@pytest.mark.notebook
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_of_docstrings_are_right(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

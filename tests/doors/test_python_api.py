@@ -184,6 +184,7 @@ def test_a_wrong_base_is_found_and_explained(model: Path) -> None:
     assert "<ol>" in fd.explain(verdict)._repr_html_()
 
 
+@pytest.mark.llama
 def test_a_prompt_is_compared_with_the_tokens(model: Path) -> None:
     right = fd.record(model, prompt="a\nb", engine="reference:f32")
     assert fd.compare(right, model, prompt="a\nb").preflight["tokens"] == "agrees"
@@ -208,6 +209,7 @@ def test_what_cannot_be_compared_is_refused(model: Path) -> None:
 # A verdict shows itself
 
 
+@pytest.mark.notebook
 def test_a_frame_has_a_row_a_site(model: Path) -> None:
     verdict = fd.compare(recorded(model, "rope-base@2"), model)
     frame = verdict.frame()

@@ -13,7 +13,7 @@ from firstdiff.judging.layouts import HALF
 from firstdiff.model.engine import open_model
 from firstdiff.runs.judge import judge
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.smollm2
 
 PROMPT = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198]
 

@@ -25,8 +25,6 @@ from firstdiff.model.engine import open_model
 from firstdiff.runs.judge import judge
 from firstdiff.torch import record
 
-pytestmark = pytest.mark.slow
-
 # SmolLM2's tokens of "The capital of France is Paris, and the capital of Italy".
 PROMPT = [504, 3575, 282, 4649, 314, 7042, 28, 284, 260, 3575, 282, 7158]
 DECODED = 2

@@ -86,6 +86,7 @@ def test_good_bytes_are_good(folder: Path, kind: str) -> None:
     assert Site(0, None, "embd") in open_trace(path, tokens=[1, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SUFFIX)
 @FUZZ
 @given(data=st.data())
@@ -146,6 +147,7 @@ LISTED = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     tensors=st.lists(LISTED, max_size=4) | st.dictionaries(NAMES, LISTED, max_size=3) | JSON,
@@ -182,6 +184,7 @@ def test_any_name_is_spelled_looked_up_and_compared(name: str) -> None:
     choose([[name]])
 
 
+@pytest.mark.slow
 @FUZZ
 @given(table=st.dictionaries(ANY_NAME, st.sampled_from(["Qcur", "embd", "Qcur-0"]) | JSON, max_size=4) | JSON)
 def test_any_table_is_checked(folder: Path, table: Any) -> None:
@@ -215,6 +218,7 @@ def test_a_name_is_found_by_its_own_pattern(name: str, layer: int) -> None:
     assert (place.point, place.layer) == ("Qcur", layer)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     values=npst.arrays(

@@ -251,6 +251,7 @@ def test_two_names_of_one_site_are_refused(tmp_path: Path) -> None:
         open_trace(dump(tmp_path, "their.3.q", "Qcur-3"), names=THEIRS)
 
 
+@pytest.mark.slow
 def test_a_large_table_and_many_names_stay_quick(tmp_path: Path) -> None:
     names = {f"a{i}.{{layer}}.{i % 7}": "Qcur" for i in range(5000)}
     np.savez(tmp_path / "run.npz", **{f"b{i}.1.2.3.4.5.6.7.8.9": np.zeros(1) for i in range(2000)})

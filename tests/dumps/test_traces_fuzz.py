@@ -102,6 +102,7 @@ def with_file(run: Path, name: str, content: bytes) -> None:
         (run / name).write_bytes(good)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(content=st.binary(max_size=200))
 @pytest.mark.parametrize("name", ["trace.json", "step-000.safetensors", "step-001.safetensors"])
@@ -109,6 +110,7 @@ def test_random_bytes_never_surprise(run: Path, name: str, content: bytes) -> No
     with_file(run, name, content)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(data=st.data())
 @pytest.mark.parametrize("name", ["trace.json", "step-000.safetensors", "step-001.safetensors"])
@@ -116,12 +118,14 @@ def test_mutations_never_surprise(run: Path, name: str, data: st.DataObject) -> 
     with_file(run, name, data.draw(mutated((run / name).read_bytes())))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(manifest=MANIFEST | JSON)
 def test_any_json_as_manifest_never_surprises(run: Path, manifest: Any) -> None:
     with_file(run, "trace.json", json.dumps(manifest).encode())
 
 
+@pytest.mark.slow
 @FUZZ
 @given(header=HEADER | JSON, data=st.binary(max_size=64))
 @pytest.mark.parametrize("name", ["step-000.safetensors", "step-001.safetensors"])
@@ -141,6 +145,7 @@ def test_a_text_is_refused_or_is_a_site_that_prints_back(text: str) -> None:
     assert str(site) in (text, text.removesuffix("@0"))
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     values=npst.arrays(

@@ -72,7 +72,8 @@ def in_python(out: Path) -> list[str]:
     return [sys.executable, "-S", "-E", str(out / "writes.py")]
 
 
-LANGUAGES = (in_c, in_two_files_of_cpp, in_c_and_cpp, in_rust, in_python)
+COMPILED = (in_c, in_two_files_of_cpp, in_c_and_cpp, in_rust)
+LANGUAGES = (*(pytest.param(build, marks=pytest.mark.compiler) for build in COMPILED), in_python)
 
 
 @pytest.fixture(scope="module", params=LANGUAGES, ids=lambda build: build.__name__)
@@ -192,6 +193,7 @@ def test_writers_are_short() -> None:
 
 if shutil.which("swiftc"):
 
+    @pytest.mark.compiler
     def test_the_swift_writer_compiles(tmp_path: Path) -> None:
         (tmp_path / "main.swift").write_text('Firstdiff.open(nil, engine: "e")\nFirstdiff.close()\n')
         run("swiftc", WRITERS / "Firstdiff.swift", tmp_path / "main.swift", "-o", tmp_path / "writes")
@@ -227,6 +229,7 @@ def test_python_takes_arrays_of_numpy(writer: ModuleType, tmp_path: Path) -> Non
     same(trace, 0, wanted)
 
 
+@pytest.mark.torch
 def test_python_takes_tensors_of_torch(writer: ModuleType, tmp_path: Path) -> None:
     import torch
 

@@ -43,6 +43,8 @@ def worst(sites: list[SiteVerdict], of: Callable[[SiteVerdict], bool]) -> float:
     return max(s.local_error or 0.0 for s in sites if of(s))
 
 
+@pytest.mark.llama
+@pytest.mark.smollm2
 @pytest.mark.parametrize("attention", EVERY, ids=NAMES)
 @pytest.mark.parametrize("length", [1, 2, 33])
 def test_smollm2_agrees_with_every_option(tmp_path: Path, attention: Attention, length: int) -> None:
@@ -56,6 +58,7 @@ def test_smollm2_agrees_with_every_option(tmp_path: Path, attention: Attention, 
         assert worst(sites, lambda s: bool(s.segment)) < (3e-4 if arithmetic.values == "f16" else 3e-6)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(("length", "threads"), [(70, 1), (600, 1), (600, 2)])
 def test_flash_attention_of_long_prompts_works_on_tiles_and_then_in_chunks(
     tmp_path: Path, length: int, threads: int
@@ -78,6 +81,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("attention", EVERY, ids=NAMES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_every_shape_agrees_with_every_option(tmp_path: Path, attention: Attention, shape: dict[str, int]) -> None:
@@ -86,6 +90,8 @@ def test_every_shape_agrees_with_every_option(tmp_path: Path, attention: Attenti
     agreeing(open_model(path), trace, attention.arithmetic())
 
 
+@pytest.mark.llama
+@pytest.mark.smollm2
 @pytest.mark.parametrize("attention", [a for a in EVERY if a.keys in ("q8_0", "q4_0")], ids=str)
 def test_a_cache_recorded_from_llama_cpp_is_what_was_stored_before_turned_back(
     tmp_path: Path, attention: Attention
@@ -105,6 +111,8 @@ def test_without_flash_attention_a_quantised_cache_is_the_keys_alone() -> None:
     assert Attention.of(flash=True, kv="q4_0").values == "q4_0"
 
 
+@pytest.mark.llama
+@pytest.mark.smollm2
 @pytest.mark.parametrize("flash", [True, False])
 def test_a_fault_shows_with_flash_attention_and_a_quantised_cache(tmp_path: Path, *, flash: bool) -> None:
     attention = Attention.of(flash=flash, kv="q8_0")
@@ -120,6 +128,7 @@ def test_a_fault_shows_with_flash_attention_and_a_quantised_cache(tmp_path: Path
     assert verdict.diverging[0].floor < 5e-5
 
 
+@pytest.mark.llama
 def test_the_command_line_records_and_judges_with_options(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

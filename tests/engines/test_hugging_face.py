@@ -18,8 +18,6 @@ from firstdiff.dumps import Trace
 from firstdiff.engines import ggml
 from firstdiff.engines.llamacpp import Attention
 
-pytestmark = pytest.mark.slow
-
 TOKENS = [1, 60, 270, 300, 33, 383, 260, 261]
 SEEN = {
     *("embd", "attn_norm", "Qcur", "Kcur", "Vcur", "Qcur_rope", "Kcur_rope", "k_cache", "v_cache", "kq", "kq_soft_max"),

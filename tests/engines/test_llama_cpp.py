@@ -9,14 +9,17 @@ import pytest
 
 from builders.engines import recorded_by_llama_cpp
 from builders.judging import replayed
-from builders.models import FILE_TYPES, MIXED, SMOLLM2, quantised, synthetic
+from builders.models import FILE_TYPES, MIXED, SMOLLM2, in_blocks, quantised, synthetic
 from firstdiff.dumps import Site, Trace, TraceWriter
 from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.engines.llamacpp_capture import capture
 from firstdiff.model.arithmetic import GGML_CPU
 from firstdiff.model.dense import NODES
 from firstdiff.model.engine import Model, open_model
+from firstdiff.model.gguf import open_gguf
 from firstdiff.verdict import SiteVerdict, Status
+
+pytestmark = pytest.mark.llama
 
 LAYER = [
     "attn_norm",
@@ -54,6 +57,7 @@ def assert_all_agree(model: Model, trace: Trace, sites: list[SiteVerdict]) -> No
     assert max(s.local_error or 0 for s in sites) <= 1e-6
 
 
+@pytest.mark.smollm2
 @pytest.mark.parametrize("threads", [1, 2])
 def test_smollm2_agrees_at_every_site_of_every_step(tmp_path: Path, threads: int) -> None:
     with LlamaCpp(SMOLLM2) as llama:
@@ -64,6 +68,7 @@ def test_smollm2_agrees_at_every_site_of_every_step(tmp_path: Path, threads: int
     assert_all_agree(model, trace, replayed(model, trace, GGML_CPU))
 
 
+@pytest.mark.smollm2
 @pytest.mark.parametrize("prompt", [1, 2, 33, 300])
 def test_smollm2_agrees_at_any_length_of_prompt(tmp_path: Path, prompt: int) -> None:
     tokens = [(i * 7919) % 49000 + 20 for i in range(prompt)]
@@ -104,6 +109,18 @@ def test_every_quantisation_type_agrees(tmp_path: Path, kind: str) -> None:
     assert model.gguf.tensors["blk.1.ffn_down.weight"].type.name == kind
     trace, _ = recorded_by_llama_cpp(path, tmp_path / "trace", [1, *range(260, 290)], decode=3)
     assert_all_agree(model, trace, replayed(model, trace, GGML_CPU))
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q4_1"])
+def test_models_that_tests_quantise_without_llama_cpp_are_its_own_to_the_bit(tmp_path: Path, kind: str) -> None:
+    shape = {"n_layer": 2, "biases": True}
+    theirs = open_gguf(quantised(synthetic(tmp_path, **shape), FILE_TYPES[kind], tmp_path / "theirs.gguf"))
+    ours = open_gguf(in_blocks(kind, tmp_path, **shape))
+    assert {name: (t.type, t.shape) for name, t in ours.tensors.items()} == {
+        name: (t.type, t.shape) for name, t in theirs.tensors.items()
+    }
+    for name in ours.tensors:
+        np.testing.assert_array_equal(ours.raw(name), theirs.raw(name), err_msg=name)
 
 
 @pytest.mark.parametrize("mix", MIXED)

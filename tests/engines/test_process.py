@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -123,10 +122,7 @@ def test_a_crash_is_named_by_its_signal_and_the_dump_is_kept(engine: Engine) -> 
     assert run.tail == ("so far",)
 
 
-def test_a_c_engine_that_aborts(engine: Engine) -> None:
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
+def test_a_c_engine_that_aborts(engine: Engine, compiler: str) -> None:
     source, program = engine.folder / "e.c", engine.folder / "my engine"
     source.write_text(
         '#include <stdio.h>\n#include <stdlib.h>\nint main(void) { fputs("assert!", stderr); abort(); }\n'

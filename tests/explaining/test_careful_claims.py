@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from builders.hypotheses import plant
-from builders.models import FILE_TYPES, quantised, synthetic
+from builders.models import in_blocks, synthetic
 from builders.traces import MemoryWriter, altered
 from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.replay import SEARCHES
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def half(folder: Path) -> Model:
-    return open_model(quantised(synthetic(folder, n_layer=LAYERS), FILE_TYPES["F16"], folder / "f16.gguf"))
+    return open_model(in_blocks("F16", folder, n_layer=LAYERS))
 
 
 def planted(
@@ -49,6 +49,7 @@ def of(verdict: Verdict, site: str) -> Explanation:
     return next(e for e in verdict.explanations if site in e.sites)
 
 
+@pytest.mark.slow
 def test_the_way_that_fits_best_is_named_where_the_floor_is_wide(half: Model) -> None:
     trace = planted(half, "activation-wrong", 2, GGML_CPU, "ggml-cpu", activation="gelu (quick)")
     few = trace.without(lambda site: site.point not in ("embd", "l_out", "result_output"))
@@ -56,6 +57,7 @@ def test_the_way_that_fits_best_is_named_where_the_floor_is_wide(half: Model) ->
     assert explanation.says == "gelu (quick) in place of SiLU"
 
 
+@pytest.mark.slow
 def test_what_leaves_much_of_the_error_is_no_explanation(half: Model) -> None:
     trace = planted(half, "norm-eps", 2, GGML_CPU, "ggml-cpu", eps=0.02)
     kept = ("embd", "kqv_out", "attn_out", "ffn_inp", "l_out", "result_output")
@@ -95,6 +97,7 @@ def test_what_explains_the_first_site_as_well_is_said(folder: Path) -> None:
         assert explanation.next_best is None or explanation.next_best.residual > (explanation.residual or 0)
 
 
+@pytest.mark.slow
 def test_sites_that_were_not_searched_are_not_said_to_be(small: Model) -> None:
     rng = np.random.default_rng(0)
     trace, _ = plant(small, PROMPT, decode=0)
@@ -105,6 +108,7 @@ def test_sites_that_were_not_searched_are_not_said_to_be(small: Model) -> None:
     assert explanation.says.endswith("gives these numbers at Qcur-0, Qcur-1, Qcur-2 and Qcur-3, where all were tried")
 
 
+@pytest.mark.slow
 def test_what_is_found_at_one_site_is_not_said_of_all(small: Model) -> None:
     rng = np.random.default_rng(0)
     trace = planted(small, "weight-row-offset", 3)
@@ -129,6 +133,7 @@ def test_each_call_of_a_segment_has_its_own_ways(small: Model) -> None:
     assert "weight-swapped" in {explanation.hypothesis, *(t.hypothesis for t in explanation.equals)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("id_", "values", "missing"),
     [

@@ -364,6 +364,7 @@ def test_unrelated_numbers_are_unlike_and_nothing_else(case: Setting) -> None:
         assert abs(only.values["cosine"]) < 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 8), (1, 96), (2, 64), (3, 8), (8, 1), (40, 4)])
 @pytest.mark.parametrize("floor", [1e-6, 1e-3, 2e-2, 0.3])
 def test_few_unrelated_numbers_are_unlike_and_nothing_else(shape: tuple[int, int], floor: float) -> None:
@@ -443,6 +444,7 @@ def pairs(draw: st.DrawFn) -> tuple[tuple[str, ...], npt.NDArray[Any], npt.NDArr
     return axes, c, r, draw(arrays(np.bool_, shape))
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(pairs(), st.sampled_from([0.0, 1e-7, 1e-3, 0.3]), st.booleans())
 def test_no_numbers_at_all_make_it_fail(pair: Any, floor: float, hidden: bool) -> None:  # noqa: FBT001
@@ -461,6 +463,7 @@ def test_no_numbers_at_all_make_it_fail(pair: Any, floor: float, hidden: bool) -
     json.dumps([f.values for f in found], allow_nan=False)
 
 
+@pytest.mark.slow
 def test_logits_are_described_in_half_a_second() -> None:
     rng = np.random.default_rng(0)
     r = rng.standard_normal((40, 49152)).astype(np.float32)

@@ -48,7 +48,7 @@ class Garden:
 
 
 @pytest.fixture(scope="module")
-def garden(tmp_path_factory: pytest.TempPathFactory) -> Garden:
+def garden(llama: None, tmp_path_factory: pytest.TempPathFactory) -> Garden:
     return Garden(tmp_path_factory.mktemp("garden"))
 
 

@@ -20,7 +20,6 @@ from firstdiff.dumps import Site, Step, Trace
 from firstdiff.explaining.search import Fault
 from firstdiff.explaining.telling_apart import separating
 from firstdiff.hypotheses import TABLE, Scene
-from firstdiff.hypotheses.blocks import table as blocks
 from firstdiff.hypotheses.catalogue import TOKENS
 from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.judging.case import Case
@@ -28,6 +27,8 @@ from firstdiff.model.arithmetic import F64
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import linear, rope
 from firstdiff.model.probe import Call
+from firstdiff.preflight.weight_faults import wrong_weights
+from firstdiff.preflight.weight_readers import readers
 from firstdiff.preflight.weights import check_weights
 from firstdiff.reports.terminal import render
 from firstdiff.runs.judge import judge
@@ -66,6 +67,7 @@ def last_rows(trace: Trace, points: Sequence[str] = ("result_output",)) -> Trace
     return Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bug", "layer", "points"),
     [
@@ -98,6 +100,7 @@ def test_a_fault_is_named_where_the_last_row_alone_was_recorded(
         assert f"token {only}" in render(verdict, width=200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [slice(None), slice(-1, None)])
 @pytest.mark.parametrize(
     ("change", "attributes"),
@@ -118,6 +121,7 @@ def test_a_parameter_is_fitted_to_the_rows_that_were_recorded(
     assert explanation.attributes == attributes
 
 
+@pytest.mark.slow
 def test_of_a_row_that_was_recorded_alone_nothing_is_said_of_the_others(small: Model) -> None:
     trace, _ = plant(small, PROMPT, decode=0)
     tensors = {s: np.array(trace[s]) for s in trace.sites()}
@@ -145,6 +149,7 @@ def test_faults_at_several_sites_are_each_explained(small: Model) -> None:
     assert f"these {len(named)} changes" in render(verdict, width=200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pair",
     [
@@ -165,6 +170,7 @@ def test_two_faults_at_one_site_are_named_together(small: Model, pair: tuple[str
     assert verdict.counter_check.agrees
 
 
+@pytest.mark.slow
 def test_fitted_parameters_are_those_that_were_planted(small: Model) -> None:
     for bug, values in (
         ("rope-base", {"base": 31415.9}),
@@ -183,6 +189,7 @@ def test_fitted_parameters_are_those_that_were_planted(small: Model) -> None:
             assert explanation.attributes[name] == pytest.approx(value, rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bug", "missing"),
     [
@@ -200,6 +207,7 @@ def test_a_fault_in_what_was_not_recorded_is_explained(small: Model, bug: str, m
     assert verdict.counter_check.agrees
 
 
+@pytest.mark.slow
 def test_what_no_hypothesis_gives_is_described_and_not_guessed(small: Model) -> None:
     trace, _ = plant(small, PROMPT, decode=0)
     wrong = np.array(trace[Site(0, 2, "ffn_gate")])
@@ -213,6 +221,7 @@ def test_what_no_hypothesis_gives_is_described_and_not_guessed(small: Model) -> 
     assert "not explained, because" in render(verdict, width=200)
 
 
+@pytest.mark.slow
 def test_equality_with_another_layers_tensor_is_said(small: Model) -> None:
     trace, _ = plant(small, PROMPT, decode=0)
     verdict = judge(small, altered(trace, Vcur_3=np.array(trace[Site(0, 1, "Vcur")])))
@@ -220,6 +229,7 @@ def test_equality_with_another_layers_tensor_is_said(small: Model) -> None:
     assert "Vcur-1" in said
 
 
+@pytest.mark.slow
 def test_an_explanation_that_leaves_others_says_how_many(small: Model) -> None:
     trace, _ = plant(small, PROMPT, ("rope-base", 1), decode=0)
     wrong = np.array(trace[Site(0, 4, "ffn_up")])
@@ -353,7 +363,7 @@ def test_a_hypothesis_that_gives_no_number_explains_none(small: Model) -> None:
 def test_a_dumped_weight_names_its_fault_exactly(small: Model, tmp_path: Path) -> None:
     weight = small.weights["blk.1.ffn_gate.weight"]
     found: dict[str, str | None] = {}
-    for hypothesis, values, wrong in blocks.readings(small, weight):
+    for hypothesis, values, wrong in wrong_weights(small, readers(small)[weight.name]):
         if hypothesis.id in found or np.array_equal(wrong.values(), weight.values()):
             continue
         path = tmp_path / "weights.safetensors"
@@ -361,7 +371,7 @@ def test_a_dumped_weight_names_its_fault_exactly(small: Model, tmp_path: Path) -
         (check,) = check_weights(small, path).tensors
         assert not check.agrees, values
         found[hypothesis.id] = check.hypothesis
-    assert len(found) >= 10
+    assert len(found) >= 14
     assert {id_: named for id_, named in found.items() if named != id_} == {}
 
 

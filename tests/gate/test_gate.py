@@ -186,6 +186,7 @@ def test_improved_sites_pass_and_are_said(repository: Repository) -> None:
     assert [m["was"] for m in repository.case()["changes"]["improved"]] == ["diverges"] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "kind"), [(1.3, "worsened"), (1.1, None), (1.03, "improved")])
 def test_a_diverging_site_worsens_or_improves_by_a_factor(repository: Repository, by: float, kind: str | None) -> None:
     repository.config(CONFIG + "[limits]\nfloors = 1e9\n")
@@ -205,6 +206,7 @@ def test_errors_below_the_floor_neither_worsen_nor_improve(based: Repository) ->
     assert changes["common"] - changes["same"] == 1
 
 
+@pytest.mark.slow
 def test_a_site_that_is_not_finite_is_worse_than_any_number_and_as_bad_as_itself(repository: Repository) -> None:
     repository.config(CONFIG + '[limits]\nfloors = 1e30\nallowed = ["norm-eps"]\n')
     repository.holds("right", scaled(1.5, "result_output@1"))
@@ -217,6 +219,7 @@ def test_a_site_that_is_not_finite_is_worse_than_any_number_and_as_bad_as_itself
     assert repository.case()["changes"]["worsened"] == repository.case()["changes"]["improved"] == []
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("bug", ["norm-eps-outside", "rope-base"])
 def test_a_bug_is_as_large_in_every_build(bug: str, tmp_path: Path) -> None:
     """What GROWN rests on: of all bugs of tests/engines/c/llama.c, norm-eps-outside differs most, by 1.04."""
@@ -233,6 +236,7 @@ def test_a_bug_is_as_large_in_every_build(bug: str, tmp_path: Path) -> None:
     assert largest < 1.1 < GROWN
 
 
+@pytest.mark.slow
 def test_where_no_bit_changed_the_judgement_is_to_blame(repository: Repository) -> None:
     repository.holds("wrong")
     repository.gate("--force-regen")
@@ -247,6 +251,7 @@ def test_where_no_bit_changed_the_judgement_is_to_blame(repository: Repository) 
 # Limits
 
 
+@pytest.mark.slow
 def test_a_diverging_site_passes_within_a_multiple_of_its_floor(repository: Repository) -> None:
     repository.holds("right", scaled(1 + 4e-6, "result_output"))
     assert repository.gate("--force-regen").code == 1
@@ -257,6 +262,7 @@ def test_a_diverging_site_passes_within_a_multiple_of_its_floor(repository: Repo
     assert "Note: 1 site is diverging, and within the limits." in ran.out
 
 
+@pytest.mark.slow
 def test_what_lies_beyond_the_limits_is_named_in_place_of_what_lies_within(repository: Repository) -> None:
     repository.holds("right", lambda s, x: scaled(1 + 4e-6, "ffn_norm-0")(s, scaled(1.1, "result_output")(s, x)))
     repository.config(CONFIG + "[limits]\nfloors = 10\n")
@@ -314,6 +320,7 @@ def with_sites(sites: object) -> Callable[[str], str]:
     return lambda text: json.dumps(json.loads(text) | {"sites": sites})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -413,6 +420,7 @@ def test_only_the_cases_asked_for_are_run(repository: Repository) -> None:
     )
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("prompt", ["[1, 70, 71, 72, 73]", "'it is'"])
 def test_a_dump_without_tokens_takes_those_of_its_prompt(repository: Repository, prompt: str) -> None:
     tokens = PROMPT if prompt.startswith("[") else tokens_of(open_model(Path("tiny.gguf")), Input(prompt="it is"))
@@ -434,6 +442,7 @@ def engine(code: str) -> str:
     return json.dumps(f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {{dump}}")
 
 
+@pytest.mark.compiler
 def test_an_engine_is_run_beside_its_firstdiff_toml(
     repository: Repository, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -452,6 +461,7 @@ def test_an_engine_is_run_beside_its_firstdiff_toml(
     }  # fmt: skip
 
 
+@pytest.mark.llama
 def test_llama_cpp_can_be_the_candidate(repository: Repository) -> None:
     repository.config("[models]\ntiny = 'tiny.gguf'\n[prompts]\nt = 'it'\n[engines]\nllama = 'llama.cpp:cpu'\n")
     assert repository.gate("--force-regen").code == 0
@@ -477,6 +487,7 @@ def test_of_an_engine_that_crashes_no_baseline_is_made(repository: Repository) -
 # What is printed and kept
 
 
+@pytest.mark.slow
 def test_every_format_tells_the_same(based: Repository) -> None:
     based.holds("wrong")
     headline = "is the first to go wrong: rope, local error"
@@ -499,6 +510,7 @@ def test_on_github_annotations_are_written_to_stderr(based: Repository, monkeypa
     assert ran.err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "diff", "report"])
 def test_other_commands_print_these_formats_too(repository: Repository, command: str) -> None:
     repository.holds("wrong")

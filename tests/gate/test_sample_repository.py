@@ -75,6 +75,7 @@ def broken(sample: Sample) -> Sample:
 # pytest
 
 
+@pytest.mark.llama
 def test_the_first_run_writes_baselines_and_fails_and_the_second_passes(sample: Sample) -> None:
     first = sample.pytest()
     assert first.returncode == 1, first.stdout
@@ -85,6 +86,7 @@ def test_the_first_run_writes_baselines_and_fails_and_the_second_passes(sample: 
     assert "5 passed" in second.stdout
 
 
+@pytest.mark.llama
 def test_an_engine_that_breaks_fails_with_the_sentence_the_explanation_and_the_report(based: Sample) -> None:
     done = broken(based).pytest("--junitxml", "junit.xml")
     assert done.returncode == 1
@@ -112,6 +114,7 @@ def test_an_engine_that_breaks_fails_with_the_sentence_the_explanation_and_the_r
         assert "Qcur_rope-0 is the first to go wrong" in str(failure.get("message"))
 
 
+@pytest.mark.llama
 def test_a_tensor_that_is_no_longer_dumped_fails_until_the_baseline_is_made_again(based: Sample) -> None:
     based.change("engine.py", 'put("attn_out", merged @ weight("attn_output").T)', 'merged @ weight("attn_output").T')
     done = based.pytest("firstdiff.toml")
@@ -121,6 +124,7 @@ def test_a_tensor_that_is_no_longer_dumped_fails_until_the_baseline_is_made_agai
     assert based.pytest("firstdiff.toml").returncode == 0
 
 
+@pytest.mark.llama
 def test_an_engine_that_raises_says_its_last_words(based: Sample) -> None:
     based.change("engine.py", "    return e / e.sum(-1, keepdims=True)\n", "    raise ZeroDivisionError('no sum')\n")
     done = based.pytest("firstdiff.toml")
@@ -129,12 +133,14 @@ def test_an_engine_that_raises_says_its_last_words(based: Sample) -> None:
     assert "INTERNALERROR" not in done.stdout
 
 
+@pytest.mark.llama
 def test_one_case_can_be_selected_and_a_folder_for_the_run_be_named(based: Sample) -> None:
     assert "1 passed, 1 deselected" in based.pytest("firstdiff.toml", "-k", "bytes", "--firstdiff-out", "here").stdout
     assert (based.folder / "here" / "firstdiff" / "tiny/bytes/sample" / "verdict.json").is_file()
     assert "1 passed" in based.pytest("firstdiff.toml::tiny/text/sample").stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -150,6 +156,7 @@ def test_a_mistake_in_firstdiff_toml_is_an_error_of_collection(sample: Sample, t
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_trace_that_cannot_be_read_fails_the_test_that_judges_it(sample: Sample) -> None:
     (sample.folder / "test_lost.py").write_text(
         "def test_lost(path, firstdiff):\n    firstdiff.check(path, 'nowhere')\n"
@@ -161,6 +168,7 @@ def test_a_trace_that_cannot_be_read_fails_the_test_that_judges_it(sample: Sampl
     assert section[1].startswith("firstdiff: nowhere: ")
 
 
+@pytest.mark.llama
 def test_a_folder_that_cannot_be_made_fails_in_one_line(based: Sample) -> None:
     (based.folder / "file").write_text("")
     done = based.pytest("firstdiff.toml", "-k", "bytes", "--firstdiff-out", "file")
@@ -180,6 +188,7 @@ def script_of_action() -> str:
     return textwrap.dedent(block)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("code", [0, 1])
 def test_the_action_shows_the_summary_and_passes_the_exit_code_on(based: Sample, tmp_path: Path, code: int) -> None:
     if code:
@@ -220,6 +229,7 @@ def test_a_repository_that_does_not_ask_is_left_alone(tmp_path: Path) -> None:
 # The gate, without pytest
 
 
+@pytest.mark.llama
 def test_the_gate_passes_when_clean(based: Sample) -> None:
     done = based.gate("--out", "out")
     assert (done.returncode, done.stderr) == (0, "")
@@ -228,6 +238,7 @@ def test_the_gate_passes_when_clean(based: Sample) -> None:
     assert "## firstdiff: all 2 cases pass" in (based.folder / "out" / "summary.md").read_text()
 
 
+@pytest.mark.llama
 def test_the_gate_fails_with_the_same_sentence_in_every_report(based: Sample) -> None:
     done = broken(based).run("firstdiff", "gate", "--out", "out", GITHUB_ACTIONS="true")
     assert done.returncode == 1

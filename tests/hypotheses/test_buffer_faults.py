@@ -128,6 +128,7 @@ def test_shifts_are_counted_from_the_end_of_the_header(
     assert 0 not in found.values()
 
 
+@pytest.mark.smollm2
 def test_a_header_that_ends_where_the_data_begin_has_no_padding_to_ignore() -> None:
     gguf = open_gguf(SMOLLM2)
     assert header_end(SMOLLM2) == min(t.offset for t in gguf.tensors.values())
@@ -136,6 +137,7 @@ def test_a_header_that_ends_where_the_data_begin_has_no_padding_to_ignore() -> N
     assert found["data aligned to 256 bytes in place of 32"] == -header_end(SMOLLM2) % 256
 
 
+@pytest.mark.smollm2
 def test_no_bytes_are_taken_from_outside_the_file() -> None:
     gguf = open_gguf(SMOLLM2)
     first, last = (f(gguf.tensors.values(), key=lambda t: t.offset) for f in (min, max))

@@ -35,6 +35,7 @@ def explained(model: Model, bug: str, dtype: type[np.floating], **values: float)
     return explanation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(
     ("bug", "name", "value"),

@@ -12,8 +12,8 @@ import pytest
 
 from builders.hypotheses import plant
 from builders.models import synthetic
-from builders.traces import MemoryWriter
-from firstdiff.dumps import Site, Step, Trace
+from builders.traces import MemoryWriter, altered
+from firstdiff.dumps import Site, Step
 from firstdiff.hypotheses import TABLE, Scene
 from firstdiff.hypotheses.attention import BLIND
 from firstdiff.hypotheses.planting import Planted, record_planted
@@ -41,12 +41,6 @@ def explained(model: Model, bug: str, values: dict[str, Any] | None = None) -> E
     record_planted(model, PROMPT, writer, arithmetic=F64, planted=[Planted(TABLE[bug], 1, values)])
     (explanation,) = judge(model, writer.trace(arithmetic="f32")).explanations
     return explanation
-
-
-def changed(trace: Trace, site: Site, value: Array) -> Trace:
-    """The trace with one tensor replaced."""
-    tensors = {s: np.array(trace[s]) for s in trace.sites()} | {site: value}
-    return Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={})
 
 
 # Frequency factors
@@ -92,7 +86,7 @@ def test_a_mask_of_large_negative_numbers_leaves_a_hidden_row_uniform(factored: 
     hidden = ~visible(*z.shape[-2:], -1)
     z = z + np.where(hidden, np.finfo(np.float32).min, np.float32(0))
     p = np.exp(z - z.max(-1, keepdims=True))
-    wrong = changed(trace, Site(0, 1, "kq_soft_max"), p / p.sum(-1, keepdims=True))
+    wrong = altered(trace, Site(0, 1, "kq_soft_max"), p / p.sum(-1, keepdims=True))
     explanation = judge(factored, wrong).explanations[0]
     assert explanation.hypothesis == "mask-offset"
     assert explanation.attributes == {"offset": -1, "blind": "uniform over all keys"}
@@ -124,6 +118,7 @@ class Trying(Probe):
         return Value(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [

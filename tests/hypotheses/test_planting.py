@@ -10,7 +10,7 @@ import pytest
 
 from builders.hypotheses import plant
 from builders.judging import replayed, with_status
-from builders.models import FILE_TYPES, quantised, synthetic
+from builders.models import in_blocks, synthetic
 from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Trace
 from firstdiff.errors import UsageError
@@ -28,9 +28,7 @@ LAYERS = 6
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A synthetic llama in Q4_1, so that every hypothesis applies; n_head * head_dim is n_embd, for square weights."""
-    folder = tmp_path_factory.mktemp("planting")
-    path = synthetic(folder, n_layer=LAYERS)
-    return open_model(quantised(path, FILE_TYPES["Q4_1"], folder / "q4_1.gguf"))
+    return open_model(in_blocks("Q4_1", tmp_path_factory.mktemp("planting"), n_layer=LAYERS))
 
 
 def clean_run(model: Model, like: Trace) -> Trace:
@@ -77,7 +75,7 @@ LOCATED = (
 """One of each kind. tests/explaining/test_diagnosis.py plants the whole table."""
 
 
-@pytest.mark.parametrize("layer", [0, LAYERS // 2, LAYERS - 1])
+@pytest.mark.parametrize("layer", [0, *(pytest.param(at, marks=pytest.mark.slow) for at in (LAYERS // 2, LAYERS - 1))])
 @pytest.mark.parametrize("bug", LOCATED)
 def test_each_planted_bug_is_located_on_a_small_model(small: Model, bug: str, layer: int) -> None:
     # An epsilon's error is near to the floor here: a decode step may have no token small enough to show it.
@@ -92,6 +90,7 @@ IN_LAYERS = [bug for bug in LOCATED if not TABLE[bug].outside_layers and bug != 
 OUTSIDE = [bug for bug in LOCATED if TABLE[bug].outside_layers]
 
 
+@pytest.mark.smollm2
 @pytest.mark.parametrize(
     ("bug", "layer"), [(bug, layer) for bug in IN_LAYERS for layer in (0, 15, 29)] + [(bug, 0) for bug in OUTSIDE]
 )
@@ -166,6 +165,7 @@ def dropped(trace: Trace, points: set[str]) -> Trace:
 HALF = {"attn_norm", "Qcur", "Kcur", "Kcur_rope", "kq", "kq_soft_max", "attn_out", "ffn_gate", "ffn_swiglu", "v_cache"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bug", "judged", "between"),
     [
@@ -195,6 +195,7 @@ def test_with_half_the_points_missing_the_segment_is_right(
     assert verdict.coverage["recorded"] < verdict.coverage["sites"]
 
 
+@pytest.mark.slow
 def test_layer_outputs_alone_name_the_right_layer(small: Model) -> None:
     trace, _ = plant(small, PROMPT, ("scale-missing", 3), decode=0)
     kept = trace.without(lambda site: site.layer is not None and site.point != "l_out")
@@ -237,6 +238,7 @@ def test_nan_that_spreads_is_reported_once(small: Model) -> None:
     assert {s.status for s in verdict.sites[1:]} == {Status.INHERITS}
 
 
+@pytest.mark.slow
 def test_an_undeclared_arithmetic_is_found_from_the_products(small: Model) -> None:
     for arithmetic, found in ((F64, "f32"), (GGML_CPU, "ggml-cpu")):
         trace, _ = plant(small, PROMPT, ("norm-weight-missing", 2), arithmetic=arithmetic)
@@ -248,6 +250,7 @@ def test_an_undeclared_arithmetic_is_found_from_the_products(small: Model) -> No
         assert {Site.parse(s.site).point for s in verdict.diverging} == {"attn_norm", "ffn_norm"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arithmetic", [F32, GGML_CPU], ids=lambda a: a.name)
 @pytest.mark.parametrize("bug", [None, "rope-pairing", "norm-weight-missing", "min-missing", "scale-missing"])
 def test_a_dump_stored_in_f16_is_judged_at_what_storing_takes_from_it(

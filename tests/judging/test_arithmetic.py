@@ -10,7 +10,7 @@ import pytest
 
 from builders.engines import recorded_by_llama_cpp
 from builders.judging import NORMS, PRODUCTS, UNKNOWN, Before, attribute, bits, dump, weights_off
-from builders.models import FILE_TYPES, SMOLLM2, quantised, synthetic
+from builders.models import SMOLLM2, in_blocks
 from firstdiff.dumps import Trace
 from firstdiff.engines.llamacpp import Attention
 from firstdiff.model.arithmetic import ARITHMETICS, F32, arithmetic_named
@@ -51,8 +51,7 @@ FOUND = {
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("fingerprint")
-    path = synthetic(folder, n_layer=LAYERS, n_head=4, n_head_kv=2, head_dim=64)
-    return open_model(quantised(path, FILE_TYPES["Q4_1"], folder / "q4_1.gguf"))
+    return open_model(in_blocks("Q4_1", folder, n_layer=LAYERS, n_head=4, n_head_kv=2, head_dim=64))
 
 
 def sure(verdict: Verdict) -> tuple[str, ...]:
@@ -66,6 +65,7 @@ def diverging(verdict: Verdict) -> set[str]:
     return {s.site for s in verdict.diverging}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOUND)
 def test_an_arithmetic_is_named_by_group_and_judged_at_its_floor(small: Model, name: str) -> None:
     verdict = judge(small, dump(small, PROMPT, arithmetic=arithmetic_named(name)))
@@ -85,6 +85,7 @@ def test_an_arithmetic_is_named_on_a_real_model(name: str, smollm2_model: Model)
     assert diverging(verdict) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in FOUND if n not in ("bf16", "f16")])
 def test_a_fault_in_one_layer_is_found_in_any_arithmetic(small: Model, name: str) -> None:
     arithmetic = arithmetic_named(name)
@@ -95,6 +96,7 @@ def test_a_fault_in_one_layer_is_found_in_any_arithmetic(small: Model, name: str
     assert diverging(verdict) == wrong | {f"{site}@1" for site in wrong}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["f32", "tf32", "ggml-cpu"])
 def test_an_arithmetic_is_known_by_the_sites_that_are_right_where_most_are_wrong(small: Model, name: str) -> None:
     faults = [("min-missing", layer) for layer in range(4)]  # of six layers
@@ -103,6 +105,7 @@ def test_an_arithmetic_is_known_by_the_sites_that_are_right_where_most_are_wrong
     assert {s.layer for s in verdict.diverging} == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bf16", "f16"])
 def test_a_fault_is_found_where_results_are_stored_narrowly(small: Model, name: str) -> None:
     verdict = judge(small, dump(small, PROMPT, ("gqa-map", 1), arithmetic=arithmetic_named(name)))
@@ -110,6 +113,8 @@ def test_a_fault_is_found_where_results_are_stored_narrowly(small: Model, name: 
     assert diverging(verdict) == {"kq-1", "kqv_out-1", "kq-1@1", "kqv_out-1@1"}
 
 
+@pytest.mark.llama
+@pytest.mark.smollm2
 @pytest.mark.parametrize(
     "attention", [Attention.of(flash=f, kv=k) for f in (False, True) for k in ("f16", "q8_0")], ids=str
 )
@@ -125,6 +130,7 @@ def test_llama_cpps_own_options_are_found_from_its_numbers(
     assert diverging(verdict) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", UNKNOWN)
 def test_an_unknown_arithmetic_is_judged_at_the_level_of_its_layers(small: Model, engine: str) -> None:
     before, after = UNKNOWN[engine]
@@ -152,6 +158,7 @@ def test_an_unknown_arithmetic_is_judged_so_on_a_real_model(engine: str, smollm2
     assert {s.point for s in verdict.diverging if s.layer == 11} == swapped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", UNKNOWN)
 def test_a_fault_in_one_layer_stands_out_of_an_unknown_arithmetic(small: Model, engine: str) -> None:
     before, after = UNKNOWN[engine]
@@ -172,6 +179,7 @@ EVERYWHERE: dict[str, tuple[Before, set[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", EVERYWHERE)
 @pytest.mark.parametrize("declared", [None, "f32"])
 def test_a_small_fault_at_every_layer_is_no_arithmetic(small: Model, fault: str, declared: str | None) -> None:
@@ -190,6 +198,7 @@ def test_wrong_weights_at_every_product_of_a_real_model_are_no_arithmetic(smollm
     assert {s.point for s in verdict.diverging} == set(PRODUCTS)
 
 
+@pytest.mark.slow
 def test_errors_above_the_ceiling_are_not_excused(small: Model) -> None:
     rng = np.random.default_rng(3)
 
@@ -202,6 +211,7 @@ def test_errors_above_the_ceiling_are_not_excused(small: Model) -> None:
     assert "level" not in verdict.arithmetic["linear"]
 
 
+@pytest.mark.slow
 def test_a_declared_arithmetic_is_believed_where_it_fits_and_not_against_the_numbers(small: Model) -> None:
     traces = {name: dump(small, PROMPT, arithmetic=arithmetic_named(name)) for name in ("tf32", "ggml-cpu")}
     for name, trace in traces.items():

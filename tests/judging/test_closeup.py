@@ -182,6 +182,7 @@ def test_the_site_that_diverges_is_looked_at_in_its_own_numbers(model: Model, wr
 SHAPES = npst.array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=9)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, database=None)
 @given(st.data(), st.sampled_from([np.float32, np.float64]))
 def test_whatever_the_numbers_are_the_details_can_be_read_again(data: st.DataObject, dtype: Any) -> None:

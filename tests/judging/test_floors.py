@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from builders.engines import recorded_by_llama_cpp
 from builders.judging import replayed
-from builders.models import SMOLLM2
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.tensors import Held
 from firstdiff.judging import floors
@@ -28,8 +28,8 @@ FRANCE = [1780, 314, 260, 3575, 282, 4649, 47]  # "What is the capital of France
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    return recorded_by_llama_cpp(SMOLLM2, tmp_path_factory.mktemp("floors") / "trace", FRANCE, decode=4)[0]
+def theirs(llama: None, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Trace:
+    return recorded_by_llama_cpp(smollm2, tmp_path_factory.mktemp("floors") / "trace", FRANCE, decode=4)[0]
 
 
 KEPT: dict[str, tuple[Callable[[Site], bool], float]] = {
@@ -43,19 +43,19 @@ KEPT: dict[str, tuple[Callable[[Site], bool], float]] = {
 
 @pytest.mark.parametrize("kept", KEPT)
 def test_a_clean_run_with_points_missing_stays_below_the_floor_of_its_segments(
-    smollm2_model: Model, llama: Trace, kept: str
+    smollm2_model: Model, theirs: Trace, kept: str
 ) -> None:
     keep, seen = KEPT[kept]
-    sites = replayed(smollm2_model, llama.without(lambda site: not keep(site)), GGML_CPU)
+    sites = replayed(smollm2_model, theirs.without(lambda site: not keep(site)), GGML_CPU)
     assert [s.site for s in sites if s.status is Status.DIVERGES] == []
     segments = [s.local_error for s in sites if s.segment and s.local_error is not None]
     assert segments
     assert max(segments) < seen
 
 
-def test_cancelling_parts_make_llama_cpps_own_sums_inexact(smollm2_model: Model, llama: Trace) -> None:
+def test_cancelling_parts_make_llama_cpps_own_sums_inexact(smollm2_model: Model, theirs: Trace) -> None:
     site = Site(2, 26, "attn_out")
-    x, theirs = llama[Site(2, 26, "kqv_out")], llama[site].astype(np.float64)
+    x, product = theirs[Site(2, 26, "kqv_out")], theirs[site].astype(np.float64)
     weight = smollm2_model.weights.layer(26)["attn_output.weight"]
     rounded, sums = quants.round_activations(x, weight.kind)
     minima = weight.minima(0, weight.shape[0])
@@ -68,9 +68,9 @@ def test_cancelling_parts_make_llama_cpps_own_sums_inexact(smollm2_model: Model,
     summed = terms(Call(2, 26, "attn_out", linear, (x, weight), {}))
     assert summed is not None
     assert np.linalg.norm(ours - exact) / size < 3e-7
-    assert np.linalg.norm(theirs - exact) / size < 2e-6
+    assert np.linalg.norm(product - exact) / size < 2e-6
     assert np.linalg.norm(summed) / size > 10  # the parts are that much larger than what is left of them
-    assert np.linalg.norm(theirs - exact) / np.linalg.norm(summed) < 2e-7
+    assert np.linalg.norm(product - exact) / np.linalg.norm(summed) < 2e-7
 
 
 def random_weight(n: int, kind: str) -> Weight:
@@ -90,9 +90,9 @@ def test_a_float32_sum_of_one_term_after_another_stays_below_its_floor(n: int) -
     assert error < floors.floor(F32, [Call(0, 0, "ffn_out", linear, (x, weight), {})]) / 1.2
 
 
-def test_activations_stored_in_f16_flip_codes_of_a_quantised_product(smollm2_model: Model, llama: Trace) -> None:
+def test_activations_stored_in_f16_flip_codes_of_a_quantised_product(smollm2_model: Model, theirs: Trace) -> None:
     weight = smollm2_model.weights.layer(3)["ffn_up.weight"]
-    x = llama[Site(0, 3, "ffn_norm")]
+    x = theirs[Site(0, 3, "ffn_norm")]
     y, narrow = (linear(v, weight, arithmetic=GGML_CPU) for v in (x, x.astype(np.float16).astype(np.float32)))
     error = (np.linalg.norm(y - narrow, axis=1) / np.linalg.norm(y, axis=1)).max()
     assert F16.floor < error < floors.CODES["f16"] * F16.floor
@@ -105,14 +105,14 @@ def test_one_operation_of_a_known_arithmetic_has_the_floor_of_that_arithmetic() 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 def test_a_clean_trace_that_was_stored_narrowly_has_no_diverging_site(
-    smollm2_model: Model, llama: Trace, dtype: str
+    smollm2_model: Model, theirs: Trace, dtype: str
 ) -> None:
     held = {}
-    for site in llama.sites():
-        x = np.array(llama[site])
+    for site in theirs.sites():
+        x = np.array(theirs[site])
         bits = (quants.round_bf16(x).view(np.uint32) >> 16).astype(np.uint16)
         held[site] = Held(bits, "bf16") if dtype == "bf16" else Held(x.astype(np.float16), "f16")
-    narrow = dataclasses.replace(llama, tensors=held)
+    narrow = dataclasses.replace(theirs, tensors=held)
     sites = replayed(smollm2_model, narrow, GGML_CPU)
     assert [s.site for s in sites if s.status is Status.DIVERGES] == []
     products = [s.local_error for s in sites if s.op == "linear" and s.local_error is not None]

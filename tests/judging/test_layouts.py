@@ -79,6 +79,7 @@ def assert_same(verdict: Verdict, plain: Verdict) -> None:
     assert [s.status for s in verdict.sites] == [s.status for s in plain.sites]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("bug", [None, ("norm-weight-missing", 2), ("gqa-map", 1), ("rope-base", 3)])
 def test_the_layout_does_not_change_the_verdict(model: Model, name: str, bug: tuple[str, int] | None) -> None:
@@ -105,6 +106,7 @@ def test_a_permutation_that_one_layer_needs_is_a_finding(model: Model) -> None:
     assert verdict.layouts == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bug", ["rope-pairing", "norm-weight-missing", "weight-reinterpreted", "gqa-map", "scale-missing"]
 )
@@ -115,6 +117,7 @@ def test_a_bug_at_every_layer_is_no_layout(model: Model, bug: str) -> None:
     assert [s.site for s in verdict.diverging] == touched
 
 
+@pytest.mark.slow
 def test_fused_products_are_taken_apart(model: Model) -> None:
     trace, touched = plant(model, PROMPT, ("weight-swapped", 1), decode=1)
 

@@ -73,6 +73,7 @@ def told(verdict: Verdict) -> list[tuple[str, str | None]]:
     return [(e.extent, e.hypothesis) for e in verdict.explanations]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [16, 32, 128])
 @pytest.mark.parametrize("arithmetic", [F64, F32])
 @pytest.mark.parametrize(
@@ -91,6 +92,7 @@ def test_a_scale_that_is_folded_in_is_a_layout(
     assert max((s.local_error or 0.0) / (s.floor or 1.0) for s in after) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left_out", [("kq",), ("Qcur_rope",), ("Qcur",), ("kq", "Qcur_rope"), ("kq_soft_max", "kq")])
 def test_what_is_recorded_is_enough(models: dict[int, Model], left_out: tuple[str, ...]) -> None:
     trace = recorded(models[32], at="Qcur").without(lambda site: site.point in left_out)
@@ -125,6 +127,7 @@ def test_a_stated_layout_may_be_scaled(models: dict[int, Model]) -> None:
     assert verdict.layouts["Qcur_rope"] == f"[head, token, head_dim], {SCALED}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bug", "layer"), [("rope-base", 2), ("gqa-map", 1), ("norm-weight-missing", 0)])
 def test_a_fault_beside_it_is_named(models: dict[int, Model], bug: str, layer: int) -> None:
     verdict = judge(models[32], recorded(models[32], (bug, layer), at="Qcur_rope"))
@@ -148,6 +151,7 @@ def test_an_engine_without_the_scale_lacks_it(models: dict[int, Model]) -> None:
     assert told(verdict) == [("kq_soft_max at every layer", "scale-missing")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [(1,), (0, 1, 3)])
 def test_some_layers_alone_are_a_fault(models: dict[int, Model], layers: tuple[int, ...]) -> None:
     verdict = judge(models[32], recorded(models[32], layers=layers))
@@ -161,6 +165,7 @@ def test_some_steps_alone_are_a_fault(models: dict[int, Model]) -> None:
     assert {s.step for s in verdict.diverging if s.point == "Qcur_rope"} == {0, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["Qcur", "Qcur_rope"])
 def test_scores_of_a_scaled_q_are_scaled_too(models: dict[int, Model], at: str) -> None:
     trace, plain = recorded(models[32], at=at), recorded(models[32], layers=())
@@ -189,6 +194,7 @@ def test_a_factor_on_q_and_k_is_no_scale(models: dict[int, Model], magnitude: fl
     assert told(verdict) == [("Qcur_rope and Kcur_rope at every layer", "rope-yarn-magnitude")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [16, 32, 128])
 @pytest.mark.parametrize("name", ["f16", "bf16", "f16-operands", "bf16-operands", "tf32", "ggml-cpu"])
 @pytest.mark.parametrize("left_out", [(), ("kq",)])
@@ -203,6 +209,7 @@ def test_engines_that_round_fold_it_too(
     assert set(verdict.layouts) == {"Qcur_rope", "kq"} - set(left_out)
 
 
+@pytest.mark.slow
 def test_a_fault_of_scores_is_named_in_narrow_operands_too(models: dict[int, Model]) -> None:
     trace = recorded(models[128], ("gqa-map", 1), arithmetic=ARITHMETICS["f16-operands"], at="Qcur_rope")
     verdict = judge(models[128], replace(trace, engine={"name": "folding"}))

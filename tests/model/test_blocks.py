@@ -19,6 +19,7 @@ def test_every_supported_quantised_type_has_a_layout() -> None:
     assert set(LAYOUTS) == {name for name in SUPPORTED if name.startswith("Q")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_values_are_equal_to_the_bit(name: str) -> None:
     kind, raw = BY_NAME[name], random_blocks(name, 4096)  # any bits are a scale: NaN, infinite, subnormal

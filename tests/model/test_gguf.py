@@ -287,6 +287,7 @@ strings = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(words=st.lists(strings, max_size=40), times=st.sampled_from([1, 1, 50]), tail=st.binary(max_size=20))
 def test_skipping_strings_ends_where_a_plain_walk_does(

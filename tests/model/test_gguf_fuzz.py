@@ -104,18 +104,21 @@ def test_the_whole_model_opens(model: bytes, place: Path) -> None:
     assert survives(place, model) is None
 
 
+@pytest.mark.slow
 @relaxed
 @given(data=st.binary(max_size=300))
 def test_random_bytes_are_refused(place: Path, data: bytes) -> None:
     assert survives(place, data)
 
 
+@pytest.mark.slow
 @relaxed
 @given(tail=st.binary(max_size=300), tensors=st.integers(0, 3), keys=st.integers(0, 3))
 def test_random_bytes_behind_a_header_end_well(place: Path, tail: bytes, tensors: int, keys: int) -> None:
     survives(place, b"GGUF" + struct.pack("<IQQ", 3, tensors, keys) + tail)
 
 
+@pytest.mark.slow
 @relaxed
 @given(damage=st.lists(damages(), min_size=1, max_size=3))
 def test_a_damaged_model_ends_well(model: bytes, place: Path, damage: list[Callable[[bytes], bytes]]) -> None:

@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 
+from firstdiff.engines.ggml import bindings
 from firstdiff.model import quants
 from firstdiff.model.errors import ModelError
 from firstdiff.model.quants import BY_NAME, SUPPORTED, TYPES, QuantType, dequantize, round_activations
@@ -121,15 +123,14 @@ class Ggml:
 
 
 @pytest.fixture(scope="module")
-def ggml() -> Ggml:
+def ggml(llama: None) -> Ggml:
     found = importlib.util.find_spec("llama_cpp")
-    if found is None or found.origin is None:
-        pytest.skip("llama-cpp-python is not installed")
+    assert found
+    assert found.origin
     return Ggml(Path(found.origin).parent / "lib")
 
 
 def gguf_dequantize(raw: Any, kind: QuantType) -> Any:
-    gguf = pytest.importorskip("gguf")
     with np.errstate(all="ignore"):
         return gguf.dequantize(raw, gguf.GGMLQuantizationType(kind.id))
 
@@ -151,7 +152,7 @@ def assert_same_bits(actual: Any, expected: Any) -> None:
 
 
 def test_the_type_table_is_ggmls(ggml: Ggml) -> None:
-    count = pytest.importorskip("llama_cpp").GGML_TYPE_COUNT
+    count = bindings().GGML_TYPE_COUNT
     sizes = [ggml.base.ggml_type_size(number) for number in range(count)]  # 0 for a type that was removed
 
     assert sorted(TYPES) == [number for number, size in enumerate(sizes) if size]
@@ -395,6 +396,7 @@ def test_importing_the_type_table_does_not_import_numba() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_without_any_cache_directory_kernels_still_work(tmp_path: Path) -> None:
     package = tmp_path / "firstdiff"
     shutil.copytree(Path(quants.__file__).parent, package / "model", ignore=shutil.ignore_patterns("__pycache__"))

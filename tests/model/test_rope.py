@@ -287,7 +287,7 @@ class Ggml:
 
 
 @pytest.fixture(scope="module")
-def ggml() -> Ggml:
+def ggml(llama: None) -> Ggml:
     found = importlib.util.find_spec("llama_cpp")
     assert found
     assert found.origin

@@ -4,10 +4,8 @@ They share no code, and follow different conventions: transformers rotates plain
 reference permuted ones in interleaved pairs. Agreement to rounding leaves no room for an error of the reference.
 """
 
-import inspect
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 
 from builders.hugging_face import hugging_face_model
+from builders.logits import assert_same_logits, reference, steps_of, through_its_cache
 from builders.models import synthetic
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
@@ -24,23 +23,12 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from firstdiff.model import rope
-from firstdiff.model.arithmetic import F64, Array
-from firstdiff.model.engine import Model, open_model
-from firstdiff.model.probe import Probe
+from firstdiff.model.engine import open_model
 from firstdiff.model.synthetic import Llama
-
-pytestmark = pytest.mark.slow
 
 # SmolLM2's tokens of "The capital of France is Paris, and the capital of Italy is".
 PROMPT = [504, 3575, 282, 4649, 314, 7042, 28, 284, 260, 3575, 282, 7158, 314]
 DECODED = 4
-
-# What transformers calls the KV cache that a model takes and returns: newer releases warn of the older name.
-CACHE = "cache" if "cache" in inspect.signature(transformers.LlamaForCausalLM.forward).parameters else "past_key_values"
-
-# What is left is transformers' float32. Measured over all logits: 6e-7 to 1.3e-6; at the worst token: 5e-6 for
-# SmolLM2, 1e-6 for synthetic models. An epsilon of 2e-5 for 1e-5 shows as 7e-4, a rope base off by 0.1 % as 4e-5.
-WHOLE, TOKEN = 4e-6, 2e-5
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,41 +41,6 @@ def one_thread() -> Iterator[None]:
     transformers.utils.logging.enable_progress_bar()
     torch.use_deterministic_algorithms(mode=False)
     torch.set_num_threads(threads)
-
-
-@dataclass(frozen=True)
-class Step:
-    tokens: Sequence[int]
-    positions: Sequence[int]
-
-
-def steps_of(prompt: Sequence[int], decoded: Sequence[int]) -> list[Step]:
-    n = len(prompt)
-    return [Step(prompt, range(n)), *(Step([t], [n + i]) for i, t in enumerate(decoded))]
-
-
-def reference(model: Model, steps: Sequence[Step]) -> list[Array]:
-    return list(model.forward(steps, Probe(F64)))
-
-
-def through_its_cache(model: Any, steps: Sequence[Step]) -> list[Array]:
-    """Return transformers' logits [T, n_vocab] of each step."""
-    cache, logits = transformers.DynamicCache(config=model.config), []
-    with torch.inference_mode():
-        for step in steps:
-            out = model(torch.tensor([step.tokens]), **{CACHE: cache}, use_cache=True)
-            logits.append(out.logits[0].numpy())
-    return logits
-
-
-def assert_same_logits(actual_steps: Sequence[Array], expected_steps: Sequence[Array]) -> None:
-    assert [x.shape for x in actual_steps] == [x.shape for x in expected_steps]
-    actual, expected = np.concatenate(actual_steps), np.concatenate(expected_steps).astype(np.float64)
-    difference = actual - expected
-    tokens = np.linalg.norm(difference, axis=-1) / np.linalg.norm(expected, axis=-1)
-    assert np.linalg.norm(difference) / np.linalg.norm(expected) < WHOLE
-    assert tokens.max() < TOKEN
-    np.testing.assert_array_equal(actual.argmax(-1), expected.argmax(-1))
 
 
 # SmolLM2-135M, quantised, through transformers' own GGUF loader.

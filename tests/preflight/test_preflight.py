@@ -118,6 +118,7 @@ def written(folder: Path, model: Model, ids: list[int], *later: int) -> Trace:
     return open_trace(folder)
 
 
+@pytest.mark.llama
 def test_a_sound_trace_passes_every_check(model: Model, tmp_path: Path) -> None:
     with LlamaCpp(model.gguf.path, vocabulary_only=True) as engine:
         ids = engine.tokenize(TEXT)
@@ -128,6 +129,7 @@ def test_a_sound_trace_passes_every_check(model: Model, tmp_path: Path) -> None:
     assert found == {"tokens": "agrees", "positions": "agrees", "weights": "agrees", "model": "agrees"}
 
 
+@pytest.mark.llama
 def test_every_failed_check_says_its_sentence(model: Model, tmp_path: Path) -> None:
     with LlamaCpp(model.gguf.path, vocabulary_only=True) as engine:
         ids = engine.tokenize(TEXT)
@@ -151,6 +153,7 @@ def test_what_was_not_given_is_not_claimed(model: Model, tmp_path: Path) -> None
     }
 
 
+@pytest.mark.llama
 def test_a_prompt_fed_one_token_at_a_time_is_put_together(model: Model, tmp_path: Path) -> None:
     with LlamaCpp(model.gguf.path, vocabulary_only=True) as engine:
         ids = engine.tokenize(TEXT)

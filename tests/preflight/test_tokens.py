@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builders.models import SMOLLM2, synthetic
+from builders.models import synthetic
 from firstdiff.commands.tokens import tokens_command
 from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.errors import UsageError
@@ -20,15 +20,15 @@ DIGITS = "it's 1,234 stitches, isn't it?\n\n 5"
 
 
 @pytest.fixture(scope="module")
-def spm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCpp]:
+def spm(llama: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCpp]:
     path = synthetic(tmp_path_factory.mktemp("spm") / "model.gguf", Llama(n_layer=1, n_embd=32, n_ff=32))
     with LlamaCpp(path, vocabulary_only=True) as engine:
         yield engine
 
 
 @pytest.fixture(scope="module")
-def bpe() -> Iterator[LlamaCpp]:
-    with LlamaCpp(SMOLLM2, vocabulary_only=True) as engine:
+def bpe(llama: None, smollm2: Path) -> Iterator[LlamaCpp]:
+    with LlamaCpp(smollm2, vocabulary_only=True) as engine:
         yield engine
 
 
@@ -184,6 +184,7 @@ def test_a_text_that_is_no_utf_8_is_refused(spm: LlamaCpp) -> None:
         check(spm, [1], "\udcff")
 
 
+@pytest.mark.llama
 def test_the_vocabulary_of_a_path_need_not_be_ascii(tmp_path: Path) -> None:
     path = synthetic(tmp_path / "modèle.gguf", Llama(n_layer=1, n_embd=32, n_ff=32))
     with LlamaCpp(path, vocabulary_only=True) as engine:

@@ -11,12 +11,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from builders.models import SMOLLM2, synthetic
+from builders.tiny_models import tiny
 from firstdiff.commands.weights import weights_command
 from firstdiff.dumps import TraceError
 from firstdiff.errors import UsageError
 from firstdiff.model.engine import Model, open_model
 from firstdiff.preflight.weight_statistics import weight_statistics
-from firstdiff.preflight.weights import WeightsCheck, check_weights, describe
+from firstdiff.preflight.weights import HUGGING_FACE, WeightsCheck, check_weights, describe
 
 Array = np.ndarray[Any, Any]
 
@@ -75,13 +76,14 @@ def test_weights_within_their_rounding_agree(
         (Q, lambda x: x.T, "is transposed", "weight-transposed"),
         (K, lambda x: x.T, "is transposed, [64, 32]", "weight-transposed"),
         (K, lambda x: x.reshape(x.shape[::-1]), "GGUF's order of dimensions", "weight-reinterpreted"),
-        (K, lambda x: x.reshape(x.shape[::-1]).T, "read with the dimensions", "weight-reinterpreted"),
+        (K, lambda x: x.reshape(x.shape[::-1]).T, "read with its dimensions", "weight-reinterpreted"),
         (K, lambda x: x.T.reshape(x.shape), "the transpose's bytes", "weight-transposed"),
         (Q, lambda x: x * 20, "is 20 times the file's", None),
         (Q, lambda x: -x, "is -1 times", None),
         (Q, lambda x: x * 0, "all zeros", None),
-        (NORM, lambda x: x + 1, "plus 1: Gemma's + 1", "norm-plus-one"),
-        (NORM, lambda x: x**2, "the square", "norm-weight-twice"),
+        (NORM, lambda x: x + 1, "1 added to the norm's weight", "norm-plus-one"),
+        (NORM, lambda x: x + 0.5, "is the file's plus 0.5", None),
+        (NORM, lambda x: x**2, "multiplied in twice", "norm-weight-twice"),
         (Q, lambda x: x[:-1], "(shape [63, 64]), where the file has 4,096", None),
         (
             Q,
@@ -103,13 +105,17 @@ def test_a_wrong_weight_is_described(
 
 @pytest.mark.parametrize(
     ("name", "other", "hypothesis"),
-    [(NORM, OTHER_NORM, "weight-of-other-layer"), (V, K, "weight-swapped")],
+    [
+        (NORM, OTHER_NORM, "weight-of-other-layer"),
+        (V, K, "weight-swapped"),
+        (V, "blk.1.attn_k.weight", None),  # of another layer and another name
+    ],
 )
 def test_another_tensor_s_values_are_recognised(
     model: Model, tmp_path: Path, name: str, other: str, hypothesis: str
 ) -> None:
     check = dumped(tmp_path, model, {name: values(model, other)})
-    assert check.sentence == f"{name} holds the values of {other}"
+    assert check.sentence.startswith(f"{name} holds the values of {other}")
     assert check.tensors[0].hypothesis == hypothesis
 
 
@@ -140,6 +146,59 @@ def test_names_of_hugging_face_and_names_without_weight_are_understood(model: Mo
     assert "something.else" in describe(check)
 
 
+@pytest.fixture(scope="module", params=["qwen2", "qwen3"])
+def half_split(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return open_model(tiny(request.param, tmp_path_factory.mktemp("half"), n_layer=2))
+
+
+def test_every_tensor_of_a_layer_has_a_name_of_hugging_face(half_split: Model, model: Model, tmp_path: Path) -> None:
+    for each in (half_split, model):
+        own = {f"blk.1.{ours}": f"model.layers.1.{theirs}" for theirs, ours in HUGGING_FACE.items()}
+        names = [name for name in each.gguf.tensors if name.startswith("blk.1.")]
+        given = {own[stem] + dot + kind: values(each, stem + dot + kind)
+                 for stem, dot, kind in (name.rpartition(".") for name in names)}  # fmt: skip
+        check = dumped(tmp_path, each, given)
+        assert check.agrees
+        assert [t.name for t in check.tensors] == names
+        assert not check.unknown
+
+
+def test_names_of_norms_that_an_architecture_does_not_have_are_unknown(model: Model, tmp_path: Path) -> None:
+    given = "model.layers.0.self_attn.q_norm.weight"
+    assert dumped(tmp_path, model, {given: np.ones(16, np.float32)}).unknown == (given,)
+
+
+def by_halves(x: Array, heads: int) -> Array:
+    """Rows (2i, 2i + 1) of each head where rows (i, i + head_dim / 2) were."""
+    return x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+
+
+def test_another_order_of_rows_is_hugging_face_s_only_where_pairs_are_interleaved(
+    half_split: Model, model: Model, tmp_path: Path
+) -> None:
+    for each, of_hugging_face in ((model, True), (half_split, False)):
+        check = dumped(tmp_path, each, {K: by_halves(values(each, K), each.hp.n_head_kv)})
+        assert not check.agrees
+        assert check.tensors[0].hypothesis == "qk-permutation"
+        assert ("right only with half-split pairs" in check.sentence) == of_hugging_face
+
+
+def test_biases_are_explained_by_the_table(tmp_path: Path) -> None:
+    qwen2 = open_model(tiny("qwen2", tmp_path, n_layer=2))
+    bias = "blk.1.attn_k.bias"
+    (check,) = dumped(tmp_path, qwen2, {bias: 2 * values(qwen2, bias)}).tensors
+    assert (check.says, check.hypothesis) == ("is wrong: the bias added twice", "bias-twice")
+
+
+def test_one_value_that_is_a_little_off_is_no_fault_of_all(model: Model, tmp_path: Path) -> None:
+    x = values(model, Q).copy()
+    x[3, 5] *= np.float32(1.01)
+    (check,) = dumped(tmp_path, model, {Q: x}).tensors
+    assert check.hypothesis is None
+    assert "differs" in check.says
+    assert "greatest at [3, 5]" in check.says
+
+
 def test_a_tied_output_is_compared_with_the_embedding(tmp_path: Path) -> None:
     model = open_model(synthetic(tmp_path, n_layer=1, n_embd=32, n_head=2, n_head_kv=1, head_dim=16, tied=True))
     check = dumped(tmp_path, model, {"lm_head.weight": values(model, "token_embd.weight")})
@@ -160,6 +219,7 @@ def test_a_damaged_file_is_refused(model: Model, tmp_path: Path) -> None:
         check_weights(model, path)
 
 
+@pytest.mark.smollm2
 def test_norm_weights_that_look_too_small_are_what_the_file_holds() -> None:
     model = open_model(SMOLLM2)
     (found,) = weight_statistics(model, ["blk.0.attn_norm.weight"])
@@ -171,6 +231,7 @@ def test_norm_weights_that_look_too_small_are_what_the_file_holds() -> None:
     assert found.statistics.mean == pytest.approx(x.mean())
 
 
+@pytest.mark.smollm2
 def test_quantised_weights_agree_with_their_values_in_f16(tmp_path: Path) -> None:
     model = open_model(SMOLLM2)
     name = "blk.3.attn_k.weight"

@@ -122,6 +122,7 @@ def test_code_reads_as_it_was(text: str) -> None:
     assert [(child.type, child.content) for child in inline.children or ()] == [("code_inline", text)]
 
 
+@pytest.mark.slow
 def test_a_summary_of_anything_fits_its_limit() -> None:
     huge = [failing("名" * 5000, notes=("x" * 10_000,) * 20) for _ in range(100)]
     rendered = markdown.render(huge)

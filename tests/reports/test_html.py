@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from builders.command_line import Command
 from builders.verdicts import EVERY_KIND, HOSTILE, LLAMA, NAME, verdict
@@ -23,7 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-WIDE, PHONE = ViewportSize(width=1280, height=900), ViewportSize(width=390, height=844)
+    from playwright.sync_api import Browser, Page, ViewportSize
+
+WIDE: ViewportSize = {"width": 1280, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 ON_A_PHONE = 1.0  # pixels that rounding may add to a width
 
 FLAGS = [
@@ -37,6 +39,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """The system's Chromium. CI must have one; elsewhere these tests say that they did not run."""
+    from playwright.sync_api import sync_playwright
+
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         missing = f"no Chromium here ({', '.join(NAMES)}): install one, on Debian with apt-get install chromium"
@@ -147,6 +151,7 @@ def test_smollm2s_page_has_less_than_1_mb() -> None:
     assert len(render(verdict(layers=30, steps=3, bug=17, details=True)).encode()) < 1e6
 
 
+@pytest.mark.slow
 def test_a_page_of_100_layers_has_less_than_5_mb() -> None:
     assert len(render(verdict(layers=100, steps=3, bug=57, details=True)).encode()) < 5e6
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,17 @@ import pytest
 from safetensors.numpy import save_file
 
 from builders.models import synthetic
+from builders.tiny_models import tiny
 from builders.traces import MemoryWriter
 from firstdiff.cli import main
 from firstdiff.commands.rope import rope_command
-from firstdiff.dumps import Trace, TraceWriter
+from firstdiff.dumps import Trace, TraceError, TraceWriter
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.hypotheses.planting import Planted, record_planted
+from firstdiff.model.architectures import llama
 from firstdiff.model.arithmetic import F32, GGML_CPU, Arithmetic
-from firstdiff.model.engine import Model, open_model
+from firstdiff.model.engine import ARCHITECTURES, Model, open_model
 from firstdiff.model.probe import Call
 from firstdiff.rope.fit import FittedAngles, describe, fitted_angles
 from firstdiff.rope.says import Finding
@@ -80,7 +83,7 @@ def traced(
 
 def fitted(model: Model, change: Change | None, **rest: Any) -> FittedAngles:
     trace = traced(model, change, **rest)
-    found = [fitted_angles(model, trace, 1, point) for point in ("Qcur", "Kcur")]
+    found = [fitted_angles(model, trace, 1, point) for point in ("Qcur_rope", "Kcur_rope")]
     assert found[0] is not None
     assert found[1] is not None
     assert found[0].finding.id == found[1].finding.id
@@ -136,8 +139,8 @@ def test_a_right_rotation_agrees(model: Model, arithmetic: Arithmetic) -> None:
         ("rope-none", attribute("scale", lambda _: 0.0)),
         ("rope-base", attribute("base", lambda _: 500000.0)),
         ("rope-pairing", attribute("pairing", lambda _: "half")),
-        ("rope-position", positions(lambda _, p: p + 1)),
-        ("rope-position", positions(lambda call, p: p - 20 if call.step else p)),
+        ("rope-offset", positions(lambda _, p: p + 1)),
+        ("rope-offset", positions(lambda call, p: p - 20 if call.step else p)),
         ("rope-yarn-magnitude", output(lambda x: x * x.dtype.type(1.261))),
         ("rope-denominator", frequencies(lambda i, d, base: base ** (-4 * i / d))),
         ("rope-denominator", frequencies(lambda i, _, base: base ** (-2 * i / 128))),
@@ -158,7 +161,7 @@ def found(model: Model, change: Change) -> Finding:
 
 def test_the_numbers_of_a_wrong_rotation_are_given(model: Model) -> None:
     assert found(model, attribute("base", lambda _: 500000.0)).values["base"] == pytest.approx(500000, rel=1e-3)
-    assert found(model, attribute("scale", lambda s: s / 4)).values["scale"] == pytest.approx(0.25, rel=1e-4)
+    assert found(model, attribute("scale", lambda s: s / 4)).values["factor"] == pytest.approx(0.25, rel=1e-4)
     assert found(model, positions(lambda _, p: p + 3)).values["offset"] == 3
     assert found(model, output(lambda x: x * x.dtype.type(1.261))).values["magnitude"] == pytest.approx(1.261)
 
@@ -167,7 +170,24 @@ def test_positions_that_start_again_are_said_to(model: Model) -> None:
     restarted = TABLE["rope-position"].change
     finding = found(model, lambda call: restarted(call, Scene(model, GGML_CPU, lambda _: None), {}) or call)
     assert finding.id == "rope-position"
-    assert finding.says == "step 1 at position 21 is turned as if at 0: positions start again at 0"
+    assert finding.says == f"{TABLE['rope-position'].says}, from step 1 on"
+
+
+def test_a_single_token_elsewhere_is_said_to_be_there_and_not_to_be_scaled(model: Model) -> None:
+    finding = fitted(model, positions(lambda call, p: p - 20 if call.step else p), decode=1).finding
+    assert finding.id == "rope-position"
+    assert finding.says == "step 1 at position 21 is turned as if at 1"
+
+
+def test_a_fault_of_some_steps_is_said_to_be_one(model: Model) -> None:
+    finding = found(model, lambda call: attribute("base", lambda _: 500000.0)(call) if call.step == 0 else call)
+    assert (finding.id, finding.says.partition(", in ")[2]) == ("rope-base", "step 0")
+
+
+def test_two_faults_of_one_rotation_are_both_named(model: Model) -> None:
+    finding = found(model, lambda call: attribute("pairing", lambda _: "half")(positions(lambda _, p: p + 2)(call)))
+    assert finding.id == "rope-pairing + rope-offset"
+    assert finding.values == {"offset": 2}
 
 
 def test_frequency_factors_that_are_ignored_are_named(tmp_path: Path) -> None:
@@ -175,7 +195,7 @@ def test_frequency_factors_that_are_ignored_are_named(tmp_path: Path) -> None:
     assert fitted(model, None).agrees
     finding = found(model, lambda call: replace(call, inputs=(*call.inputs[:2], None)))
     assert finding.id == "rope-factors"
-    assert "ignored" in finding.says
+    assert finding.values == {"factor": 1}  # which is none
 
 
 @pytest.mark.parametrize("bug", [None, "rope-pairing"])
@@ -185,6 +205,36 @@ def test_one_kv_head_is_enough_to_tell_the_pairing(tmp_path: Path, bug: str | No
     assert fit.finding.id == (bug or "agrees")
 
 
+@pytest.fixture(scope="module", params=["qwen2", "qwen3"])
+def half_split(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return open_model(tiny(request.param, tmp_path_factory.mktemp("half")))
+
+
+@pytest.mark.parametrize("bug", [None, "rope-pairing", "rope-base", "rope-offset"])
+def test_architectures_that_pair_half_split_are_judged_by_their_own_rotation(
+    half_split: Model, tmp_path: Path, bug: str | None
+) -> None:
+    with TraceWriter(tmp_path / "trace", engine={}, model={}) as writer:
+        planted = [Planted(TABLE[bug], 2)] if bug else []
+        record_planted(half_split, TOKENS, writer, arithmetic=F32, decode=1, planted=planted)
+    before = "Qcur_normed" if half_split.architecture == "qwen3" else "Qcur"
+    for layer in (1, 2):
+        text, plain, code = rope_command(model=half_split.gguf.path, trace=tmp_path / "trace", layer=layer)
+        says = bug if bug and layer == 2 else "agrees"
+        assert {point: fit["id"] for point, fit in plain.items()} == {"Qcur_rope": says, "Kcur_rope": says}
+        assert code == (says != "agrees")
+        assert text.startswith(f"{before}-{layer} -> Qcur_rope-{layer}: ")
+        instead = says == "rope-pairing"
+        assert ("Pairing interleaved fits, where the model pairs half," in text) == instead
+        assert ("Pairing half fits" in text) != instead
+
+
+def test_an_architecture_without_rotation_is_refused(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "llama", SimpleNamespace(**vars(llama) | {"rotation": lambda _: None}))
+    with pytest.raises(UsageError, match="the architecture llama does not rotate queries and keys"):
+        rope_command(model=model.gguf.path)
+
+
 def test_values_dumped_in_half_precision_still_agree(model: Model) -> None:
     fit = fitted(model, output(lambda x: x.astype(np.float16).astype(x.dtype)))
     assert fit.agrees, fit.finding.says
@@ -192,7 +242,7 @@ def test_values_dumped_in_half_precision_still_agree(model: Model) -> None:
 
 def test_the_description_puts_fitted_beside_expected(model: Model) -> None:
     text = describe(fitted(model, attribute("scale", lambda s: s / 4)), [3], [0])
-    assert "0.25 times" in text
+    assert "multiplied by 0.25 (rope-scale)" in text
     assert "3.00000000" in text
     assert "0.7500000" in text
     assert "interleaved" in text
@@ -203,7 +253,7 @@ def test_the_command_judges_a_trace(model: Model, tmp_path: Path) -> None:
         record_planted(model, TOKENS, writer, arithmetic=F32)
     text, plain, code = rope_command(model=model.gguf.path, trace=tmp_path / "trace")
     assert code == 0
-    assert set(plain) == {"Qcur", "Kcur"}
+    assert set(plain) == {"Qcur_rope", "Kcur_rope"}
     assert "the model's file asks for" in text
 
 
@@ -258,7 +308,7 @@ def test_the_command_understands_a_trace_as_judging_does(tmp_path: Path, kind: s
     ):
         trace = dumped(tmp_path / folder, traced(model, change, F32, layer=1), relay, name, stated=stated)
         _, plain, exit_code = rope_command(model=model.gguf.path, trace=trace, names=names, layer=1)
-        assert {point: fit["id"] for point, fit in plain.items()} == {"Qcur": says, "Kcur": says}
+        assert {point: fit["id"] for point, fit in plain.items()} == {"Qcur_rope": says, "Kcur_rope": says}
         assert exit_code == code
 
 
@@ -271,9 +321,28 @@ def test_the_command_takes_names_as_the_others_do(
     assert "Qcur-0 -> Qcur_rope-0: the angles are those" in capsys.readouterr().out
 
 
+def test_tokens_may_be_given_for_a_dump_that_does_not_say_them(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = dumped(tmp_path / "dump", traced(model, None, F32), relaid, "{}-{layer}", stated=False)
+    (trace / "trace.json").unlink()
+    command = ["rope", str(model.gguf.path), "--trace", str(trace)]
+    assert main(command) == 3
+    assert "--tokens" in capsys.readouterr().err
+    assert main([*command, "--tokens", ",".join(map(str, [*TOKENS, 5, 6]))]) == 0
+
+
+def test_a_trace_of_another_model_is_refused(model: Model, tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "trace", engine={}, model={"file": "other.gguf", "sha256": "0" * 64}) as writer:
+        record_planted(model, TOKENS, writer, arithmetic=F32)
+    with pytest.raises(TraceError, match=r"is a trace of another model \(other\.gguf"):
+        rope_command(model=model.gguf.path, trace=tmp_path / "trace")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"tokens": [1]}, "give --trace too"),
         ({"pairs": [16]}, "pairs 0 to 15"),
         ({"positions": [-1]}, "a position is"),
         ({"layer": 2, "trace": True}, "layers 0 to 1"),

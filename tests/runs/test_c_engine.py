@@ -61,12 +61,12 @@ ONE_LAYER = (
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bench(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("c-engine")
 
 
 @pytest.fixture(scope="module")
-def models(bench: Path) -> Mapping[str, Path]:
+def models(llama: None, bench: Path) -> Mapping[str, Path]:
     """Two layers with everything that the engine reads: biases, rope factors, another base, an output of its own."""
     shape = {
         "n_layer": 2, "n_embd": 128, "n_head": 8, "n_head_kv": 4, "head_dim": 16, "n_ff": 192, "n_vocab": 320,
@@ -111,6 +111,7 @@ def test_the_clean_engine_agrees_everywhere(kind: str, bench: Path, models: Mapp
     check_clean(compile_engine(bench), models[kind], tmp_path, PROMPT)
 
 
+@pytest.mark.smollm2
 def test_the_clean_engine_agrees_on_a_real_model(bench: Path, tmp_path: Path) -> None:
     prompt = [1, 504, 314, 260, 3575, 282, 4649, 47, 198, 2, 1, 9690]
     check_clean(compile_engine(bench), SMOLLM2, tmp_path, prompt)

@@ -32,18 +32,18 @@ def model(folder: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def llama(folder: Path, model: Model) -> Trace:
+def theirs(llama: None, folder: Path, model: Model) -> Trace:
     trace, _ = recorded_by_llama_cpp(model.gguf.path, folder / "llama.cpp", PROMPT, decode=0)
     return trace
 
 
-def test_two_that_agree_settle_who_is_wrong(model: Model, llama: Trace) -> None:
+def test_two_that_agree_settle_who_is_wrong(model: Model, theirs: Trace) -> None:
     candidate, touched = plant(model, PROMPT, ("gqa-map", 1), decode=0)
-    verdict = judge(model, candidate, witness=llama)
+    verdict = judge(model, candidate, witness=theirs)
     assert [s.site for s in verdict.diverging] == touched
     assert verdict.witness is not None
     assert verdict.witness.diverges == ()
-    assert verdict.witness.agrees == len(llama.sites())
+    assert verdict.witness.agrees == len(theirs.sites())
     assert (verdict.exit_code, verdict.against) == (1, "llama.cpp:cpu")
 
 
@@ -57,8 +57,8 @@ def test_where_the_witness_leaves_the_reference_too_nobody_is_accused(model: Mod
     assert all("the reference may be wrong" in (s.reason or "") for s in doubted)
 
 
-def test_drift_is_large_where_local_errors_are_rounding(model: Model, llama: Trace) -> None:
-    verdict = judge(model, llama)  # weights are F32, but the cache and attention operands are f16
+def test_drift_is_large_where_local_errors_are_rounding(model: Model, theirs: Trace) -> None:
+    verdict = judge(model, theirs)  # weights are F32, but the cache and attention operands are f16
     drift = {s.site: s.drift for s in verdict.sites}
     assert verdict.verdict == "agrees"
     assert verdict.worst_error <= 1e-6

@@ -50,6 +50,7 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> str:
     return json.dumps(record)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_what_was_written_is_read_again(kind: str, tmp_path: Path) -> None:
     text = EVERY_KIND[kind].to_json()
@@ -146,6 +147,7 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", EDITS)
 def test_an_edited_verdict_is_refused(what: str, tmp_path: Path) -> None:
     change, words = EDITS[what]
@@ -194,6 +196,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, database=None)
 @given(st.sampled_from(PLACES), JSON, st.booleans())
 def test_whatever_is_edited_it_is_refused_or_told_as_it_stands(way: tuple[Any, ...], value: Any, gone: bool) -> None:  # noqa: FBT001

@@ -18,8 +18,8 @@ CLEARLY = 100.0
 """How many times smaller than the error a residual above the floor must be for a prediction to hold."""
 
 SHARE = 0.9
-"""Least share of the squared error of a prediction that holds. A fit of unrelated numbers reaches 0.5: see
-:data:`firstdiff.explaining.describing.fits.DATA`."""
+"""Least share of the squared error that a prediction must explain. A fit of unrelated numbers reaches 0.5, see
+:data:`~firstdiff.explaining.describing.fits.DATA`."""
 
 AGREE, MOSTLY = 0.5, 0.9
 """A prediction that holds moves nine in ten of the values that it changes to within half of the change. Without it, a

@@ -5,17 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
-
 from firstdiff.hypotheses.blocks.buffers import BUFFER_FAULTS, BufferFault, shifted, shifts
 from firstdiff.hypotheses.blocks.faults import BLOCK_FAULTS, BlockFault
 from firstdiff.hypotheses.hypothesis import Change, Hypothesis, Scene, Values, with_input
 from firstdiff.hypotheses.weights import PRODUCTS
-from firstdiff.model.arithmetic import F32, Array
-from firstdiff.model.engine import Model
-from firstdiff.model.operations import linear
+from firstdiff.model.arithmetic import Array
 from firstdiff.model.probe import Call
-from firstdiff.model.weights import Weight
 
 POINTS = (*PRODUCTS, "result_output", "embd")
 BYTES = 1  # stage
@@ -62,17 +57,6 @@ def _shifted(call: Call, scene: Scene, values: Values) -> Call | None:
 
 def _shifts(call: Call, scene: Scene, _observed: Array | None) -> Iterator[dict[str, object]]:
     yield from ({"bytes": s.by, "because": s.name} for s in shifts(scene.model.gguf, call.inputs[1].name))
-
-
-def readings(model: Model, weight: Weight) -> Iterator[tuple[Hypothesis, Values, Weight]]:
-    """Every way of reading a weight wrongly, with the weight that it makes."""
-    call = Call(0, None, "result_output", linear, (np.empty(0, np.float32), weight), {})
-    scene = Scene(model, F32, lambda _: None)
-    for hypothesis in TABLE:
-        for values in hypothesis.ways(call, scene, None):
-            changed = hypothesis.apply(call, scene, values)
-            if changed is not None:
-                yield hypothesis, values, changed.inputs[1]
 
 
 TABLE = (

@@ -1,0 +1,63 @@
+"""Running only what some sites need: their own calls, and those before them back to values that are recorded."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from firstdiff.dumps import Site, Step
+from firstdiff.model.engine import Model
+from firstdiff.model.outline import outline, sources
+from firstdiff.model.probe import Call, Probe
+from firstdiff.model.value import Value
+
+Wanted = Callable[[Site], bool]
+"""Which sites are wanted. A silent call's site has an empty point."""
+
+
+class Judging(Probe):
+    """A probe that goes on with the candidate's recorded values."""
+
+    @abstractmethod
+    def known(self, call: Call) -> Value | None:
+        """Return the value to go on with where the recording gives it, whatever the call computes; or else None.
+
+        Only the shapes of the call's inputs are known yet.
+        """
+
+
+def run(model: Model, steps: Sequence[Step], probe: Judging, wanted: Wanted | None = None) -> None:
+    """Run some steps through a probe: all calls, or those of the `wanted` sites and what these need.
+
+    The calls before a wanted site are run back to those whose values the probe knows from the recording. The probe then
+    has for a wanted site what it has in a whole pass, but for whether anything upstream is wrong.
+    """
+    if wanted is None:
+        for _ in model.forward(steps, probe):
+            pass
+        return
+    awaited = outline(model, steps)
+    todo = [a.call for a in awaited if wanted(Site(a.call.step, a.call.layer, a.call.point))]
+    needed = set(todo)
+    values: dict[Value, Value] = {}
+    while todo:
+        for source in sources(todo.pop()):
+            if source.call in needed or source in values:
+                continue
+            known = probe.known(source.call)
+            if known is None:
+                needed.add(source.call)
+                todo.append(source.call)
+            else:
+                values[source] = known
+    for each in awaited:
+        if each.call in needed:
+            values[each] = probe.run(_fed(each.call, values))
+
+
+def _fed(call: Call, values: dict[Value, Value]) -> Call:
+    """A call of an outline with values in the place of those that it awaits."""
+    found = tuple(None if source is None else values[source] for source in call.sources)
+    arrays = (x if value is None else value.array for x, value in zip(call.inputs, found, strict=True))
+    return replace(call, inputs=tuple(arrays), sources=found)
