@@ -90,7 +90,14 @@ class _Kept:
 
     tensors: dict[str, tuple[Array, Array]] = field(default_factory=dict)
 
-    def take(self, site: str, _status: Status, candidate: Array, reference: Array, **_rest: object) -> None:
+    def take(
+        self,
+        site: str,
+        status: Status,  # noqa: ARG002 - named as `Look` names it
+        candidate: Array,
+        reference: Array,
+        **_rest: object,
+    ) -> None:
         """Keep them."""
         self.tensors[site] = candidate, reference
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from builders.command_line import TOKENS, Command, strict
+from builders.command_line import TOKENS, Command, drained, strict
+from builders.engines import recorded_by_reference
 from builders.models import TINY, synthetic, tensor_of
 from builders.verdicts import explanation, verdict
 from firstdiff.dumps import open_trace
@@ -24,9 +25,8 @@ from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import planted
 from firstdiff.model.engine import open_model
-from firstdiff.runs import demo, recording
+from firstdiff.runs import demo
 from firstdiff.runs.judge import judge
-from firstdiff.runs.prompt import Input
 from firstdiff.verdict import Tried, Verdict
 from firstdiff.verdict.reading import read_verdict
 
@@ -36,11 +36,7 @@ COMMANDS = ("demo", "run", "record", "report", "diff", "doctor")
 @pytest.fixture(scope="module")
 def wrong(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trace of an engine with a wrong rope base at layer 1."""
-    out = tmp_path_factory.mktemp("trace") / "wrong"
-    plants = [planted("rope-base", 1)]
-    source = Input(tokens=(1, 70, 71, 72, 73))
-    recording.record(model, source, out, engine="reference:f32", decode=1, threads=1, planted=plants)
-    return out
+    return recorded_by_reference(model, tmp_path_factory.mktemp("trace") / "wrong", ("rope-base", 1))
 
 
 def process(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -450,19 +446,9 @@ def on_terminal(*arguments: object, cwd: Path, **environment: str) -> str:
             | {"TERM": "xterm-256color", "COLUMNS": "80"} | environment,
         )  # fmt: skip
         os.close(far)
-        chunks = []
-        while True:
-            try:
-                chunk = os.read(near, 65536)
-            except OSError:  # how Linux says that the other end is closed
-                break
-            if not chunk:
-                break
-            chunks.append(chunk)
-        child.wait()
+        return drained(near, child)
     finally:
         os.close(near)
-    return b"".join(chunks).decode()
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def test_a_mask_of_large_negative_numbers_leaves_a_hidden_row_uniform(factored: 
     hidden = ~visible(*z.shape[-2:], -1)
     z = z + np.where(hidden, np.finfo(np.float32).min, np.float32(0))
     p = np.exp(z - z.max(-1, keepdims=True))
-    wrong = altered(trace, Site(0, 1, "kq_soft_max"), p / p.sum(-1, keepdims=True))
+    wrong = altered(trace, kq_soft_max_1=p / p.sum(-1, keepdims=True))
     explanation = judge(factored, wrong).explanations[0]
     assert explanation.hypothesis == "mask-offset"
     assert explanation.attributes == {"offset": -1, "blind": "uniform over all keys"}
