@@ -6,7 +6,10 @@ Each takes the `arithmetic` it shall round like as a keyword and computes in its
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +21,44 @@ from firstdiff.model.rope import angles
 from firstdiff.model.weights import Weight
 
 Operation = Callable[..., Array]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Derived:
+    """An operation around another one, whose operands it takes.
+
+    Parameters
+    ----------
+    of
+        The other operation.
+    compute
+        Runs it, and does something before or after.
+    sizes
+        Makes the size of each result's terms from that of the other operation's (see :mod:`firstdiff.model.terms`);
+        None where the result no longer is a sum of them.
+    rowwise
+        Whether each result of a product needs only its own row of the weight, as the product's does.
+    """
+
+    of: Operation
+    compute: Operation
+    sizes: Callable[[Array], Array] | None = None
+    rowwise: bool = False
+
+    @property
+    def __name__(self) -> str:
+        """The name of the operation that it is around."""
+        return self.of.__name__
+
+    def __call__(self, *inputs: object, arithmetic: Arithmetic, **attributes: object) -> Array:
+        """Run it as the other operation would be run."""
+        return self.compute(*inputs, arithmetic=arithmetic, **attributes)
+
+
+@lru_cache(maxsize=1024)
+def signature(op: Operation) -> inspect.Signature:
+    """Return the operands and attributes that an operation takes, by name."""
+    return signature(op.of) if isinstance(op, Derived) else inspect.signature(op)
 
 
 def embed(tokens: Sequence[int], weight: Weight, *, arithmetic: Arithmetic) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import Operation
+from firstdiff.model.operations import Operation, signature
 from firstdiff.model.value import Value
 
 
@@ -43,6 +43,32 @@ class Call:
     def compute(self, arithmetic: Arithmetic) -> Array:
         """Run the operation."""
         return arithmetic.keep(self.op(*self.inputs, arithmetic=arithmetic, **self.attributes))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Every operand and attribute by its name in the operation's signature, defaults included.
+
+        An architecture may leave out an operand that has a default, or give it as a keyword.
+        """
+        bound = signature(self.op).bind(*self.inputs, arithmetic=None, **self.attributes)
+        bound.apply_defaults()
+        del bound.arguments["arithmetic"]
+        return bound.arguments
+
+    def argument(self, name: str) -> Any:  # noqa: ANN401 - an operation's own
+        """One operand or attribute by its name; None for one that the operation does not have."""
+        return self.arguments.get(name)
+
+    def with_arguments(self, **arguments: Any) -> Call:  # noqa: ANN401
+        """The call with some operands and attributes replaced, each by its name."""
+        inputs, attributes = list(self.inputs), dict(self.attributes)
+        places = {name: index for index, name in enumerate(signature(self.op).parameters)}
+        for name, value in arguments.items():
+            if places.get(name, len(inputs)) < len(inputs):
+                inputs[places[name]] = value
+            else:
+                attributes[name] = value
+        return replace(self, inputs=tuple(inputs), attributes=attributes)
 
     def with_inputs(self, arrays: dict[Value, Array]) -> Call:
         """The call with other arrays in the place of some values."""
@@ -78,7 +104,7 @@ class Probe:
         Raises
         ------
         TypeError
-            For an input that is an array, and no value that a probe returned.
+            For an input that is an array, and no value that a probe returned; for a value given as a keyword.
         """
         if self._watched != (self.step, self.layer):
             self._order = 0 if self._watched is None or self._watched[0] != self.step else self._order
@@ -90,6 +116,9 @@ class Probe:
                     f"probe({point!r}, {op.__name__}): input {index} is an array that no probe returned, so nobody "
                     "knows where it comes from: give a value that a probe returned"
                 )
+        for name, x in attributes.items():
+            if isinstance(x, Value):
+                raise TypeError(f"probe({point!r}, {op.__name__}): {name} is given as a keyword: give values by place")
         sources = tuple(x if isinstance(x, Value) else None for x in inputs)
         arrays = tuple(x.array if isinstance(x, Value) else x for x in inputs)
         call = Call(self.step, self.layer, point or "", op, arrays, attributes, sources, self._order)

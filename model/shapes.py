@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from firstdiff.model.operations import add, append, attend, linear, rms_norm, rope, scores, soft_max, swiglu
+from firstdiff.model.operations import Operation, add, append, attend, linear, rms_norm, rope, scores, soft_max, swiglu
 from firstdiff.model.probe import Call
 
 Shape = tuple[int, ...]
 
+ALIKE: dict[Operation, str] = {rms_norm: "x", rope: "x", soft_max: "kq", swiglu: "gate", add: "a"}
+"""Operands that the result is shaped as."""
+
 
 def shape_of(call: Call) -> Shape | None:
     """Return the shape of a call's result without running the call; None for an operation that is not listed here."""
-    x, op = call.inputs[0], call.op
+    of, op = call.arguments, call.op
     if op is linear:
-        heads, out = call.attributes.get("heads"), call.inputs[1].shape[0]
-        return (len(x), out) if heads is None else (len(x), heads, out // heads)
+        tokens, heads, out = len(of["x"]), of["heads"], of["weight"].shape[0]
+        return (tokens, out) if heads is None else (tokens, heads, out // heads)
     if op is scores:
-        return (x.shape[1], len(x), len(call.inputs[1]))
+        return (of["q"].shape[1], len(of["q"]), len(of["keys"]))
     if op is attend:
-        return (x.shape[1], x.shape[0] * call.inputs[1].shape[-1])
+        return (of["p"].shape[1], of["p"].shape[0] * of["values"].shape[-1])
     if op is append:
-        new = call.inputs[1]
-        return new.shape if x is None else (len(x) + len(new), *new.shape[1:])
-    return x.shape if op in (rms_norm, rope, soft_max, swiglu, add) else None
+        past, new = of["past"], of["new"]
+        return new.shape if past is None else (len(past) + len(new), *new.shape[1:])
+    return of[ALIKE[op]].shape if op in ALIKE else None

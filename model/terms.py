@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import F64, Array
-from firstdiff.model.operations import add, attend, linear, scores, swiglu
+from firstdiff.model.operations import Derived, add, attend, linear, scores, swiglu
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import CODES, Weight
 
@@ -32,17 +32,15 @@ def terms(call: Call) -> npt.NDArray[np.float64] | None:
     For weights whose blocks have minima, the products with the minima count as terms of their own, since
     block-wise kernels sum them apart.
     """
-    inner = getattr(call.op, "sums", None)  # of an operation around a sum, which may multiply it `by` something
-    function = _TERMS.get(inner or call.op)
-    if function is None:
-        return None
-    attributes = {name: value for name, value in call.attributes.items() if name != "by"}
-    size = function(replace(call, attributes=attributes))
-    return size * abs(call.attributes.get("by", 1.0)) if inner is not None else size
+    if isinstance(call.op, Derived):
+        inner = None if call.op.sizes is None else terms(replace(call, op=call.op.of))
+        return None if inner is None or call.op.sizes is None else np.asarray(call.op.sizes(inner), np.float64)
+    function = _TERMS.get(call.op)
+    return None if function is None else function(call)
 
 
 def _linear(call: Call) -> npt.NDArray[np.float64]:
-    x, weight = np.asarray(call.inputs[0], np.float64), call.inputs[1]
+    x, weight = np.asarray(call.argument("x"), np.float64), call.argument("weight")
     squares = np.empty((x.shape[0], weight.shape[0]))
     for start, stop in weight.chunks():
         rows = weight.rows(start, stop).astype(np.float64)
@@ -50,7 +48,7 @@ def _linear(call: Call) -> npt.NDArray[np.float64]:
         minima = _minima(weight, start, stop)
         if minima is not None:
             squares[:, start:stop] += (x @ minima.T) ** 2
-    heads = call.attributes.get("heads")
+    heads = call.argument("heads")
     return np.sqrt(squares if heads is None else squares.reshape(x.shape[0], heads, -1))
 
 

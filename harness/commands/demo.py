@@ -13,6 +13,7 @@ from firstdiff.commands.watching import watched
 from firstdiff.engines.threads import threads_for
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import planted
+from firstdiff.model.engine import open_model
 from firstdiff.runs import demo as demos
 from firstdiff.runs.folder import run_folder
 
@@ -21,7 +22,7 @@ def demo(options: argparse.Namespace) -> int:
     """Plant a bug and find it; 0 if it is found at its place and named as what it is."""
     if options.list:
         width = max(map(len, TABLE))
-        print("\n".join(f"{id_:{width}}  {h.says}" for id_, h in TABLE.items()))
+        print("\n".join(f"{id_:{width}}  {h.told({})}" for id_, h in TABLE.items()))
         return 0
     bug = options.bug or demos.BUG
     planted(bug, options.layer)
@@ -46,6 +47,7 @@ def demo(options: argparse.Namespace) -> int:
     show_verdict(done.verdict, options, out)
     if options.format == "text":
         hypothesis, layer = done.planted.hypothesis, done.planted.layer
-        print(f"\nPlanted on purpose: {hypothesis.id} at layer {layer}, {hypothesis.says}.")
+        says = hypothesis.told({}, open_model(done.model))
+        print(f"\nPlanted on purpose: {hypothesis.id} at layer {layer}, {says}.")
         print("Your own engine: firstdiff run MODEL --candidate YOUR_DUMP")
     return 0 if done.missed is None else fail(f"the planted bug was not found: {done.missed}", 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from firstdiff.dumps import Trace
+from firstdiff.explaining.failures import Failures
 from firstdiff.explaining.replay import Explaining, replay
-from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.layouts import Alignment
@@ -37,7 +37,7 @@ def has_faults(
     wanted = frozenset(site for of in excused.values() for site in (of[0], of[len(of) // 2]))
     if not wanted:
         return False
-    faults = {id_: h for id_, h in table.items() if id_ != "other-arithmetic"}
+    faults = {id_: h for id_, h in table.items() if h.everywhere != "arithmetic"}
     probe = Explaining(
         found.arithmetic,
         trace,

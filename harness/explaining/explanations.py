@@ -10,8 +10,9 @@ import numpy as np
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import Kind, of_kind
 from firstdiff.explaining.counter_check import counter_check
+from firstdiff.explaining.failures import Failures
 from firstdiff.explaining.replay import PAIR_SEARCHES, Explaining, Group, Segment, Unexplained, replay
-from firstdiff.explaining.search import Attempt, Failures
+from firstdiff.explaining.search import Attempt
 from firstdiff.explaining.telling_apart import separating
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.arithmetic import Fingerprint
@@ -105,7 +106,7 @@ def _explained(group: Group, probe: Explaining, trace: Trace) -> Explanation:
     sites = [site for site, _, _ in group.cases]
     error = max(error for _, error, _ in group.cases)
     alone = [
-        f"{a.fault.id} ({a.fault.says})"
+        f"{a.fault.id} ({a.fault.says(probe.model)})"
         for a in group.tried
         if a.explains and a.fault.id not in known and len(a.fault.parts) == len(first.fault.parts)
     ]
@@ -115,17 +116,17 @@ def _explained(group: Group, probe: Explaining, trace: Trace) -> Explanation:
         sites=tuple(map(str, sites)),
         extent=extent(sites, probe.model.hp.n_layer, len(trace.steps)),
         hypothesis=first.fault.id,
-        says=first.fault.says,
-        fix=first.fault.fix,
+        says=first.fault.says(probe.model),
+        fix=first.fault.fix(probe.model),
         attributes=first.fault.values,
         error=error,
         residual=first.residual,
         floor=max(floor for _, _, floor in group.cases),
-        next_best=_told(rest[0]) if rest else None,
-        equals=tuple(map(_told, others)),
+        next_best=_told(rest[0], probe.model) if rest else None,
+        equals=tuple(_told(a, probe.model) for a in others),
         separate=_separate(group, probe, trace) if others else None,
         note=_note(first, error, sites, alone, trace),
-        tried=tuple(_told(a) for a in sorted(group.tried, key=lambda a: a.residual)[:SHOWN]),
+        tried=tuple(_told(a, probe.model) for a in sorted(group.tried, key=lambda a: a.residual)[:SHOWN]),
     )
 
 
@@ -138,10 +139,7 @@ def _separate(group: Group, probe: Explaining, trace: Trace) -> str | None:
 
 
 def _note(first: Attempt, error: float, sites: Sequence[Site], alone: Sequence[str], trace: Trace) -> str | None:
-    """How sure a fault is, what fits the first site `alone` as well, and what it is not.
-
-    The same offset of every position leaves all scores as they are.
-    """
+    """How sure a fault is, what fits the first site `alone` as well, and why it may change no score."""
     notes = []
     if first.residual > error / SURELY:
         notes.append("the evidence is weak, because much of the difference is left; record more points between")
@@ -151,13 +149,13 @@ def _note(first: Attempt, error: float, sites: Sequence[Site], alone: Sequence[s
         )
     first_turned, *turned = [{(s.layer, s.step) for s in sites if s.point == point} for point in of_kind(Kind.ROTATION)]
     both = all(where == first_turned for where in turned)
-    if first.fault.id == "rope-offset" and both and {s.step for s in sites} == set(range(len(trace.steps))):
-        notes.append("scores depend on differences of positions alone: the same offset on Q and K changes none of them")
+    if both and {s.step for s in sites} == set(range(len(trace.steps))):
+        notes += [h.harmless for h in first.fault.hypotheses if len(first.fault.parts) == 1 and h.harmless]
     return "; ".join(notes) or None
 
 
-def _told(tried: Attempt) -> Tried:
-    return Tried(tried.fault.id, tried.fault.says, tried.residual)
+def _told(tried: Attempt, model: Model) -> Tried:
+    return Tried(tried.fault.id, tried.fault.says(model), tried.residual)
 
 
 def _not_explained(unexplained: Sequence[Unexplained], model: Model, trace: Trace) -> Iterator[Explanation]:
@@ -185,9 +183,9 @@ def _not_explained(unexplained: Sequence[Unexplained], model: Model, trace: Trac
             error=max(c.error for c, _, _ in cases),
             residual=None,
             floor=max(c.floor for c, _, _ in cases),
-            next_best=_told(ranked[0]) if ranked else None,
+            next_best=_told(ranked[0], model) if ranked else None,
             findings=_findings(searched, len(sites)),
-            tried=tuple(map(_told, ranked[:SHOWN])),
+            tried=tuple(_told(a, model) for a in ranked[:SHOWN]),
         )
 
 

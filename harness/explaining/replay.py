@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.describing.findings import findings
-from firstdiff.explaining.search import Attempt, Failures, Fault, attempt, attempts, explaining
+from firstdiff.explaining.failures import Failures
+from firstdiff.explaining.search import Attempt, Fault, attempt, attempts, explaining
 from firstdiff.hypotheses import Hypothesis, Scene
 from firstdiff.judging.case import Case
 from firstdiff.judging.replay import Replay
@@ -57,17 +58,19 @@ class Explaining(Replay):
     unexplained: list[Unexplained] = field(default_factory=list, init=False)
     progress: Callable[[str], None] = lambda _: None
     _shapes: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict, init=False)
+    _ran: dict[Site, int] = field(default_factory=dict, init=False)
     _searches: dict[str, int] = field(default_factory=dict, init=False)
 
     @property
     def scene(self) -> Scene:
         """What surrounds the call at hand."""
-        return Scene(self.model, self.arithmetic, self._lookup)
+        return Scene(self.model, self.arithmetic, self._lookup, self._ran)
 
     def value(self, call: Call) -> Value:
         """Judge the call, and explain it if it diverges."""
         given = super().value(call)
         self._shapes[call.point, call.step] = given.shape
+        self._ran[Site(call.step, call.layer, call.point)] = call.order
         return given
 
     def diverged(self, case: Case) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps.points import axes_of
-from firstdiff.hypotheses.products import cut, spread
+from firstdiff.hypotheses.products import cut, rowwise, spread
 from firstdiff.judging.case import DOUBTFUL, Case
 from firstdiff.judging.measure import measure, shown, within_f16
 from firstdiff.model.arithmetic import Arithmetic, Array
@@ -97,7 +97,8 @@ class Part:
 
     def residual(self, case: Case, arithmetic: Arithmetic, call: Call) -> float:
         """As :func:`residual`, of this part alone; of what is no product any more, of all."""
-        if not (getattr(call.op, "rowwise", call.op is linear) and call.inputs[1].shape == case.call.inputs[1].shape):
+        whole = case.call.argument("weight").shape
+        if not (rowwise(call.op) and call.argument("weight").shape == whole):
             return residual(case, computed(call, arithmetic), call)
         part = cut(call, self.rows, self.tokens)
         return residual(replace(case, recorded=self.recorded, seen=None), computed(part, arithmetic), part)

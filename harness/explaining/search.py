@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from math import inf, isfinite
 from typing import Any
 
-from firstdiff.dumps import Site
+from firstdiff.explaining.failures import Failures
 from firstdiff.explaining.residual import Part, left, part_of, rerun
+from firstdiff.hypotheses.fitting import Numbers
+from firstdiff.hypotheses.frame import Frame
 from firstdiff.hypotheses.hypothesis import Hypothesis, Later, Scene, Values
 from firstdiff.judging.case import Case
 from firstdiff.model.arithmetic import Array
+from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
-from firstdiff.verdict import Failed
 
 LOOSE = 20.0
 """How far above the bar a hypothesis may lie at a part of a product and still be tried at the whole: a few outputs and
@@ -28,8 +30,6 @@ ALIKE = 2.0
 """Residuals that differ by less than this factor say the same: both are rounding."""
 
 WAYS = 12  # of one hypothesis that pairs are made of
-
-LONGEST = 200  # characters of an exception's message that are kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,15 +49,13 @@ class Fault:
         """The hypotheses without their parameters."""
         return tuple(h for h, _ in self.parts)
 
-    @property
-    def says(self) -> str:
-        """What is wrong, with the parameters."""
-        return "; ".join(h.told(values) for h, values in self.parts)
+    def says(self, model: Model) -> str:
+        """What is wrong with an engine of a model, with the parameters."""
+        return "; ".join(h.told(values, model) for h, values in self.parts)
 
-    @property
-    def fix(self) -> str:
+    def fix(self, model: Model) -> str:
         """What to do about it."""
-        return "; ".join(h.fix for h, _ in self.parts)
+        return "; ".join(h.advice(model) for h in self.hypotheses)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -68,41 +66,14 @@ class Fault:
         """The call gone wrong in every part; None where one does not apply, or the fault is on another call."""
         if self.on is not None and number != self.on:
             return None
+        frame = scene.frame(call)
+        own = frame.own(call)
         for hypothesis, values in self.parts:
-            changed = hypothesis.apply(call, scene, values)
+            changed = hypothesis.apply(own, scene, values)
             if changed is None:
                 return None
-            call = changed
-        return call
-
-
-@dataclass(frozen=True, slots=True)
-class Failures:
-    """Notes the hypotheses that raise where they are tried, each once a site.
-
-    Numbers that nobody foresaw shall not cost the verdict, and the defect shall not stay hidden.
-    """
-
-    _noted: dict[tuple[str, str], Failed] = field(default_factory=dict)
-
-    @property
-    def noted(self) -> tuple[Failed, ...]:
-        """What could not be tried, in the order in which it was."""
-        return tuple(self._noted.values())
-
-    @contextmanager
-    def at(self, site: Site, *parts: Hypothesis) -> Iterator[None]:
-        """Note an exception that leaves the block as one of these hypotheses, and go on after the block."""
-        try:
-            yield
-        except Exception as e:  # noqa: BLE001 - whatever it is, it is noted
-            self.note(site, parts, e)
-
-    def note(self, site: Site, parts: tuple[Hypothesis, ...], error: Exception) -> None:
-        """Note that a hypothesis, or a pair, could not be tried at a site."""
-        id_ = " + ".join(h.id for h in parts)
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        self._noted.setdefault((id_, str(site)), Failed(id_, str(site), told[:LONGEST]))
+            own = changed
+        return frame.laid_back(own)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -215,23 +186,31 @@ def _best(case: Case, scene: Scene, hypothesis: Hypothesis, part: Part | None) -
 
 def _faults(case: Case, scene: Scene, hypothesis: Hypothesis) -> Iterator[Fault]:
     """The ways of a hypothesis in a case: at every call of the segment that it applies to, then at each alone."""
-    calls = case.calls
-    numbers = [n for n, call in enumerate(calls) if call.point in hypothesis.points]
+    frames = [scene.frame(call) for call in case.calls]
+    calls = [frame.own(call) for frame, call in zip(frames, case.calls, strict=True)]
+    numbers = [n for n, call in enumerate(calls) if hypothesis.where.matches(call)]
     if len(numbers) > 1:
         yield from (Fault(((hypothesis, values),)) for values in hypothesis.ways(calls[numbers[0]], scene, None))
     for number in numbers:
-        last = number == len(calls) - 1
-        beside = scene if last else replace(scene, later=_later(case, scene, number))
-        observed = case.recorded if last or getattr(hypothesis.ways, "fits", False) else None
-        for values in hypothesis.ways(calls[number], beside, observed):
+        if number == len(calls) - 1:
+            tried = hypothesis.ways(calls[number], scene, frames[number].there(case.recorded))
+        else:
+            beside = replace(scene, later=_later(case, scene, number, frames[number]))
+            tried = hypothesis.ways(calls[number], beside, case.recorded if _fits(hypothesis) else None)
+        for values in tried:
             yield Fault(((hypothesis, values),), on=number if len(calls) > 1 else None)
 
 
-def _later(case: Case, scene: Scene, number: int) -> Later:
-    """What is judged at the end of a segment, given one of its calls."""
+def _fits(hypothesis: Hypothesis) -> bool:
+    """Whether its ways can be fitted to what is observed at a later point."""
+    return isinstance(hypothesis.ways, Numbers)
+
+
+def _later(case: Case, scene: Scene, number: int, frame: Frame) -> Later:
+    """What is judged at the end of a segment, given one of its calls as the candidate makes it."""
 
     def run(changed: Call) -> Array:
-        done = rerun(case, scene.arithmetic, lambda n, _: changed if n == number else None)
+        done = rerun(case, scene.arithmetic, lambda n, _: frame.laid_back(changed) if n == number else None)
         assert done is not None
         return done[0]
 
@@ -250,26 +229,20 @@ def _pairs(
         return
     applicable = [table[a.fault.id] for a in singles]
     part = part_of(case, *PAIR_LOOK)
+    own = scene.frame(case.call).own(case.call)
     for first in sorted(applicable, key=lambda h: h.stage):
         with failures.at(case.site, first):
-            for values in _few(first, case, scene):
-                changed = first.apply(case.call, scene, values)
-                if changed is None or changed.op is not case.call.op:
+            for values in islice(first.ways(own, scene, None), WAYS):
+                changed = first.apply(own, scene, values)
+                if changed is None or changed.op is not own.op:
                     continue
                 for second in applicable:
-                    if second.stage <= first.stage or changed.point not in second.points:
+                    if second.stage <= first.stage or not second.where.matches(changed):
                         continue
                     with failures.at(case.site, first, second):
                         best = _second(case, scene, (first, values), second, changed, part)
                         if best is not None and best.explains:
                             yield best
-
-
-def _few(hypothesis: Hypothesis, case: Case, scene: Scene) -> Iterator[Values]:
-    for count, values in enumerate(hypothesis.ways(case.call, scene, None)):
-        if count == WAYS:
-            return
-        yield values
 
 
 def _second(
@@ -282,13 +255,12 @@ def _second(
 ) -> Attempt | None:
     """The best second fault after a first one."""
     best: Attempt | None = None
-    for count, values in enumerate(second.ways(changed, scene, case.recorded)):
-        if count == 2 * WAYS:
-            break
+    frame = scene.frame(case.call)
+    for values in islice(second.ways(changed, scene, frame.there(case.recorded)), 2 * WAYS):
         both = second.apply(changed, scene, values)
         if both is None:
             continue
-        tried = _at(case, scene, Fault((first, (second, values))), both, part)
+        tried = _at(case, scene, Fault((first, (second, values))), frame.laid_back(both), part)
         if best is None or tried.residual < best.residual:
             best = tried
             if best.explains:

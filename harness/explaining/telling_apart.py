@@ -9,8 +9,7 @@ import numpy as np
 
 from firstdiff.dumps import Trace
 from firstdiff.explaining.search import Fault
-from firstdiff.hypotheses import Scene, weights
-from firstdiff.hypotheses.blocks import table as blocks
+from firstdiff.hypotheses.hypothesis import Apart, Scene
 from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.judging.case import Case
 from firstdiff.model.probe import Call
@@ -53,7 +52,6 @@ def separating(faults: Sequence[Fault], case: Case, scene: Scene, trace: Trace) 
 
 def _apart(a: Fault, b: Fault, longest: int) -> str:
     """What to run, for two faults that can be told apart, after a run of at most so many tokens in a step."""
-    ids = _ids(a) | _ids(b)
     known = EQUIVALENT.get(_differing(a, b))
     if known is not None:
         return known
@@ -62,15 +60,14 @@ def _apart(a: Fault, b: Fault, longest: int) -> str:
             f"{longest} tokens are too few to tell them apart: run a prompt of {TELLING} or more "
             "(firstdiff run MODEL has one where none is given)"
         )
-    if ids <= {h.id for h in blocks.TABLE + weights.TABLE}:
-        return "dump the weight itself, as weights.safetensors in the trace's folder, and run again"
-    if any(id_.startswith("rope") for id_ in ids):
-        return "run a prompt of thousands of tokens (firstdiff run MODEL --long), where angles part"
-    return "run another prompt, with other and more tokens (firstdiff run MODEL --prompt TEXT)"
+    ways = {h.apart for fault in (a, b) for h in fault.hypotheses}
+    if ways == {Apart.WEIGHT}:
+        return Apart.WEIGHT
+    return Apart.LENGTH if Apart.LENGTH in ways else Apart.PROMPT
 
 
 def _ids(fault: Fault) -> frozenset[str]:
-    return frozenset(hypothesis.id for hypothesis, _ in fault.parts)
+    return frozenset(hypothesis.id for hypothesis in fault.hypotheses)
 
 
 def _differing(a: Fault, b: Fault) -> frozenset[str]:
@@ -87,13 +84,10 @@ def _same(a: tuple[Fault, tuple[Call | None, ...]], b: tuple[Fault, tuple[Call |
 def _same_call(a: Call | None, b: Call | None) -> bool:
     if a is None or b is None:
         return a is b
-    return (
-        a.op == b.op
-        and a.attributes.keys() == b.attributes.keys()
-        and len(a.inputs) == len(b.inputs)
-        and all(_same_value(a.attributes[name], b.attributes[name]) for name in a.attributes)
-        and all(map(_same_value, a.inputs, b.inputs))
-    )
+    if a.op != b.op:
+        return False
+    ours, theirs = a.arguments, b.arguments
+    return ours.keys() == theirs.keys() and all(_same_value(ours[name], theirs[name]) for name in ours)
 
 
 def _same_value(a: object, b: object) -> bool:

@@ -1,35 +1,24 @@
-"""Attention gone wrong."""
+"""Heads gone wrong: which keys and values they read, how they are summed, how they are merged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.hypotheses.fitting import numbers
-from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_attributes, with_op
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_op
+from firstdiff.hypotheses.where import Where
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import Operation, attend, soft_max, visible
+from firstdiff.model.operations import Operation, attend, scores
 from firstdiff.model.probe import Call
-
-SOFTMAX = ("kq_soft_max",)
-
-BLIND = ("uniform over all keys", "zeros", "uniform over the right keys")
-"""What engines have in a row of the softmax that sees no key, where it is not NaN."""
-
-SOUGHT = 64
-"""Keys up to which every window is tried; of more, the powers of two."""
-
-PADDED = 256  # llama.cpp pads the keys of plain attention to a multiple of it
-
 
 # Which KV head a head reads
 
 
-def _mapped(call: Call, scene: Scene, values: Values) -> Call | None:
-    heads, kv = scene.model.hp.n_head, scene.model.hp.n_head_kv
+def _mapped(call: Call, _scene: Scene, values: Values) -> Call | None:
+    of = call.arguments
+    heads, kv = (of["q"].shape[1], of["keys"].shape[1]) if call.op is scores else (len(of["p"]), of["values"].shape[1])
     if kv in (1, heads):
         return None
     head = np.arange(heads)
@@ -70,143 +59,10 @@ def _f16_scores(q: Array, keys: Array, *, group: int, order: str, arithmetic: Ar
 
 
 def _in_f16(call: Call, _scene: Scene, values: Values) -> Call | None:
-    q, keys = call.inputs
+    q, keys = call.argument("q"), call.argument("keys")
     if q.shape[0] * q.shape[1] * keys.shape[0] * q.shape[2] > 1 << 26:
         return None
     return with_op(call, _f16_scores, order=values["order"])
-
-
-# Softmax
-
-
-def _scale(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_attributes(call, scale=values["scale"])
-
-
-def _scales(_call: Call, scene: Scene) -> Iterator[float]:
-    hp = scene.model.hp
-    yield from (1 / hp.head_dim, hp.n_embd**-0.5, max(1, hp.n_embd // hp.n_head) ** -0.5)
-    yield from ((2 * hp.head_dim) ** -0.5, (hp.head_dim / 2) ** -0.5, hp.head_dim**0.5, 0.125)
-
-
-def _named_scales(call: Call, _scene: Scene) -> Iterator[float]:
-    own = call.attributes["scale"]
-    yield from (own, 1.0, own * float(np.log(2)))
-
-
-def _softmax(
-    kq: Array,
-    *,
-    scale: float,
-    arithmetic: Arithmetic,
-    offset: int = 0,
-    cap: float | None = None,
-    sink: float | None = None,
-    padding: int = 0,
-    window: int | None = None,
-    highest: bool = True,
-    axis: int = -1,
-    divide: bool = True,
-) -> Array:
-    """A causal softmax with one thing about it changed: see the hypotheses below."""
-    shown = visible(kq.shape[-2], kq.shape[-1], offset)
-    if window is not None:
-        shown = shown & ~visible(kq.shape[-2], kq.shape[-1], -window)
-    with np.errstate(all="ignore"):
-        wide: Array = kq.astype(np.float64 if highest else np.float32)
-        z = wide * wide.dtype.type(scale)
-        if cap is not None:
-            z = cap * np.tanh(z / cap)
-        z[:, ~shown] = -np.inf
-        top = z.max(axis, keepdims=True) if highest else 0.0
-        p = np.exp(z - top)
-        total = p.sum(axis, keepdims=True, dtype=np.float64)
-        if sink is not None:
-            total = total + np.exp(sink - top)
-        total = total + padding * np.exp(-top)
-        return arithmetic.widen(np.asarray(p / total if divide else p))
-
-
-def _window(call: Call, _scene: Scene, values: Values) -> Call | None:
-    return with_op(call, _softmax, window=values["window"]) if values["window"] < call.inputs[0].shape[-1] else None
-
-
-def _windows(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
-    keys = call.inputs[0].shape[-1]
-    if scene.later is not None:  # where it is not seen, it is sought
-        yield from ({"window": n} for n in range(1, keys) if keys <= SOUGHT or n & (n - 1) == 0)
-        return
-    if observed is None:
-        yield {"window": max(1, keys // 2)}
-        return
-    shown = (np.asarray(observed) != 0).any(0)  # [T, S]; in f16 a small one may be 0 for one query, and not for all
-    own = np.arange(keys - len(shown), keys)
-    seen = int((own + 1 - shown.argmax(-1))[shown.any(-1)].max(initial=0))
-    if 0 < seen < keys:
-        yield {"window": seen}
-
-
-def _cap(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_op(call, _softmax, cap=values["cap"])
-
-
-def _sink(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_op(call, _softmax, sink=values["sink"])
-
-
-def _padding(call: Call, _scene: Scene, values: Values) -> Call | None:
-    return with_op(call, _softmax, padding=values["keys"])
-
-
-def _paddings(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, int]]:
-    keys = call.inputs[0].shape[-1]
-    for multiple in (PADDED, 128, 64, 32):
-        if extra := -keys % multiple:
-            yield {"keys": extra}
-
-
-def _axis(call: Call, _scene: Scene, values: Values) -> Call | None:
-    axis = {"queries": -2, "heads": 0}[values["axis"]]
-    return with_op(call, _softmax, axis=axis) if call.inputs[0].shape[axis] > 1 else None
-
-
-def _no_mask(call: Call, _scene: Scene, _values: Values) -> Call | None:
-    kq = call.inputs[0]
-    return with_attributes(call, offset=kq.shape[-1]) if kq.shape[-2] > 1 else None
-
-
-def _mask_offset(call: Call, _scene: Scene, values: Values) -> Call | None:
-    kq = call.inputs[0]
-    offset = values["offset"]
-    if offset > 0 and kq.shape[-2] <= offset:
-        return None  # a mask missing altogether, or nothing hidden from a single query
-    if "blind" in values:
-        return with_op(call, _blind, offset=offset, blind=values["blind"])
-    return with_attributes(call, offset=offset)
-
-
-def _blind(kq: Array, *, scale: float, offset: int, blind: str, arithmetic: Arithmetic) -> Array:
-    """A causal softmax that has something else than NaN in the rows that see no key."""
-    p = soft_max(kq, scale=scale, offset=offset, arithmetic=arithmetic)
-    queries, keys = kq.shape[-2:]
-    right = visible(queries, keys)
-    rows = {
-        "uniform over all keys": np.full(right.shape, 1 / keys),
-        "zeros": np.zeros(right.shape),
-        "uniform over the right keys": right / right.sum(-1, keepdims=True),
-    }[blind]
-    hidden = ~visible(queries, keys, offset).any(-1)
-    p[:, hidden] = rows[hidden]
-    return p
-
-
-def _mask_offsets(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, Any]]:
-    queries, keys = call.inputs[0].shape[-2:]
-    for offset in (1, -1, 2):
-        if offset < queries - 1 or offset == 1:
-            yield {"offset": offset}
-        if keys - queries + offset < 0:  # masks of a large negative number make such rows uniform, others zeros
-            yield from ({"offset": offset, "blind": blind} for blind in BLIND)
 
 
 # Merging heads
@@ -220,7 +76,7 @@ def _merged(p: Array, values: Array, *, group: int, order: str, arithmetic: Arit
 
 
 def _orders(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
-    if call.inputs[0].shape[1] > 1:
+    if call.argument("p").shape[1] > 1:
         yield {"order": "[head, token, head_dim]"}
     yield {"order": "[token, head_dim, head]"}
 
@@ -228,7 +84,7 @@ def _orders(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict
 TABLE = (
     Hypothesis(
         "gqa-map",
-        ("kq", "kqv_out"),
+        Where((scores, attend)),
         MAPS,
         "let head h read KV head h // (n_head / n_head_kv)",
         _mapped,
@@ -238,134 +94,22 @@ TABLE = (
     ),
     Hypothesis(
         "kq-f16",
-        ("kq",),
+        Where((scores,)),
         "scores summed in float16",
         "sum scores in float32",
         _in_f16,
         lambda _call, _scene, _observed: ({"order": order} for order in ("one by one", "in pairs")),
         "scores summed in float16, {order}",
         stage=7,
+        rounds=True,
         source="ggml-org/llama.cpp#7805",
     ),
     Hypothesis(
-        "scale-missing",
-        SOFTMAX,
-        "scores without their factor 1 / sqrt(head_dim)",
-        "multiply scores by 1 / sqrt(head_dim) before the softmax",
-        lambda call, _scene, _values: with_attributes(call, scale=1.0),
-        stage=4,
-        source="mlc-ai/mlc-llm#3426",
-    ),
-    Hypothesis(
-        "softmax-base-2",
-        SOFTMAX,
-        "powers of 2 in place of e",
-        "multiply scores by log2(e) where exp2 is used",
-        lambda call, _scene, _values: with_attributes(call, scale=call.attributes["scale"] * float(np.log(2))),
-        stage=4,
-    ),
-    Hypothesis(
-        "scale-wrong",
-        SOFTMAX,
-        "scores multiplied by another factor than 1 / sqrt(head_dim)",
-        "multiply scores by 1 / sqrt(head_dim)",
-        _scale,
-        numbers(_scale, "scale", _scales, without=_named_scales),
-        "scores multiplied by {scale:.6g} in place of 1 / sqrt(head_dim)",
-        stage=4,
-        source="antonellof/ferrox#40",
-    ),
-    Hypothesis(
-        "mask-missing",
-        SOFTMAX,
-        "no causal mask",
-        "hide from each token all later ones",
-        _no_mask,
-        source="lablup/mlxcel#998",
-    ),
-    Hypothesis(
-        "mask-offset",
-        SOFTMAX,
-        "a causal mask that is off by some tokens",
-        "let each token see itself and all earlier ones",
-        _mask_offset,
-        _mask_offsets,
-        "a causal mask that is off by {offset:+d}",
-    ),
-    Hypothesis(
-        "window-added",
-        SOFTMAX,
-        "a sliding window that the file does not ask for",
-        "let each token see all earlier ones",
-        _window,
-        _windows,
-        "a sliding window of {window} tokens that the file does not ask for",
-    ),
-    Hypothesis(
-        "softcap-added",
-        SOFTMAX,
-        "a soft cap that the file does not have",
-        "cap scores only where the file has 'attn_logit_softcapping'",
-        _cap,
-        numbers(_cap, "cap", lambda _c, _s: (50.0, 30.0, 5.0)),
-        "scores soft-capped at {cap:.6g}",
-        stage=6,
-        source="vllm-project/vllm-metal#665",
-    ),
-    Hypothesis(
-        "cache-padding",
-        SOFTMAX,
-        "padding of the cache counted in the softmax's denominator",
-        "hide the padding: scores of -inf",
-        _padding,
-        _paddings,
-        "{keys} keys of padding counted in the softmax's denominator",
-        stage=6,
-        source="ggml-org/llama.cpp#3523",
-    ),
-    Hypothesis(
-        "sink-added",
-        SOFTMAX,
-        "one more term in the softmax's denominator (a sink)",
-        "divide by the sum over the keys alone",
-        _sink,
-        numbers(_sink, "sink", lambda _c, _s: (0.0,)),
-        "one more term exp({sink:.6g}) in the softmax's denominator (a sink)",
-        stage=6,
-        source="modular/modular#6591",
-    ),
-    Hypothesis(
-        "softmax-no-max",
-        SOFTMAX,
-        "exponentials taken without subtracting the row's maximum",
-        "subtract the row's maximum before exp",
-        lambda call, _scene, _values: with_op(call, _softmax, highest=False),
-        stage=6,
-        source="ggml-org/llama.cpp#2665",
-    ),
-    Hypothesis(
-        "softmax-axis",
-        SOFTMAX,
-        "normalised over another axis than the keys",
-        "normalise each query's scores over its keys",
-        _axis,
-        lambda _call, _scene, _observed: ({"axis": axis} for axis in ("queries", "heads")),
-        "normalised over {axis} in place of keys",
-    ),
-    Hypothesis(
-        "softmax-unnormalised",
-        SOFTMAX,
-        "exponentials not divided by their sum",
-        "divide by the sum over the keys",
-        lambda call, _scene, _values: with_op(call, _softmax, divide=False),
-        stage=6,
-    ),
-    Hypothesis(
         "head-merge",
-        ("kqv_out",),
+        Where((attend,)),
         "heads merged in another order of axes",
         "merge [token, head, head_dim] to [token, head * head_dim]",
-        lambda call, _scene, values: with_op(call, _merged, order=values["order"]) if call.op is attend else None,
+        lambda call, _scene, values: with_op(call, _merged, order=values["order"]),
         _orders,
         "heads merged as {order}",
         stage=6,

@@ -49,9 +49,9 @@ def listed(id_: str | None = None) -> list[dict[str, Any]]:
         rows.append(
             {
                 "id": h.id,
-                "points": list(h.points),
-                "says": h.says,
-                "fix": h.fix,
+                "points": list(h.where.points),
+                "says": h.told({}),
+                "fix": h.advice(),
                 "source": h.source,
                 "same_numbers_as": same,
             }

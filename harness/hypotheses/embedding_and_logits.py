@@ -7,36 +7,35 @@ from math import sqrt
 
 import numpy as np
 
-from firstdiff.hypotheses.fitting import numbers
-from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_input, with_op
+from firstdiff.hypotheses.fitting import Numbers
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_op
+from firstdiff.hypotheses.where import EMBEDDING, LOGITS
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import Operation, embed, linear
+from firstdiff.model.operations import Derived, Operation, linear
 from firstdiff.model.probe import Call
 
-EMBEDDING, LOGITS = ("embd",), ("result_output",)
+
+def _times(op: Operation, factor: float) -> Operation:
+    """`op`, its result multiplied."""
+
+    def multiplied(*inputs: object, arithmetic: Arithmetic, **attributes: object) -> Array:
+        y = op(*inputs, arithmetic=arithmetic, **attributes)
+        return arithmetic.widen(y * y.dtype.type(factor))
+
+    return Derived(op, multiplied, sizes=lambda size: size * abs(factor), rowwise=op is linear)
 
 
-def _then(op: Operation, after: Operation) -> Operation:
-    """`op`, and `after` on its result with the value `by`."""
+def _capped(op: Operation, cap: float) -> Operation:
+    """`op`, its result soft-capped."""
 
-    def both(*inputs: object, by: float, arithmetic: Arithmetic, **attributes: object) -> Array:
-        return arithmetic.widen(after(op(*inputs, arithmetic=arithmetic, **attributes), by))
+    def capped(*inputs: object, arithmetic: Arithmetic, **attributes: object) -> Array:
+        return arithmetic.widen(np.asarray(cap * np.tanh(op(*inputs, arithmetic=arithmetic, **attributes) / cap)))
 
-    both.rowwise = op is linear  # type: ignore[attr-defined]
-    both.sums = op if after is _times else None  # type: ignore[attr-defined]
-    return both
-
-
-def _times(y: Array, factor: float) -> Array:
-    return y * y.dtype.type(factor)
-
-
-def _capped(y: Array, cap: float) -> Array:
-    return np.asarray(cap * np.tanh(y / cap))
+    return Derived(op, capped, rowwise=op is linear)
 
 
 def _embedding_scale(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_op(call, _then(embed, _times), by=values["factor"])
+    return with_op(call, _times(call.op, values["factor"]))
 
 
 def _embedding_scales(_call: Call, scene: Scene) -> Iterator[float]:
@@ -45,31 +44,31 @@ def _embedding_scales(_call: Call, scene: Scene) -> Iterator[float]:
 
 
 def _logit_scale(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_op(call, _then(linear, _times), by=values["factor"])
+    return with_op(call, _times(call.op, values["factor"]))
 
 
 def _logit_cap(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_op(call, _then(linear, _capped), by=values["cap"])
+    return with_op(call, _capped(call.op, values["cap"]))
 
 
 def _shifted(call: Call, _scene: Scene, values: Values) -> Call | None:
-    tokens = list(call.inputs[0])
-    return with_input(call, 0, np.roll(tokens, values["by"]).tolist()) if len(set(tokens)) > 1 else None
+    tokens = list(call.argument("tokens"))
+    return call.with_arguments(tokens=np.roll(tokens, values["by"]).tolist()) if len(set(tokens)) > 1 else None
 
 
 def _other_ids(call: Call, scene: Scene, values: Values) -> Call | None:
-    moved = [token + values["offset"] for token in call.inputs[0]]
+    moved = [token + values["offset"] for token in call.argument("tokens")]
     n_vocab = scene.model.hp.n_vocab
-    return with_input(call, 0, moved) if all(0 <= token < n_vocab for token in moved) else None
+    return call.with_arguments(tokens=moved) if all(0 <= token < n_vocab for token in moved) else None
 
 
 def _row(call: Call, _scene: Scene, values: Values) -> Call | None:
-    x = call.inputs[0]
+    x = call.argument("x")
     if len(x) == 1:
         return None
     index = np.arange(len(x))
     rows = {"the one before": np.maximum(index - 1, 0), "the first": 0 * index, "the last": 0 * index + len(x) - 1}
-    return with_input(call, 0, np.ascontiguousarray(x[rows[values["row"]]]))
+    return call.with_arguments(x=np.ascontiguousarray(x[rows[values["row"]]]))
 
 
 def _rows(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
@@ -83,7 +82,7 @@ TABLE = (
         "the embedding multiplied by a factor",
         "use the rows as they are: only Gemma's are multiplied by sqrt(n_embd)",
         _embedding_scale,
-        numbers(_embedding_scale, "factor", _embedding_scales, without=lambda _c, _s: (0.0, 1.0)),
+        Numbers(_embedding_scale, "factor", _embedding_scales, without=lambda _c, _s: (0.0, 1.0)),
         "the embedding multiplied by {factor:.6g}",
         stage=6,
         source="TensorAuto/OpenTau#179",
@@ -124,7 +123,7 @@ TABLE = (
         "logits multiplied by a factor that the file does not have",
         "leave the logits as they are",
         _logit_scale,
-        numbers(_logit_scale, "factor", lambda _c, _s: (0.5, 0.0625, 2.0), without=lambda _c, _s: (0.0, 1.0)),
+        Numbers(_logit_scale, "factor", lambda _c, _s: (0.5, 0.0625, 2.0), without=lambda _c, _s: (0.0, 1.0)),
         "logits multiplied by {factor:.6g}",
         stage=6,
     ),
@@ -134,7 +133,7 @@ TABLE = (
         "a soft cap on the logits that the file does not have",
         "cap logits only where the file has 'final_logit_softcapping'",
         _logit_cap,
-        numbers(_logit_cap, "cap", lambda _c, _s: (30.0, 15.0, 50.0)),
+        Numbers(_logit_cap, "cap", lambda _c, _s: (30.0, 15.0, 50.0)),
         "logits soft-capped at {cap:.6g}",
         stage=6,
         source="sgl-project/sglang#1046",

@@ -7,13 +7,12 @@ from math import erf, pi, sqrt
 
 import numpy as np
 
-from firstdiff.hypotheses.fitting import numbers
+from firstdiff.hypotheses.fitting import Numbers
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, replaced, with_op
+from firstdiff.hypotheses.where import GATED
 from firstdiff.model.arithmetic import F64, Arithmetic, Array
 from firstdiff.model.operations import Operation
 from firstdiff.model.probe import Call
-
-GLU = ("ffn_swiglu",)
 
 CLIPPED = 1000
 """Numbers that a limit is first sought in."""
@@ -51,6 +50,10 @@ def _glu(
     return arithmetic.widen(arithmetic.keep(arithmetic.widen(activation(gate))) * up)
 
 
+def _both(call: Call) -> tuple[Array, Array]:
+    return call.argument("gate"), call.argument("up")
+
+
 def _activated(call: Call, _scene: Scene, values: Values) -> Call:
     return with_op(call, _glu, activation=ACTIVATIONS[values["activation"]])
 
@@ -64,7 +67,7 @@ def _one_side(x: Array, *, activation: Operation, arithmetic: Arithmetic) -> Arr
 
 
 def _ungated(call: Call, _scene: Scene, values: Values) -> Call:
-    gate, up = call.inputs
+    gate, up = _both(call)
     side, activation = {
         "silu(gate)": (gate, _silu),
         "up": (up, np.asarray),
@@ -83,7 +86,7 @@ def _limited(call: Call, _scene: Scene, values: Values) -> Call:
 
 def _largest(call: Call) -> float:
     """The largest number that a limit may bite at."""
-    return max(float(np.abs(x).max()) for x in call.inputs)
+    return max(float(np.abs(x).max()) for x in _both(call))
 
 
 def _limits(call: Call, _scene: Scene) -> Iterator[float]:
@@ -96,7 +99,7 @@ def _limit_starts(call: Call, scene: Scene, observed: Array) -> Iterator[float]:
     """The size of every product grows with the limit, and so does their sum: of those that are off most, bisected."""
     off = np.abs(observed - np.asarray(call.compute(scene.arithmetic), np.float64)).reshape(-1)
     most = np.argsort(off, kind="stable")[-CLIPPED:]
-    gate, up = (np.asarray(x, np.float64).reshape(-1)[most] for x in call.inputs)
+    gate, up = (np.asarray(x, np.float64).reshape(-1)[most] for x in _both(call))
     size, weight = np.abs(observed.reshape(-1)[most]), off[most]
     low, high = 0.0, _largest(call)
     for _ in range(HALVINGS):
@@ -109,23 +112,23 @@ def _limit_starts(call: Call, scene: Scene, observed: Array) -> Iterator[float]:
 TABLE = (
     Hypothesis(
         "gate-up-swapped",
-        GLU,
+        GATED,
         "the activation on up in place of gate",
         "compute silu(gate) * up",
-        lambda call, _scene, _values: replaced(call, call.op, *reversed(call.inputs)),
+        lambda call, _scene, _values: call.with_arguments(gate=call.argument("up"), up=call.argument("gate")),
         stage=4,
         source="nntrainer/nntrainer#4194",
     ),
     Hypothesis(
         "activation-missing",
-        GLU,
+        GATED,
         "no activation: gate * up",
         "compute silu(gate) * up",
         lambda call, _scene, _values: with_op(call, _glu, activation=np.asarray),
     ),
     Hypothesis(
         "activation-wrong",
-        GLU,
+        GATED,
         "another activation than SiLU",
         "compute silu(gate) * up",
         _activated,
@@ -135,7 +138,7 @@ TABLE = (
     ),
     Hypothesis(
         "gate-missing",
-        GLU,
+        GATED,
         "no product of gate and up",
         "compute silu(gate) * up",
         _ungated,
@@ -144,11 +147,11 @@ TABLE = (
     ),
     Hypothesis(
         "glu-clipped",
-        GLU,
+        GATED,
         "gate and up clipped before the activation",
         "clip nothing: the file asks for no limit",
         _limited,
-        numbers(_limited, "limit", _limits, starts=_limit_starts),
+        Numbers(_limited, "limit", _limits, starts=_limit_starts),
         "gate and up clipped at {limit:.6g} before the activation",
         stage=4,
     ),

@@ -35,15 +35,9 @@ NEAR = 1e-5
 of frequencies that an engine holds in float32, and says little of how far the fit may be off."""
 
 
-def numbers(
-    change: Change,
-    name: str,
-    listed: Callable[[Call, Scene], Iterable[float]],
-    *,
-    starts: Callable[[Call, Scene, Array], Iterable[float]] | None = None,
-    without: Callable[[Call, Scene], Iterable[float]] = lambda _call, _scene: (),
-) -> Callable[[Call, Scene, Array | None], Iterator[dict[str, float]]]:
-    """Make the ways of a hypothesis with one continuous parameter.
+@dataclass(frozen=True, slots=True, eq=False)
+class Numbers:
+    """The ways of a hypothesis with one continuous parameter.
 
     Parameters
     ----------
@@ -60,28 +54,32 @@ def numbers(
         Values that stand for something else (the right one, above all), which a fit must not end at.
     """
 
-    def ways(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, float]]:
-        excluded = list(without(call, scene))
-        tried = [v for v in dict.fromkeys(listed(call, scene)) if not _among(v, 0.0, excluded)]
+    change: Change
+    name: str
+    listed: Callable[[Call, Scene], Iterable[float]]
+    starts: Callable[[Call, Scene, Array], Iterable[float]] | None = None
+    without: Callable[[Call, Scene], Iterable[float]] = lambda _call, _scene: ()
+
+    def __call__(self, call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, float]]:
+        """Yield the fitted value, if what was observed has one, and those that are listed."""
+        excluded = list(self.without(call, scene))
+        tried = [v for v in dict.fromkeys(self.listed(call, scene)) if not _among(v, 0.0, excluded)]
         begin = tried
         if observed is not None and scene.later is None:
             call, observed = _recorded(call, observed)
         fitted = None
         if observed is not None and np.isfinite(observed).all():
-            fit = _Fit.of(call, scene, change, name, observed)
-            if starts is not None and scene.later is None:
-                begin = list(starts(call, scene, observed))
+            fit = _Fit.of(call, scene, self.change, self.name, observed)
+            if self.starts is not None and scene.later is None:
+                begin = list(self.starts(call, scene, observed))
             fitted = fit.best(begin)
         if fitted is not None and _among(*fitted, excluded):
             return  # it is something else, and no other number does better
         if fitted is not None:
             first = _stated(*fitted, tried, excluded)
-            yield {name: first}
+            yield {self.name: first}
             tried = [v for v in tried if v != first]
-        yield from ({name: v} for v in tried)
-
-    ways.fits = True  # type: ignore[attr-defined]
-    return ways
+        yield from ({self.name: v} for v in tried)
 
 
 def _recorded(call: Call, observed: Array) -> tuple[Call, Array]:

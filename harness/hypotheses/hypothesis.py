@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Literal
 
 from firstdiff.dumps import Site
-from firstdiff.dumps.points import OUTSIDE, is_inside
+from firstdiff.dumps.points import OUTSIDE
+from firstdiff.hypotheses.frame import AS_THE_REFERENCE, Frame
+from firstdiff.hypotheses.where import Where
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import Operation
@@ -15,6 +18,12 @@ from firstdiff.model.probe import Call
 
 Values = Mapping[str, Any]
 """The parameters of one way of being wrong: ``{"base": 10000.0}``. JSON holds them."""
+
+Text = str | Callable[[Model | None], str]
+"""A phrase, or what makes it for a model, and for no model in particular.
+
+In a phrase ``<architecture>`` is replaced by the model's.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,14 +46,20 @@ class Scene:
         What calls are computed in.
     lookup
         The value of another site of the run, laid out as the reference has it; None where there is none.
+    ran
+        Every recorded call of the run so far: its site, and its number in its step.
     later
         Where what was observed is no result of the call, but of a later one.
+    frame
+        How the candidate lays out what a call works on.
     """
 
     model: Model
     arithmetic: Arithmetic
     lookup: Callable[[Site], Array | None]
+    ran: Mapping[Site, int] = field(default_factory=dict)
     later: Later | None = None
+    frame: Callable[[Call], Frame] = lambda _call: AS_THE_REFERENCE
 
     def observable(self, call: Call) -> Array:
         """What would be observed if this were the call."""
@@ -55,9 +70,20 @@ class Scene:
 
         After the last layer, its points are beside.
         """
-        own = self.model.hp.n_layer - 1 if call.layer is None and is_inside(point) else call.layer
-        layer = None if own is None or not is_inside(point) else own + layers
+        layer = None if point in OUTSIDE else self._layer(call) + layers
         return None if layer is not None and layer < 0 else self.lookup(Site(call.step, layer, point))
+
+    def before(self, call: Call, *, layers: int = 0) -> list[str]:
+        """Recorded points of the call's step and layer, or of one `layers` further on, which were computed before it.
+
+        They stand in execution order. Points outside the layers belong to the call's own layer.
+        """
+        wanted = (self._layer(call) + layers, *([] if layers else [None]))
+        ran = [(order, site) for site, order in self.ran.items() if site.step == call.step and site.layer in wanted]
+        return [site.point for order, site in sorted(ran, key=lambda of: of[0]) if order < call.order]
+
+    def _layer(self, call: Call) -> int:
+        return self.model.hp.n_layer - 1 if call.layer is None else call.layer
 
 
 Change = Callable[[Call, Scene, Values], Call | None]
@@ -69,6 +95,14 @@ def one_way(_call: Call, _scene: Scene, _observed: Array | None) -> Iterable[Val
     yield {}
 
 
+class Apart(StrEnum):
+    """What to do to tell a hypothesis from another that explains as well."""
+
+    PROMPT = "run another prompt, with other and more tokens (firstdiff run MODEL --prompt TEXT)"
+    LENGTH = "run a prompt of thousands of tokens (firstdiff run MODEL --long), where angles part"
+    WEIGHT = "dump the weight itself, as weights.safetensors in the trace's folder, and run again"
+
+
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
     """One way of being wrong.
@@ -77,8 +111,8 @@ class Hypothesis:
     ----------
     id
         As in ``firstdiff demo --bug ID``.
-    points
-        Where it applies.
+    where
+        The calls that it applies to.
     says
         What is wrong, in one plain phrase.
     fix
@@ -95,51 +129,63 @@ class Hypothesis:
         those of one stage exclude each other.
     source
         Where the bug was seen: ``owner/repository#number``, or empty.
+    apart
+        What tells it from another hypothesis that explains as well.
+    everywhere
+        What it is where it is done alike at every layer: a fault still, the engine's arithmetic, or its layout.
+    harmless
+        What is noted where it is done alike to Q and K, at every step: why no score changes; empty where scores do.
+    rounds
+        Whether it rounds what the operation is fed.
     """
 
     id: str
-    points: tuple[str, ...]
-    says: str
-    fix: str
+    where: Where
+    says: Text
+    fix: Text
     change: Change
     ways: Ways = one_way
     found: str | None = None
     stage: int = 5
     source: str = ""
+    apart: Apart = Apart.PROMPT
+    everywhere: Literal["fault", "arithmetic", "layout"] = "fault"
+    harmless: str = ""
+    rounds: bool = False
 
     @property
     def outside_layers(self) -> bool:
         """Whether it is at home outside the layers, so that asking for a layer means nothing."""
-        return set(self.points) <= set(OUTSIDE)
+        return self.where.outside_layers
 
     def apply(self, call: Call, scene: Scene, values: Values) -> Call | None:
         """The call gone wrong in one way; None where the hypothesis does not apply."""
-        return self.change(call, scene, values) if call.point in self.points else None
+        return self.change(call, scene, values) if self.where.matches(call) else None
 
     def first(self, call: Call, scene: Scene) -> tuple[Values, Call] | None:
         """The first way in which a call can go wrong, and the call; None where the hypothesis does not apply."""
-        if call.point in self.points:
+        if self.where.matches(call):
             for values in self.ways(call, scene, None):
                 if (changed := self.change(call, scene, values)) is not None:
                     return values, changed
         return None
 
-    def told(self, values: Values) -> str:
-        """What is wrong, with the parameters."""
-        return self.says if self.found is None or not values else self.found.format(**values)
+    def told(self, values: Values, model: Model | None = None) -> str:
+        """What is wrong, with the parameters, in a model."""
+        return _said(self.says, model) if self.found is None or not values else self.found.format(**values)
+
+    def advice(self, model: Model | None = None) -> str:
+        """What to do about it, in an engine of a model."""
+        return _said(self.fix, model)
 
 
-def with_attributes(call: Call, **attributes: Any) -> Call:  # noqa: ANN401 - an operation's own
-    """The call with some attributes replaced."""
-    return replace(call, attributes=call.attributes | attributes)
+def _said(text: Text, model: Model | None) -> str:
+    if not isinstance(text, str):
+        return text(model)
+    return text if model is None else text.replace("<architecture>", model.architecture)
 
 
-def with_input(call: Call, index: int, value: object) -> Call:
-    """The call with one input replaced."""
-    return replace(call, inputs=(*call.inputs[:index], value, *call.inputs[index + 1 :]))
-
-
-def with_op(call: Call, op: Operation, **attributes: Any) -> Call:  # noqa: ANN401
+def with_op(call: Call, op: Operation, **attributes: Any) -> Call:  # noqa: ANN401 - an operation's own
     """The call with another operation, which takes the attributes too and those given."""
     return replace(call, op=op, attributes=call.attributes | attributes)
 

@@ -6,18 +6,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_input, with_op
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_op
+from firstdiff.hypotheses.where import APPENDS
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import append
 from firstdiff.model.probe import Call
 
 
 def _stale(call: Call, _scene: Scene, values: Values) -> Call | None:
-    past, new = call.inputs
+    past, new = call.argument("past"), call.argument("new")
     if past is None:
         return None
     row = np.zeros_like(new) if values["row"] == "zeros" else np.repeat(past[-1:], len(new), 0)
-    return with_input(call, 1, row)
+    return call.with_arguments(new=row)
 
 
 def _stale_rows(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
@@ -34,7 +35,7 @@ def _slotted(past: Array, new: Array, *, slot: int, values: bool = False, arithm
 
 
 def _slot(call: Call, _scene: Scene, values: Values) -> Call | None:
-    past = call.inputs[0]
+    past = call.argument("past")
     if past is None or len(past) <= abs(values["slot"]):
         return None
     return with_op(call, _slotted, slot=values["slot"])
@@ -50,7 +51,7 @@ def _strided(past: Array | None, new: Array, *, order: str, values: bool = False
 
 
 def _stride(call: Call, _scene: Scene, values: Values) -> Call | None:
-    tokens, heads, _ = call.inputs[1].shape
+    tokens, heads, _ = call.argument("new").shape
     return with_op(call, _strided, order=values["order"]) if tokens > 1 and heads > 1 else None
 
 
@@ -58,13 +59,10 @@ def _strides(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[di
     yield from ({"order": order} for order in ("[head, token, head_dim]", "[token, head, head_dim]"))
 
 
-CACHES = ("k_cache", "v_cache")
-
-
 TABLE = (
     Hypothesis(
         "cache-stale",
-        CACHES,
+        APPENDS,
         "the new token's row not written to the cache",
         "write the row before attention reads it",
         _stale,
@@ -74,7 +72,7 @@ TABLE = (
     ),
     Hypothesis(
         "cache-slot",
-        CACHES,
+        APPENDS,
         "the new token's row written at another place of the cache",
         "write it where the cache ends",
         _slot,
@@ -84,7 +82,7 @@ TABLE = (
     ),
     Hypothesis(
         "cache-stride",
-        CACHES,
+        APPENDS,
         "heads and tokens exchanged when copied to the cache",
         "copy by strides: [token, head, head_dim] is not contiguous after a permutation",
         _stride,

@@ -7,26 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from firstdiff.hypotheses.fitting import numbers
-from firstdiff.hypotheses.hypothesis import (
-    Change,
-    Hypothesis,
-    Scene,
-    Values,
-    identity,
-    replaced,
-    with_attributes,
-    with_input,
-    with_op,
-)
+from firstdiff.hypotheses.fitting import Numbers
+from firstdiff.hypotheses.hypothesis import Change, Hypothesis, Scene, Values, identity, replaced, with_op
+from firstdiff.hypotheses.where import NORMS, Where
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import Operation, rms_norm
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import Weight
 
 LARGEST_EPS = 0.1  # no engine has one of this size: what seems to be one is something else
-
-NORMS = ("attn_norm", "ffn_norm", "result_norm")
 
 
 def _mean_of_squares(x: Array) -> Array:
@@ -39,7 +28,7 @@ def _weighted(x: Array, weight: Weight | None, arithmetic: Arithmetic) -> Array:
 
 
 def _norm(divisor: Operation) -> Operation:
-    """A norm that divides by something else: `divisor` makes it of x [T, n] in float64 and eps."""
+    """A norm that divides by something else: `divisor` makes it of x [..., n] in float64 and eps."""
 
     def norm(x: Array, weight: Weight | None, *, eps: float, arithmetic: Arithmetic) -> Array:
         wide = np.asarray(x, np.float64)
@@ -70,41 +59,43 @@ def _in_f16(order: str) -> Operation:
 
 def _dense(change: Operation) -> Change:
     def changed(call: Call, _scene: Scene, _values: Values) -> Call | None:
-        weight = call.inputs[1]
-        return None if weight is None else with_input(call, 1, replace(weight, dense=change(weight.values())))
+        weight = call.argument("weight")
+        return None if weight is None else call.with_arguments(weight=replace(weight, dense=change(weight.values())))
 
     return changed
 
 
 def _op(op: Operation) -> Change:
-    return lambda call, _scene, _values: with_op(call, op) if call.op is rms_norm else None
+    return lambda call, _scene, _values: with_op(call, op)
 
 
 def _eps(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_attributes(call, eps=values["eps"])
+    return call.with_arguments(eps=values["eps"])
 
 
 def _other_eps(call: Call, _scene: Scene) -> Iterator[float]:
-    own = float(call.attributes["eps"])
+    own = float(call.argument("eps"))
     yield from (1e-5, 1e-6) if np.isclose(own, 1e-6) else (1e-6, 1e-5)
     yield from (1e-8, 1e-12, 0.0, 1e-3)
 
 
 def _own_eps(call: Call, _scene: Scene) -> Iterator[float]:
-    yield float(call.attributes["eps"])
+    yield float(call.argument("eps"))
 
 
 def _eps_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]:
-    """From each token's scale: the smaller its rms, the more it tells. A single token's can be any factor's."""
+    """From each row's scale: the smaller its rms, the more it tells. A single row's can be any factor's."""
+    weight, dim = call.argument("weight"), observed.shape[-1]
+    x = np.asarray(call.argument("x"), np.float64).reshape(-1, dim)  # a row per token, or per head of one
+    observed = observed.reshape(-1, dim)
     if len(observed) == 1:
         return
-    x, weight = np.asarray(call.inputs[0], np.float64), call.inputs[1]
     unscaled = x if weight is None else x * weight.values()
     power = (unscaled**2).sum(-1)
     mean = _mean_of_squares(x)[..., 0]
-    token = int(np.where(mean > 0, mean, np.inf).argmin())
-    factor = float((observed[token] * unscaled[token]).sum() / power[token]) if power[token] else 0.0
-    if factor > 0 and 0 < (eps := factor**-2 - float(mean[token])) < LARGEST_EPS:
+    row = int(np.where(mean > 0, mean, np.inf).argmin())
+    factor = float((observed[row] * unscaled[row]).sum() / power[row]) if power[row] else 0.0
+    if factor > 0 and 0 < (eps := factor**-2 - float(mean[row])) < LARGEST_EPS:
         yield eps
 
 
@@ -113,11 +104,12 @@ def _of_all(x: Array, eps: float) -> Array:
 
 
 def _missing(call: Call, _scene: Scene, _values: Values) -> Call:
-    return replaced(call, identity, call.inputs[0])
+    return replaced(call, identity, call.argument("x"))
 
 
 def _weight_only(call: Call, _scene: Scene, _values: Values) -> Call | None:
-    return None if call.inputs[1] is None else replaced(call, _times, *call.inputs[:2])
+    weight = call.argument("weight")
+    return None if weight is None else replaced(call, _times, call.argument("x"), weight)
 
 
 def _times(x: Array, weight: Weight, *, arithmetic: Arithmetic) -> Array:
@@ -131,7 +123,7 @@ TABLE = (
         "an epsilon that is not the file's",
         "read '<architecture>.attention.layer_norm_rms_epsilon' of the file",
         _eps,
-        numbers(_eps, "eps", _other_eps, starts=_eps_starts, without=_own_eps),
+        Numbers(_eps, "eps", _other_eps, starts=_eps_starts, without=_own_eps),
         "an epsilon of {eps:.4g} in place of the file's",
         source="ggml-org/llama.cpp#2373",
     ),
@@ -164,7 +156,7 @@ TABLE = (
         NORMS,
         "a norm without its weight",
         "multiply by the norm's weight",
-        lambda call, _scene, _values: None if call.inputs[1] is None else with_input(call, 1, None),
+        lambda call, _scene, _values: None if call.argument("weight") is None else call.with_arguments(weight=None),
     ),
     Hypothesis(
         "norm-weight-twice",
@@ -185,7 +177,7 @@ TABLE = (
         NORMS,
         "one mean of squares over all tokens in place of one a token",
         "take the mean over each token's row alone",
-        lambda call, _scene, _values: with_op(call, _norm(_of_all)) if len(call.inputs[0]) > 1 else None,
+        lambda call, _scene, _values: with_op(call, _norm(_of_all)) if len(call.argument("x")) > 1 else None,
     ),
     Hypothesis(
         "norm-f16",
@@ -195,6 +187,7 @@ TABLE = (
         lambda call, _scene, values: with_op(call, _in_f16(values["order"])),
         lambda _call, _scene, _observed: ({"order": order} for order in ("one by one", "in pairs")),
         "squares summed in float16, {order}",
+        rounds=True,
         source="nntrainer/nntrainer#3935",
     ),
     Hypothesis(
@@ -204,10 +197,10 @@ TABLE = (
         "divide by the root mean square before the weight",
         _weight_only,
     ),
-    Hypothesis("norm-missing", ("attn_norm", "ffn_norm"), "no norm at all", "apply the norm", _missing),
+    Hypothesis("norm-missing", Where((rms_norm,), inside=True), "no norm at all", "apply the norm", _missing),
     Hypothesis(
         "final-norm-missing",
-        ("result_norm",),
+        Where((rms_norm,), inside=False),
         "no norm before the output matrix",
         "apply output_norm to the last layer's output",
         _missing,

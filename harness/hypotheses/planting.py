@@ -42,7 +42,7 @@ class Touched(Value):
     right: Array
 
 
-def _right(call: Call) -> Call:
+def untouched(call: Call) -> Call:
     """The call on inputs that no silent call before it has changed; the call itself where none has."""
     return call.with_inputs({source: source.right for source in call.sources if isinstance(source, Touched)})
 
@@ -51,12 +51,15 @@ def _right(call: Call) -> Call:
 class Planting(Recording):
     """Stores every value of a step, with the planted hypotheses in effect.
 
-    `touched` lists, in execution order, the sites whose value a planted hypothesis changed.
+    `touched` lists, in execution order, the sites whose value a planted hypothesis changed, and `effective` the plants
+    that did it.
     """
 
     model: Model
     planted: Sequence[Planted] = ()
     touched: list[str] = field(default_factory=list, init=False)
+    effective: list[Planted] = field(default_factory=list, init=False)
+    _ran: dict[Site, int] = field(default_factory=dict, init=False)
     _ways: dict[tuple[str, str], Values] = field(default_factory=dict, init=False)
 
     def value(self, call: Call) -> Value:
@@ -64,6 +67,7 @@ class Planting(Recording):
         site = Site(call.step, call.layer, call.point)
         value, touched = self._computed(call)
         self.tensors[site.key] = value
+        self._ran[site] = call.order
         if touched:
             self.touched.append(str(site))
         return Value(value)
@@ -71,26 +75,30 @@ class Planting(Recording):
     def silent(self, call: Call) -> Value:
         """Compute the value, wrongly where a plant says so; a recorded value that is made of it is touched then."""
         value, touched = self._computed(call)
-        return Touched(value, _right(call).compute(self.arithmetic)) if touched else Value(value)
+        return Touched(value, untouched(call).compute(self.arithmetic)) if touched else Value(value)
 
     def _computed(self, call: Call) -> tuple[Array, bool]:
         """The value of a call, and whether plants changed it, here or in a silent call before it."""
         wrong = call
+        planted: list[Planted] = []
         for plant in self.planted:
             if wrong.op is call.op:  # of an operation that another has replaced, nothing is left to go wrong
-                wrong = self._gone_wrong(plant, wrong) or wrong
-        right = _right(call)
+                changed = self._gone_wrong(plant, wrong)
+                wrong, planted = (wrong, planted) if changed is None else (changed, [*planted, plant])
+        right = untouched(call)
         if wrong is call and right is call:
             return call.compute(self.arithmetic), False
         with np.errstate(all="ignore"):  # a fault may well overflow
             value = wrong.compute(self.arithmetic)
-            return value, not np.array_equal(value, right.compute(self.arithmetic), equal_nan=True)
+            touched = not np.array_equal(value, right.compute(self.arithmetic), equal_nan=True)
+        self.effective += planted if touched else []
+        return value, touched
 
     def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
         """The call in the plant's own way, or in the first that applied to the point: a faulty engine keeps to one."""
         if not plant.touches(call):
             return None
-        scene = Scene(self.model, self.arithmetic, lambda other: self.tensors.get(other.key))
+        scene = Scene(self.model, self.arithmetic, lambda other: self.tensors.get(other.key), self._ran)
         values = plant.values or self._ways.get((plant.hypothesis.id, call.point))
         if values is not None:
             return plant.hypothesis.apply(call, scene, values)
@@ -135,18 +143,14 @@ def record_planted(
     probe = Planting(arithmetic, model, planted)
     count = record_reference(model, prompt, writer, probe=probe, decode=decode, forced=forced, progress=progress)
     for plant in planted:
-        if not any(_names(plant, site) for site in probe.touched):
+        if plant not in probe.effective:
             where = "at any layer" if plant.layer is None else f"at layer {plant.layer}"
             raise UsageError(
                 f"--bug {plant.hypothesis.id} changes no value {where} of {model.gguf.path.name} in "
-                f"{count} step{'s' if count > 1 else ''} ({plant.hypothesis.says}; "
-                f"it applies to {', '.join(plant.hypothesis.points)})"
+                f"{count} step{'s' if count > 1 else ''} ({plant.hypothesis.told({}, model)}; "
+                f"it applies to {', '.join(plant.hypothesis.where.points)})"
             )
     return probe.touched
-
-
-def _names(plant: Planted, site: str) -> bool:
-    return Site.parse(site).point in plant.hypothesis.points
 
 
 def planted(bug: str, layer: int | None) -> Planted:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.model.operations import Derived, Operation, linear
 from firstdiff.model.probe import Call
 
 
 def cut(call: Call, rows: npt.NDArray[np.int64], tokens: npt.NDArray[np.int64] | slice = slice(None)) -> Call:
     """A product of these rows of its weight alone, and of these tokens."""
-    x, weight, *bias = call.inputs
-    inputs = np.ascontiguousarray(x[tokens]), weight.pick(rows), *(b and b.pick(rows) for b in bias)
-    attributes = {name: value for name, value in call.attributes.items() if name != "heads"}
-    return replace(call, inputs=inputs, attributes=attributes)
+    x, weight, bias = (call.argument(name) for name in ("x", "weight", "bias"))
+    kept = np.ascontiguousarray(x[tokens])
+    return call.with_arguments(x=kept, weight=weight.pick(rows), bias=bias and bias.pick(rows), heads=None)
+
+
+def rowwise(op: Operation) -> bool:
+    """Whether each result of an operation needs only its own row of the weight."""
+    return op.rowwise if isinstance(op, Derived) else op is linear
 
 
 def spread(n: int, most: int) -> npt.NDArray[np.int64]:

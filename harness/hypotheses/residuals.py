@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from firstdiff.hypotheses.fitting import numbers
+from firstdiff.hypotheses.fitting import Numbers
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, identity, replaced, with_op
+from firstdiff.hypotheses.where import SUMS
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import add
 from firstdiff.model.probe import Call
 from firstdiff.model.rounding import round_to
 
-SUMS = ("ffn_inp", "l_out")
 SEEN_BOUND = 10.0  # of the residual in the case this project was made for
 
 
@@ -60,14 +60,14 @@ TABLE = (
         SUMS,
         "the residual stream not added",
         "add the branch's input to its output",
-        lambda call, _scene, _values: replaced(call, identity, call.inputs[0]),
+        lambda call, _scene, _values: replaced(call, identity, call.argument("a")),
     ),
     Hypothesis(
         "branch-missing",
         SUMS,
         "the branch's output not added to the residual stream",
         "add the branch's output",
-        lambda call, _scene, _values: replaced(call, identity, call.inputs[1]),
+        lambda call, _scene, _values: replaced(call, identity, call.argument("b")),
     ),
     Hypothesis(
         "residual-twice",
@@ -91,7 +91,7 @@ TABLE = (
         "the branch multiplied by a factor that the file does not have",
         "add the branch as it is",
         _branch,
-        numbers(_branch, "factor", lambda _c, _s: (0.22, 0.5, 2.0), without=lambda _c, _s: (0.0, 1.0)),
+        Numbers(_branch, "factor", lambda _c, _s: (0.22, 0.5, 2.0), without=lambda _c, _s: (0.0, 1.0)),
         "the branch multiplied by {factor:.6g}",
         source="OpenNMT/CTranslate2#1882",
     ),
@@ -101,7 +101,7 @@ TABLE = (
         "the residual stream multiplied by a factor that the file does not have",
         "add the stream as it is",
         _stream,
-        numbers(_stream, "factor", lambda _c, _s: (0.5, 0.9), without=lambda _c, _s: (0.0, 1.0, 2.0)),
+        Numbers(_stream, "factor", lambda _c, _s: (0.5, 0.9), without=lambda _c, _s: (0.0, 1.0, 2.0)),
         "the residual stream multiplied by {factor:.6g}",
     ),
 )

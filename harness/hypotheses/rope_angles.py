@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.hypotheses.hypothesis import Scene, Values, with_attributes, with_input
+from firstdiff.hypotheses.hypothesis import Scene, Values
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.probe import Call
@@ -26,28 +26,28 @@ LLAMA_3 = {"factor": 8.0, "low": 1.0, "high": 4.0, "context": 8192.0}
 
 def with_base(call: Call, _scene: Scene, values: Values) -> Call:
     """The rotation with another base."""
-    return with_attributes(call, base=values["base"])
+    return call.with_arguments(base=values["base"])
 
 
 def bases(call: Call, _scene: Scene) -> Iterator[float]:
     """Bases to plant and to try."""
-    own = call.attributes["base"]
+    own = call.argument("base")
     yield LLAMA_3_BASE if own == DEFAULT_BASE else DEFAULT_BASE
     yield from BASES
 
 
 def own_base(call: Call, _scene: Scene) -> Iterator[float]:
     """The file's base: no fault."""
-    yield float(call.attributes["base"])
+    yield float(call.argument("base"))
 
 
 def _fitted(call: Call, observed: Array) -> tuple[npt.NDArray[np.float64], float, npt.NDArray[np.float64]]:
     """Radians a position of each pair in what was observed, the distance it was measured over, and the right ones."""
-    x, positions = call.inputs[:2]
-    ratio, _, _ = fit_ratios(x, observed, call.attributes["pairing"])
-    fitted, span = frequencies_of(ratio, np.asarray(positions, np.int64))
-    factors = None if call.inputs[2] is None else call.inputs[2].values()
-    right = angles([1], x.shape[-1], base=call.attributes["base"], scale=call.attributes["scale"], factors=factors)[0]
+    of = call.arguments
+    ratio, _, _ = fit_ratios(of["x"], observed, of["pairing"])
+    fitted, span = frequencies_of(ratio, np.asarray(of["positions"], np.int64))
+    factors = None if of["factors"] is None else of["factors"].values()
+    right = angles([1], of["x"].shape[-1], base=of["base"], scale=of["scale"], factors=factors)[0]
     return fitted, span, right
 
 
@@ -59,20 +59,20 @@ def base_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]:
     if seen.any():
         weight = (fitted[seen] * span) ** 2
         slope = (weight * pair[seen] * np.log(fitted[seen] / right[seen])).sum() / (weight * pair[seen] ** 2).sum()
-        base = float(call.attributes["base"] * np.exp(-slope * len(fitted)))
+        base = float(call.argument("base") * np.exp(-slope * len(fitted)))
         if 1 < base < 1e12:  # noqa: PLR2004 - what a base can be
             yield base
 
 
 def with_denominator(call: Call, _scene: Scene, values: Values) -> Call:
     """The exponents divided by another number, as another base's."""
-    head_dim = call.inputs[0].shape[-1]
-    return with_attributes(call, base=call.attributes["base"] ** (head_dim / values["denominator"]))
+    head_dim = call.argument("x").shape[-1]
+    return call.with_arguments(base=call.argument("base") ** (head_dim / values["denominator"]))
 
 
 def denominators(call: Call, scene: Scene, _observed: Array | None) -> Iterator[dict[str, float]]:
     """What engines divide by in place of head_dim."""
-    head_dim = call.inputs[0].shape[-1]
+    head_dim = call.argument("x").shape[-1]
     for value in dict.fromkeys((scene.model.hp.n_embd, head_dim // 2, 2 * head_dim, head_dim - 2)):
         if value not in (0, head_dim):
             yield {"denominator": value}
@@ -80,12 +80,12 @@ def denominators(call: Call, scene: Scene, _observed: Array | None) -> Iterator[
 
 def with_scale(call: Call, _scene: Scene, values: Values) -> Call:
     """All angles multiplied."""
-    return with_attributes(call, scale=call.attributes["scale"] * values["factor"])
+    return call.with_arguments(scale=call.argument("scale") * values["factor"])
 
 
 def scales(call: Call, _scene: Scene) -> Iterator[float]:
     """The file's scale ignored or inverted, and other factors."""
-    own = call.attributes["scale"]
+    own = call.argument("scale")
     if own != 1:
         yield from (1 / own, 1 / own**2)  # ignored, inverted
     yield from (0.5, 0.25, 0.125, 4.0, 8.0)
@@ -100,16 +100,16 @@ def scale_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]:
 
 def with_factors(call: Call, _scene: Scene, values: Values) -> Call | None:
     """The file's factors ignored, or Llama 3's where the file has none."""
-    if call.inputs[2] is not None:
-        return with_input(call, 2, None) if values["factor"] == 1 else None
+    if call.argument("factors") is not None:
+        return call.with_arguments(factors=None) if values["factor"] == 1 else None
     if values["factor"] == 1:
         return None
-    x = call.inputs[0]
-    table = llama_3_factors(x.shape[-1], base=call.attributes["base"], factor=values["factor"])
+    x = call.argument("x")
+    table = llama_3_factors(x.shape[-1], base=call.argument("base"), factor=values["factor"])
     if (table == 1).all():
         return None
     name, kind = "rope_freqs.weight", quants.BY_NAME["F32"]
-    return with_input(call, 2, Weight(name, kind, table.shape, np.empty(0, np.uint8), dense=table))
+    return call.with_arguments(factors=Weight(name, kind, table.shape, np.empty(0, np.uint8), dense=table))
 
 
 def llama_3_factors(head_dim: int, *, base: float, factor: float) -> npt.NDArray[np.float32]:
@@ -126,12 +126,12 @@ def llama_3_factors(head_dim: int, *, base: float, factor: float) -> npt.NDArray
 
 def restarted(call: Call, _scene: Scene, _values: Values) -> Call | None:
     """Positions from 0 again, in a decode step."""
-    return with_input(call, 1, range(len(call.inputs[1]))) if call.step else None
+    return call.with_arguments(positions=range(len(call.argument("positions")))) if call.step else None
 
 
 def with_offset(call: Call, _scene: Scene, values: Values) -> Call | None:
     """All positions moved by one offset."""
-    return with_input(call, 1, [p + values["offset"] for p in call.inputs[1]])
+    return call.with_arguments(positions=[p + values["offset"] for p in call.argument("positions")])
 
 
 def ways_off(call: Call, _scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
@@ -139,8 +139,8 @@ def ways_off(call: Call, _scene: Scene, observed: Array | None) -> Iterator[dict
     if observed is None:
         yield from ({"offset": 1}, {"offset": -1})
         return
-    x, positions = call.inputs[:2]
-    ratio, _, _ = fit_ratios(x, observed, call.attributes["pairing"])
+    x, positions = call.argument("x"), call.argument("positions")
+    ratio, _, _ = fit_ratios(x, observed, call.argument("pairing"))
     _, _, right = _fitted(call, observed)
     phase = (ratio * np.exp(-1j * np.outer(positions, right))).sum(0)
     phase /= np.maximum(np.abs(phase), 1e-30)

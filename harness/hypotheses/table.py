@@ -13,6 +13,8 @@ from firstdiff.hypotheses import (
     norms,
     residuals,
     rope,
+    softmax,
+    weight_order,
     weights,
 )
 from firstdiff.hypotheses.blocks import table as blocks
@@ -23,10 +25,12 @@ TABLE: dict[str, Hypothesis] = {
     for family in (
         embedding_and_logits,
         norms,
+        weight_order,
         weights,
         blocks,
         rope,
         attention,
+        softmax,
         kv_cache,
         residuals,
         feed_forward,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from firstdiff.dumps import Trace
-from firstdiff.judging.arithmetic_trials import GROUPS, group_of
+from firstdiff.judging.arithmetic_options import GROUPS, group_of
 from firstdiff.model.arithmetic import Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model
 from firstdiff.model.errors import ModelError
@@ -104,7 +104,8 @@ class Levels:
 
 
 def _part(call: Call) -> str:
-    return f"{call.point} {call.inputs[1].kind.name}" if GROUPS.get(call.op) == "linear" else call.point
+    weight = call.argument("weight") if GROUPS.get(call.op) == "linear" else None
+    return call.point if weight is None else f"{call.point} {weight.kind.name}"
 
 
 @dataclass(frozen=True, slots=True)

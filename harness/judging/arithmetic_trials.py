@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,40 +10,28 @@ import numpy as np
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import axes_of
 from firstdiff.judging import floors
+from firstdiff.judging.arithmetic_options import group_of, possible
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.measure import measure
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.systematic import rest
 from firstdiff.model.arithmetic import (
-    BF16,
-    BF16_OPERANDS,
-    F16,
-    F16_OPERANDS,
     F32,
-    GGML,
-    GGML_CPU,
-    TF32,
-    TF32_CUT,
     Arithmetic,
     Array,
-    ggml_cpu,
 )
 from firstdiff.model.operations import (
     MOVES,
-    Operation,
-    add,
     append,
     attend,
+    embed,
     linear,
-    rms_norm,
-    rope,
     scores,
     soft_max,
-    swiglu,
     visible,
 )
 from firstdiff.model.probe import Call
-from firstdiff.model.rounding import BLOCK, QUANTISED, round_to
+from firstdiff.model.rounding import round_to
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
 
@@ -60,43 +47,6 @@ MOSTLY = 0.99
 
 NEAR = 4.0
 """What a fault leaves of an error is asked of options within this factor of the best."""
-
-GROUPS: dict[Operation, str] = {
-    linear: "linear", rms_norm: "norm", scores: "attention", attend: "attention",
-    rope: "results", soft_max: "results", swiglu: "results", add: "results",
-}  # fmt: skip
-"""The group that each operation is judged with; of the cache, see :func:`group_of`."""
-
-CACHES = ("f16", "bf16", "q8_0", "q4_0", "q8_0-plain", "q4_0-plain")
-F16_SUMS = replace(F32, name="f16-sums", products="f16-sums")
-_IN_TURN = {f"{a.name}": a for kind in CACHES[:4] for a in (ggml_cpu(flash=1, keys=kind, values=kind),)}
-_PLAIN = {a.name: a for kind in CACHES[1:] for a in (ggml_cpu(keys=kind, values=kind),)}
-_STORED = {"bf16": BF16, "f16": F16}
-
-_CACHED = {"f32": F32, **{kind: replace(F32, name=kind, keys=kind, values=kind) for kind in CACHES}}
-
-OPTIONS: dict[str, Mapping[str, Arithmetic]] = {
-    "linear": {
-        "f32": F32, GGML: GGML_CPU, **_STORED, "tf32": TF32, "tf32-truncated": TF32_CUT, "f16-operands": F16_OPERANDS,
-        "bf16-operands": BF16_OPERANDS, "f16-sums": F16_SUMS,
-    },
-    "norm": {"f32": F32, **_STORED},
-    "attention": {
-        "f32": F32, GGML: GGML_CPU, **_STORED, "tf32": TF32, "tf32-truncated": TF32_CUT, "f16-operands": F16_OPERANDS,
-        "bf16-operands": BF16_OPERANDS, **_PLAIN, **_IN_TURN,
-    },
-    "keys": _CACHED,
-    "values": _CACHED,
-    "results": {"f32": F32, **_STORED, GGML: GGML_CPU},
-}  # fmt: skip
-"""What is tried for each group, by name; of several that say the same, the first is taken."""
-
-
-def group_of(call: Call) -> str | None:
-    """The group of a call; None for lookups of the embedding, which round nothing."""
-    if call.op is append:
-        return "values" if call.attributes.get("values") else "keys"
-    return GROUPS.get(call.op)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +104,7 @@ class Trials(Judging):
     def value(self, call: Call) -> Value:
         """Try what can be tried of this call, and return the candidate's value, or a computed one."""
         site = Site(call.step, call.layer, call.point)
-        whole = self._recorded(site, shape_of(call))
+        whole = self._recorded(site, self._shape(call))
         inputs = [s for s in call.sources if s is not None]
         own = all(isinstance(s, Own) for s in inputs) and bool(inputs)
         if whole is None:
@@ -189,7 +139,15 @@ class Trials(Judging):
         if query is None:
             return calls, whole
         scaled = np.asarray(whole * whole.dtype.type(query.shape[-1] ** -0.5))
-        return (replace(call, inputs=(query, *call.inputs[1:])),), scaled
+        return (call.with_arguments(q=query),), scaled
+
+    def _shape(self, call: Call) -> tuple[int, ...] | None:
+        """Shape of a call's result; None for the embedding's, whose numbers tell nothing."""
+        shape = shape_of(call)
+        if shape is None and call.op is not embed:
+            with np.errstate(all="ignore"):
+                shape = call.compute(self.arithmetic).shape
+        return shape
 
     def _recorded(self, site: Site, shape: tuple[int, ...] | None) -> Array | None:
         """The candidate's value, where all of it was recorded."""
@@ -223,7 +181,7 @@ class Trials(Judging):
         calls, sample, seen = _sampled(calls, whole)
         axes = axes_of(site.point, sample.ndim)
         computed, errors, limits = {}, {}, {}
-        for name, arithmetic in _possible(group, calls, flash=len(calls) > 1):
+        for name, arithmetic in possible(group, calls, flash=len(calls) > 1):
             if (kind := arithmetic.weights_and_results) is not None and not _stored(sample, kind):
                 continue
             with np.errstate(all="ignore"):
@@ -232,18 +190,9 @@ class Trials(Judging):
             limits[name] = floors.floor(arithmetic, calls, own=own, inputs=lost)
         near = [n for n in errors if limits[n] < errors[n] <= NEAR * min(errors.values())]
         rests = {name: rest(sample, computed[name], calls[-1]) for name in near}
-        weight = calls[-1].inputs[1] if group == "linear" else None
+        weight = calls[-1].argument("weight") if group == "linear" else None
         part = site.point if weight is None else f"{site.point} {weight.kind.name}"
         self.found.setdefault(group, []).append(Trial(site, part, errors, limits, rests))
-
-
-def _possible(group: str, calls: tuple[Call, ...], *, flash: bool) -> Iterator[tuple[str, Arithmetic]]:
-    """The options that can be tried: heads that are no whole blocks were not quantised."""
-    dim = calls[0].inputs[1].shape[-1] if group in ("keys", "values", "attention") else BLOCK
-    for name, arithmetic in OPTIONS[group].items():
-        quantised = not {arithmetic.keys, arithmetic.values}.isdisjoint(QUANTISED)
-        if (flash or not arithmetic.flash) and not (quantised and dim % BLOCK):
-            yield name, arithmetic
 
 
 def _stored(x: Array, kind: str) -> bool:
@@ -255,27 +204,27 @@ def _sampled(calls: tuple[Call, ...], whole: Array) -> tuple[tuple[Call, ...], A
     """The calls cut down to some rows of a weight, or some queries, and the candidate's values of these."""
     call = calls[0]
     if call.op is linear:
-        weight, rows = call.inputs[1], min(ROWS, call.inputs[1].shape[0])
+        weight, bias = call.argument("weight"), call.argument("bias")
+        rows = min(ROWS, weight.shape[0])
         part = replace(
             weight,
             shape=(rows, weight.shape[-1]),
             raw=weight.raw_rows(0, rows),
             dense=None if weight.dense is None else weight.dense[:rows],
         )
-        bias = None if len(call.inputs) < 3 or call.inputs[2] is None else call.inputs[2]  # noqa: PLR2004
         if bias is not None:
             values = bias.values()[:rows]
             bias = replace(bias, shape=(rows,), dense=values)
-        cut = replace(call, inputs=(call.inputs[0], part, bias), attributes={})
+        cut = call.with_arguments(weight=part, bias=bias, heads=None)
         return (cut,), np.ascontiguousarray(whole.reshape(len(whole), -1)[:, :rows]), None
     if call.op is scores:
-        q = call.inputs[0][-QUERIES:]
-        cut = replace(call, inputs=(q, call.inputs[1]))
+        q = call.argument("q")[-QUERIES:]
+        cut = call.with_arguments(q=q)
         if len(calls) > 1:
             return (cut, *calls[1:]), whole[-QUERIES:], None
-        return (cut,), whole[:, -QUERIES:], visible(len(q), len(call.inputs[1]))
+        return (cut,), whole[:, -QUERIES:], visible(len(q), len(call.argument("keys")))
     if call.op is attend:
-        return (replace(call, inputs=(call.inputs[0][:, -QUERIES:], call.inputs[1])),), whole[-QUERIES:], None
+        return (call.with_arguments(p=call.argument("p")[:, -QUERIES:]),), whole[-QUERIES:], None
     return calls, whole, None
 
 

@@ -10,7 +10,19 @@ import numpy as np
 from firstdiff.dumps.points import axes_of
 from firstdiff.judging.measure import SMALLEST_F16
 from firstdiff.model.arithmetic import BF16, F16, GGML, Arithmetic, Array
-from firstdiff.model.operations import MOVES, append, attend, linear, rms_norm, rope, scores, soft_max, swiglu, visible
+from firstdiff.model.operations import (
+    MOVES,
+    Operation,
+    append,
+    attend,
+    linear,
+    rms_norm,
+    rope,
+    scores,
+    soft_max,
+    swiglu,
+    visible,
+)
 from firstdiff.model.probe import Call
 
 UNIT = 2.0**-24
@@ -54,7 +66,7 @@ def stored(arithmetic: Arithmetic, call: Call, dtype: str, recorded: Array) -> f
 
     Below f16's normal numbers digits are lost one by one. It is the smallest row that loses most.
     """
-    if call.op is append and dtype == (arithmetic.values if call.attributes.get("values") else arithmetic.keys):
+    if call.op is append and dtype == (arithmetic.values if call.argument("values") else arithmetic.keys):
         return 0.0
     lost = STORED.get(dtype, 0.0)
     if dtype == "f16":
@@ -87,17 +99,18 @@ def floor(arithmetic: Arithmetic, calls: Sequence[Call], *, own: float = 0.0, in
 
 def passed_on(arithmetic: Arithmetic, call: Call, inputs: float) -> float:
     """By how much an operation can enlarge a relative error `inputs` of its inputs."""
-    if call.op is linear and arithmetic.ggml_products and call.inputs[1].kind.block > 1:
+    if call.op is linear and arithmetic.ggml_products and call.argument("weight").kind.block > 1:
         return CODES["f16" if inputs <= F16.floor else "bf16"]
     if call.op is soft_max:  # an exponent's absolute error is its result's relative one
-        return max(1.0, _largest(call.inputs[0]) * float(call.attributes["scale"]))
+        return max(1.0, _largest(call.argument("kq")) * float(call.argument("scale")))
     if call.op is swiglu:
-        return _of_silu(*(np.asarray(x, np.float64) for x in call.inputs))
+        return _of_silu(call)
     return 1.0
 
 
-def _of_silu(gate: Array, up: Array) -> float:
+def _of_silu(call: Call) -> float:
     """The condition number of silu, weighted by what each element contributes: large where gates are very negative."""
+    gate, up = (np.asarray(call.argument(name), np.float64) for name in ("gate", "up"))
     with np.errstate(all="ignore"):
         off = 1 / (1 + np.exp(gate))  # 1 - sigmoid, which is not 1 less it where that is tiny
         y = gate / (1 + np.exp(-gate)) * up
@@ -115,13 +128,13 @@ def _computed(arithmetic: Arithmetic, calls: Sequence[Call]) -> float:
     if len(calls) == 1:
         return own
     if arithmetic.flash and [call.op for call in calls] == [scores, soft_max, attend]:
-        return 2 * own + (FLASH_F16 if arithmetic.attends_in_f16(len(calls[0].inputs[0])) else _exponent(calls[1]))
+        return 2 * own + (FLASH_F16 if arithmetic.attends_in_f16(len(calls[0].argument("q"))) else _exponent(calls[1]))
     return min(MOST, 2 * own + sum(_rounding(arithmetic, call) for call in calls))
 
 
 def _exponent(call: Call) -> float:
     """What a rounding of the scores changes their softmax by."""
-    return UNIT * _largest(call.inputs[0]) * float(call.attributes["scale"])
+    return UNIT * _largest(call.argument("kq")) * float(call.argument("scale"))
 
 
 def _float32(arithmetic: Arithmetic, call: Call) -> float:  # noqa: PLR0911 - one for each operation
@@ -133,24 +146,27 @@ def _float32(arithmetic: Arithmetic, call: Call) -> float:  # noqa: PLR0911 - on
     group = arithmetic.attention if call.op in (scores, soft_max, attend) else arithmetic.products
     if arithmetic.dtype is not np.float32 or arithmetic.weights_and_results is not None or group == GGML:
         return 0.0
-    x = call.inputs[0]
     if call.op is rope:
-        return UNIT * max(map(abs, call.inputs[1]), default=0)
+        return UNIT * max(map(abs, call.argument("positions")), default=0)
     if call.op is soft_max:
         return _exponent(call)
     if call.op is rms_norm:  # its sum is of squares, none of which cancel, and its root halves the error
-        return UNIT / 8 * math.sqrt(x.shape[-1])
+        return UNIT / 8 * math.sqrt(call.argument("x").shape[-1])
     if call.op is swiglu:  # a gate's own rounding, by its exponential
-        return UNIT * _of_silu(*(np.asarray(x, np.float64) for x in call.inputs))
-    if call.op in (linear, scores, attend):
-        return UNIT / 2 * math.sqrt(call.inputs[1].shape[-1] if call.op is linear else x.shape[-1])
+        return UNIT * _of_silu(call)
+    if call.op in _SUMMED:
+        return UNIT / 2 * math.sqrt(call.argument(_SUMMED[call.op]).shape[-1])
     return 0.0
+
+
+_SUMMED: dict[Operation, str] = {linear: "weight", scores: "q", attend: "p"}
+"""Operands whose last axis is summed over."""
 
 
 def _rounding(arithmetic: Arithmetic, call: Call) -> float:
     """What one operation of a segment adds, if it rounds its operands."""
     if call.op is linear and arithmetic.ggml_products:
-        weight = call.inputs[1]
+        weight = call.argument("weight")
         if weight.kind.block > 1:
             return FLIP / math.sqrt(weight.shape[-1])
         return 0.0 if weight.kind.name == "F32" else HALF
@@ -163,8 +179,9 @@ def _rounding(arithmetic: Arithmetic, call: Call) -> float:
 
 def _of_attention(arithmetic: Arithmetic, call: Call) -> float:
     """The same for what enters the cache, and for the operands of attention."""
-    of_values = call.op is attend or call.attributes.get("values", False)
+    of_values = call.op is attend or call.argument("values")
     cache = arithmetic.values if of_values else arithmetic.keys
     if cache in CODE and call.op is not attend:  # queries are rounded by the type of the keys, to codes of q8_0
-        return FLIP * CODE[cache if call.op is append else "q8_0"] / math.sqrt(call.inputs[1].shape[-1])
+        held = call.argument("new" if call.op is append else "keys")
+        return FLIP * CODE[cache if call.op is append else "q8_0"] / math.sqrt(held.shape[-1])
     return 0.0 if arithmetic.attention is None and cache is None else HALF

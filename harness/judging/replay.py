@@ -87,7 +87,15 @@ class Look(Protocol):
     """Takes a closer look at each judged site, while both tensors are at hand."""
 
     def take(
-        self, site: str, status: Status, candidate: Array, reference: Array, *, axes: tuple[str, ...], seen: Mask | None
+        self,
+        site: str,
+        status: Status,
+        candidate: Array,
+        reference: Array,
+        /,
+        *,
+        axes: tuple[str, ...],
+        seen: Mask | None,
     ) -> None:
         """Look at what was recorded and what was computed, same shape; `seen` are the entries that count."""
 
@@ -243,7 +251,7 @@ class Replay(Judging):
         query = _scaled_query(call)
         if query is None:
             return call.compute(arithmetic)
-        computed = replace(call, inputs=(query, *call.inputs[1:])).compute(arithmetic)
+        computed = call.with_arguments(q=query).compute(arithmetic)
         return np.asarray(computed / computed.dtype.type(query.shape[-1] ** -0.5))
 
     def _as_scaled(self, case: Case) -> Case:
@@ -251,7 +259,7 @@ class Replay(Judging):
         query = _scaled_query(case.call)
         if query is None:
             return case
-        call = replace(case.call, inputs=(query, *case.call.inputs[1:]))
+        call = case.call.with_arguments(q=query)
         recorded, computed = (x * x.dtype.type(query.shape[-1] ** -0.5) for x in (case.recorded, case.computed))
         return replace(case, call=call, recorded=recorded, computed=computed)
 

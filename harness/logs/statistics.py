@@ -133,7 +133,7 @@ class Sampling(Probe):
         if call.point == "result_output" and (rival := _rival(value[-1], other[-1])) is not None:
             self.rivals[call.step] = int(value[-1].argmax()), rival
         if call.op is soft_max:
-            self.scale = float(call.attributes["scale"])
+            self.scale = float(call.argument("scale"))
         if (call.layer, call.point) in self.wanted:
             self.samples[call.step, call.layer, call.point] = dict(self._sampled(call, value, other))
         return Twins(value, other)

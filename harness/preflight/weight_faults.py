@@ -81,7 +81,7 @@ def explained(model: Model, weight: Weight, calls: Sequence[Reader], theirs: Arr
         error = _error(theirs[:ROWS], _top(wrong))
         if error <= CLOSE:
             made = wrong.name == weight.name
-            near.append((error, made, _named(weight, wrong, hypothesis, values), wrong))
+            near.append((error, made, _named(model, weight, wrong, hypothesis, values), wrong))
     for _, _, fault, wrong in sorted(near, key=lambda found: found[:2]):
         if _error(theirs, wrong.values()) <= bar:
             return fault
@@ -132,8 +132,8 @@ def _rotated(calls: Sequence[Reader]) -> int | None:
     return next((reader.call.attributes.get("heads") for reader in calls if reader.call.point in points), None)
 
 
-def _named(weight: Weight, wrong: Weight, hypothesis: Hypothesis, values: Values) -> Fault:
-    told = hypothesis.told(values)
+def _named(model: Model, weight: Weight, wrong: Weight, hypothesis: Hypothesis, values: Values) -> Fault:
+    told = hypothesis.told(values, model)
     says = f"is wrong: {told}" if wrong.name == weight.name else f"holds the values of {wrong.name}: {told}"
     return Fault(says, hypothesis.id)
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from firstdiff.dumps import Site
 from firstdiff.dumps.points import axes_of
-from firstdiff.explaining.search import Attempt, Failures
+from firstdiff.explaining.failures import Failures
+from firstdiff.explaining.search import Attempt
 from firstdiff.explaining.together import together
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.judging.case import Case
@@ -162,7 +163,7 @@ def explained(
     if not steady and len(wrong) == 1 and right and (moved := _moved(wrong[0][0], fit)) is not None:
         return moved  # any angle of one token is some scale and some offset: only the position is sure
     if found := steady or others:
-        return _told(found, where, failed)
+        return _told(model, found, where, failed)
     return _shown(fit, where, failed)
 
 
@@ -176,10 +177,10 @@ def _case(turn: Turn, arithmetic: Arithmetic, fit: Fit) -> Case:
     return Case(site, call, turn.after, computed, error, fit.allowed, fit.noise, None, ())
 
 
-def _told(found: Sequence[Attempt], where: str, failed: tuple[str, ...]) -> Finding:
+def _told(model: Model, found: Sequence[Attempt], where: str, failed: tuple[str, ...]) -> Finding:
     first, *others = (attempt.fault for attempt in found)
-    equals = tuple((fault.id, fault.says) for fault in others)
-    return Finding(first.id, f"{first.says}{where}", first.values, first.fix, equals, failed)
+    equals = tuple((fault.id, fault.says(model)) for fault in others)
+    return Finding(first.id, f"{first.says(model)}{where}", first.values, first.fix(model), equals, failed)
 
 
 def _where(wrong: Sequence[int], steps: Sequence[int]) -> str:

@@ -41,7 +41,8 @@ class Demo:
         first, hypothesis = self.verdict.first, self.planted.hypothesis
         if first is None:
             return "it changes less than rounding does: plant it at another layer (--layer 0), or another one (--list)"
-        if first.point not in hypothesis.points or not (hypothesis.outside_layers or first.layer == self.planted.layer):
+        here = hypothesis.outside_layers or first.layer == self.planted.layer
+        if first.point not in hypothesis.where.points or not here:
             return f"{first.site} is named in its place, which is a fault of firstdiff's: please report it"
         told = [e for e in self.verdict.explanations if first.site in e.sites]
         if any(_names(e, hypothesis.id) for e in told):

@@ -10,7 +10,7 @@ import numpy as np
 from firstdiff.dumps import Trace
 from firstdiff.engines.identity import engine_name
 from firstdiff.explaining.explanations import explain
-from firstdiff.explaining.search import Failures
+from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.drift import Drift, between

@@ -18,7 +18,7 @@ from builders.hypotheses import plant
 from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.explaining.explanations import explain
-from firstdiff.explaining.search import Failures
+from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses.planting import record_planted
 from firstdiff.model.arithmetic import F64, Array
 from firstdiff.model.engine import Model, open_model

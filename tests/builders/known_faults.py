@@ -13,10 +13,10 @@ from firstdiff.dumps import Site, Step, Trace
 from firstdiff.dumps.points import axes_of
 from firstdiff.dumps.tensors import Held
 from firstdiff.explaining.explanations import explain
+from firstdiff.explaining.failures import Failures
 from firstdiff.explaining.replay import PAIR_SEARCHES
-from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.hypotheses.planting import Planted, Planting
+from firstdiff.hypotheses.planting import Planted, Planting, untouched
 from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.judging.layouts import is_reordered
 from firstdiff.judging.measure import LARGEST_F16, SMALLEST_F16, measure
@@ -31,13 +31,6 @@ from firstdiff.runs.replaying import replayed
 from firstdiff.verdict import Explanation, Status
 
 Array = npt.NDArray[Any]
-
-ROUNDING = ("kq-f16", "norm-f16", "rope-low-precision", "other-arithmetic")
-"""Faults that round what they are fed are planted in float32: rounded from float64, a value now and then falls on the
-other side than from the float32 that the dump holds, which no engine in float32 does."""
-
-HARMLESS = {"rope-order"}
-"""At every layer it is an order of head dimensions on Q and K alike, which changes no score: a layout, and stated."""
 
 SHAPES = {
     "Q4_K_M": Llama(n_layer=6, biases=True, rope_factors=True, rope_base=500000.0),
@@ -76,7 +69,7 @@ class Knowing(Planting):
         value = super().value(call)
         if len(self.touched) > before:
             with np.errstate(all="ignore"):
-                right = call.compute(self.arithmetic)
+                right = untouched(call).compute(self.arithmetic)
             self.changes[self.touched[-1]] = _size(call.point, value.array, right)
         return value
 
@@ -128,8 +121,12 @@ def _stored(x: Array, dtype: str) -> Array:
 def plant_known(
     model: Model, tokens: Sequence[int], faults: Sequence[Planted], layers: str, *, decode: int = 1
 ) -> Plant | None:
-    """Record the reference in float64 with faults in it (see `ROUNDING`); None where one of them does not apply."""
-    rounds = any(fault.hypothesis.id in ROUNDING for fault in faults)
+    """Record the reference in float64 with faults in it; None where one of them does not apply.
+
+    Faults that round what they are fed are planted in float32: rounded from float64, a value now and then falls on the
+    other side than from the float32 that the dump holds, which no engine in float32 does.
+    """
+    rounds = any(fault.hypothesis.rounds for fault in faults)
     probe = Knowing(F32 if rounds else F64, model, faults)
     steps = [Step(tuple(tokens), tuple(range(len(tokens))))]
     tensors: dict[Site, Array] = {}
@@ -161,7 +158,7 @@ def places(hypothesis: Hypothesis, model: Model) -> dict[str, int | None]:
     if hypothesis.outside_layers:
         return {"outside": None}
     last = model.hp.n_layer - 1
-    if hypothesis.id == "other-arithmetic":  # at every layer it is the engine's arithmetic, and no fault
+    if hypothesis.everywhere == "arithmetic":
         return {"first": 0, "middle": (last + 1) // 2, "last": last}
     return {"first": 0, "middle": (last + 1) // 2, "last": last, "all": None}
 
@@ -208,10 +205,11 @@ def held(
     seconds = perf_counter() - start
     floors = {s.site: s.floor or 0.0 for s in sites}
     permuted = {point for point, layout in alignment.layouts.items() if is_reordered(layout)}
+    layout = all(TABLE[id_].everywhere == "layout" for id_ in planted.ids)  # stated, and no fault
     clear = [
         s
         for s, size in planted.changes.items()
-        if size > BORDER * floors[s] and not (set(planted.ids) <= HARMLESS and Site.parse(s).point in permuted)
+        if size > BORDER * floors[s] and not (layout and Site.parse(s).point in permuted)
     ]
     faint = [s for s, size in planted.changes.items() if size > floors[s] / BORDER]
     diverging = [s.site for s in sites if s.status is Status.DIVERGES]

@@ -26,7 +26,6 @@ from firstdiff.dumps.points import (
     Point,
     axes_of,
     carrying,
-    kind_of,
     of_kind,
     plural,
     token_axis,
@@ -34,7 +33,7 @@ from firstdiff.dumps.points import (
 from firstdiff.engines.pytorch_families import FAMILIES
 from firstdiff.explaining.describing.describe import describe
 from firstdiff.explaining.describing.findings import copies
-from firstdiff.hypotheses import TABLE, any_point, attention, feed_forward, kv_cache, norms, residuals, rope, weights
+from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import record_planted
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.layout_search import BEFORE, KEYS
@@ -118,9 +117,7 @@ LISTS: dict[str, Iterable[str | None]] = {
         *(p for pair in BEFORE for p in pair),
     ],
     "samples": statistics.SCORES,
-    "hypotheses": [point for hypothesis in TABLE.values() for point in hypothesis.points],
-    "points that weights are loaded for": [*weights.QKV, *weights.GATE_UP, *weights.PRODUCTS, *weights.NORMS],
-    "points of other data": any_point.ORDER,
+    "hypotheses": [point for hypothesis in TABLE.values() for point in hypothesis.where.points],
 }
 
 
@@ -134,23 +131,6 @@ def test_no_list_knows_a_point_that_the_table_does_not(known: str) -> None:
 def test_the_recorder_of_pytorch_knows_no_other_point() -> None:
     found = {p for tap in FAMILIES.values() for p in (*tap.outputs.values(), *tap.inputs.values(), *tap.heads_first)}
     assert found <= set(POINTS)
-
-
-@pytest.mark.parametrize(
-    ("listed", "kind"),
-    [
-        (norms.NORMS, Kind.NORM),
-        (weights.NORMS, Kind.NORM),
-        (weights.PRODUCTS, Kind.PRODUCT),
-        (feed_forward.GLU, Kind.ACTIVATION),
-        (residuals.SUMS, Kind.SUM),
-        (rope.ROTATED, Kind.ROTATION),
-        (attention.SOFTMAX, Kind.PROBABILITIES),
-        (kv_cache.CACHES, Kind.CACHE),
-    ],
-)
-def test_a_list_of_hypotheses_holds_points_of_one_kind(listed: tuple[str, ...], kind: Kind) -> None:
-    assert {kind_of(point) for point in listed} == {kind}
 
 
 @every_point

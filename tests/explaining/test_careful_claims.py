@@ -16,8 +16,10 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.replay import SEARCHES
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, record_planted
+from firstdiff.hypotheses.where import Where
 from firstdiff.model.arithmetic import F64, GGML_CPU, Arithmetic
 from firstdiff.model.engine import Model, open_model
+from firstdiff.model.operations import linear
 from firstdiff.runs.judge import judge
 from firstdiff.verdict import Explanation, Verdict
 
@@ -80,11 +82,11 @@ def test_what_explains_the_first_site_as_well_is_said(folder: Path) -> None:
     """Q and K exchanged is one fused tensor split wrongly, and two weights taken for each other."""
     (folder / "square").mkdir()
     model = open_model(synthetic(folder / "square", n_layer=4, n_head=4, n_head_kv=4))
-    swapped = {"Qcur": "attn_k.weight", "Kcur": "attn_q.weight"}
+    swapped = {"Q": "attn_k.weight", "K": "attn_q.weight"}
     hypothesis = TABLE["weight-swapped"]
     faults = [
-        Planted(dataclasses.replace(hypothesis, points=(point,)), 2, {"tensor": tensor})
-        for point, tensor in swapped.items()
+        Planted(dataclasses.replace(hypothesis, where=Where((linear,), carries=operand)), 2, {"tensor": tensor})
+        for operand, tensor in swapped.items()
     ]
     writer = MemoryWriter()
     assert record_planted(model, PROMPT, writer, arithmetic=F64, decode=0, planted=faults) == ["Qcur-2", "Kcur-2"]

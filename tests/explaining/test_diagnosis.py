@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -9,10 +10,15 @@ import pytest
 
 from builders.known_faults import SHAPES, Plant, held, places, plant_known, tokens_of
 from builders.models import FILE_TYPES, MIXED, quantised, synthetic
+from builders.tiny_models import tiny
 from firstdiff.hypotheses import TABLE
+from firstdiff.hypotheses.blocks import table as blocks
 from firstdiff.hypotheses.planting import Planted
-from firstdiff.model.engine import Model, open_model
+from firstdiff.hypotheses.where import Where
+from firstdiff.model.engine import ARCHITECTURES, Model, open_model
+from firstdiff.model.operations import rms_norm
 from firstdiff.model.synthetic import Llama
+from firstdiff.runs.judge import judge
 
 KINDS = ("Q4_1", "Q8_0", "Q4_K_M", "Q6_K", "Q3_K", "F16", "Q5_K_M", "BF16")
 """Models that every hypothesis applies to one of, small ones with every weight type that faults are known of."""
@@ -71,3 +77,51 @@ def test_a_fault_that_is_not_in_the_table_is_not_named_as_another(garden: Garden
     outcome = held(model, planted, "f32", name=kind, table=table, pairs=0)
     assert outcome.site
     assert outcome.named[0] in {"described", "equivalent"}
+
+
+# Other architectures, which weights and their blocks know nothing of
+
+BIASES = {"bias-missing", "bias-twice"}
+WITHOUT = {
+    "llama": {"head-dim", *BIASES},
+    "qwen2": {"head-dim"},
+    "qwen3": {"head-untied", *BIASES},
+}
+"""What does not apply to each: its heads are of n_embd / n_head dimensions, its output is tied, it has no bias."""
+
+NOT_OF_BLOCKS = [i for i in TABLE if TABLE[i] not in blocks.TABLE and i not in UNSEEN]
+TOKENS = [1, *range(60, 83)]
+
+
+@cache
+def of_architecture(name: str, folder: Path) -> Model:
+    """Three layers, with an epsilon that rounding does not hide."""
+    shape = {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_head_kv": 2, "n_ff": 96, "eps": 1e-4}
+    return open_model(tiny(name, folder, **shape, head_dim=32 if name == "qwen3" else 16))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("id_", NOT_OF_BLOCKS)
+def test_what_is_planted_in_any_architecture_is_located_and_named(
+    tmp_path_factory: pytest.TempPathFactory, name: str, id_: str
+) -> None:
+    model = of_architecture(name, tmp_path_factory.getbasetemp())
+    hypothesis = TABLE[id_]
+    planted = plant_known(model, TOKENS, [Planted(hypothesis, None if hypothesis.outside_layers else 1)], "middle")
+    assert (planted is None) == (id_ in WITHOUT[name])
+    if planted is not None:
+        outcome = held(model, planted, "f32", name=name)
+        assert (outcome.visible, outcome.site, outcome.found, outcome.accused) == (True, True, 1, ())
+        assert outcome.named[0] in {"named", "equivalent"}
+
+
+@pytest.mark.parametrize("id_", [i for i in TABLE if i.startswith("norm-")])
+def test_a_wrong_norm_of_queries_is_named(tmp_path_factory: pytest.TempPathFactory, id_: str) -> None:
+    model = of_architecture("qwen3", tmp_path_factory.getbasetemp())
+    queries = replace(TABLE[id_], where=Where((rms_norm,), carries="Q"))
+    planted = plant_known(model, TOKENS, [Planted(queries, 1)], "middle", decode=0)
+    assert planted is not None
+    assert list(planted.changes) == ["Qcur_normed-1"]
+    verdict = judge(model, planted.trace("f32"))
+    assert [s.site for s in verdict.diverging] == ["Qcur_normed-1"]
+    assert [e.hypothesis for e in verdict.explanations] == [id_]

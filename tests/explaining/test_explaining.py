@@ -22,6 +22,7 @@ from firstdiff.explaining.telling_apart import separating
 from firstdiff.hypotheses import TABLE, Scene
 from firstdiff.hypotheses.catalogue import TOKENS
 from firstdiff.hypotheses.planting import Planted, record_planted
+from firstdiff.hypotheses.where import Where
 from firstdiff.judging.case import Case
 from firstdiff.model.arithmetic import F64
 from firstdiff.model.engine import Model, open_model
@@ -270,7 +271,7 @@ def test_a_single_token_leaves_rope_faults_alike_and_says_what_would_tell_them_a
 def test_hypotheses_that_make_the_same_weight_are_said_to_be_the_same(tmp_path: Path, tokens: list[int]) -> None:
     """V of the tensor before it, attn_k: by its name, or by its offset."""
     model = open_model(synthetic(tmp_path, n_layer=2))
-    swapped = replace(TABLE["weight-swapped"], points=("Vcur",))
+    swapped = replace(TABLE["weight-swapped"], where=Where((linear,), carries="V"))
     writer = MemoryWriter()
     record_planted(model, tokens, writer, arithmetic=F64, planted=[Planted(swapped, 1, {"tensor": "attn_k.weight"})])
     (explanation,) = judge(model, writer.trace(arithmetic="f32")).explanations
@@ -440,7 +441,7 @@ def test_a_hypothesis_that_is_none_is_refused(firstdiff: Command) -> None:
 
 def test_every_hypothesis_says_what_is_wrong_and_what_to_do() -> None:
     for hypothesis in TABLE.values():
-        assert hypothesis.says
-        assert hypothesis.fix
-        assert not hypothesis.says.endswith(".")
-        assert not hypothesis.fix.endswith(".")
+        assert hypothesis.told({})
+        assert hypothesis.advice()
+        assert not hypothesis.told({}).endswith(".")
+        assert not hypothesis.advice().endswith(".")

@@ -16,7 +16,7 @@ from builders.hypotheses import plant
 from builders.judging import UNKNOWN, dump
 from builders.models import synthetic
 from firstdiff.dumps import Site, Trace, TraceError
-from firstdiff.explaining.search import Failures
+from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call

@@ -22,6 +22,7 @@ from firstdiff.dumps import Trace, TraceError, TraceWriter
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.hypotheses.planting import Planted, record_planted
+from firstdiff.hypotheses.where import ROTATIONS
 from firstdiff.model.architectures import llama
 from firstdiff.model.arithmetic import F32, GGML_CPU, Arithmetic
 from firstdiff.model.engine import ARCHITECTURES, Model, open_model
@@ -73,9 +74,7 @@ def traced(
     model: Model, change: Change | None, arithmetic: Arithmetic = GGML_CPU, decode: int = 2, layer: int | None = None
 ) -> Trace:
     writer = MemoryWriter()
-    wrong = Hypothesis(
-        "wrong", ("Qcur_rope", "Kcur_rope"), "wrong", "right it", lambda call, *_: change and change(call)
-    )
+    wrong = Hypothesis("wrong", ROTATIONS, "wrong", "right it", lambda call, *_: change and change(call))
     planted = [Planted(wrong, layer)] if change else []
     record_planted(model, TOKENS, writer, arithmetic=arithmetic, decode=decode, planted=planted)
     return writer.trace()
