@@ -9,7 +9,7 @@ import numpy as np
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.arithmetic_or_fault import has_faults
-from firstdiff.explaining.search import Failures
+from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, Levels, declared, fits
 from firstdiff.judging.arithmetic_search import LAYERS, fingerprint

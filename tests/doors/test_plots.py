@@ -17,7 +17,6 @@ from firstdiff.api import opened_model
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE
-from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.runs.pair import free, local
 from firstdiff.verdict import Status, Verdict
 
@@ -25,11 +24,6 @@ pytestmark = pytest.mark.notebook
 
 BUG = "rope-base@2"
 TOKENS = (1, *range(70, 82))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("model") / "model.gguf", Llama())
 
 
 @pytest.fixture(scope="module")

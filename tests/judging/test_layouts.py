@@ -7,8 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from planted import judge, plant, synthetic
 
+from builders.hypotheses import plant
+from builders.judging import judge
+from builders.models import synthetic
 from firstdiff.dumps import Site, Trace, TraceError
 from firstdiff.judging.layouts import HALF
 from firstdiff.model.engine import Model, open_model
