@@ -586,7 +586,7 @@ def test_without_llama_cpp_a_run_says_how_to_install_it(model: Path, tmp_path: P
 
 
 @pytest.mark.usefixtures("clear_bindings")
-def test_without_llama_cpp_a_candidate_is_judged_against_the_reference_alone(
+def test_without_llama_cpp_a_candidate_is_judged_against_the_reference_only(
     firstdiff: Command, model: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
@@ -595,7 +595,7 @@ def test_without_llama_cpp_a_candidate_is_judged_against_the_reference_alone(
     verdict = strict(ran.out)
     assert verdict["witness"] is None
     assert verdict["against"] == "reference:f32"
-    assert any("against the reference alone" in n and "pip install" in n for n in verdict["notes"])
+    assert any("against the reference only" in n and "pip install" in n for n in verdict["notes"])
 
 
 @pytest.mark.usefixtures("clear_bindings")
