@@ -22,6 +22,7 @@ from firstdiff.model.rope_fit import frequencies_of
 from firstdiff.rope.fit import fitted_angles
 from firstdiff.rope.table import rope_table
 from firstdiff.runs.pair import Pair, free, local
+from firstdiff.runs.replaying import understood
 from firstdiff.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -187,7 +188,9 @@ def rope_angles(
         table = rope_table(opened, positions)
         return rope_plots.angles(table.frequencies, table.theta, table.positions, base=table.base)
     with one_thread():
-        fit = fitted_angles(opened, as_trace(trace), layer)
+        candidate = as_trace(trace)
+        _, alignment = understood(opened, candidate)
+        fit = fitted_angles(opened, candidate, layer, alignment=alignment)
     if fit is None:
         raise UsageError(
             f"Qcur-{layer} and Qcur_rope-{layer} are not both recorded: record them before and after the rotation"
