@@ -87,7 +87,15 @@ class Look(Protocol):
     """Takes a closer look at each judged site, while both tensors are at hand."""
 
     def take(
-        self, site: str, status: Status, candidate: Array, reference: Array, *, axes: tuple[str, ...], seen: Mask | None
+        self,
+        site: str,
+        status: Status,
+        candidate: Array,
+        reference: Array,
+        /,
+        *,
+        axes: tuple[str, ...],
+        seen: Mask | None,
     ) -> None:
         """Look at what was recorded and what was computed, same shape; `seen` are the entries that count."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps import Site, Trace
-from firstdiff.dumps.points import axes_of, token_axis
+from firstdiff.dumps.points import Kind, axes_of, kind_of, token_axis
 from firstdiff.engines.identity import engine_name
 from firstdiff.errors import UsageError
 from firstdiff.judging.layouts import stated
@@ -102,7 +102,7 @@ def local(model: Model, trace: Trace, site: Site) -> Pair:
     UsageError
         Where the trace does not hold the site, or in a shape that does not fit.
     """
-    found, alignment = understood(model, trace, outside=site.layer is None)
+    found, alignment = understood(model, trace, logits=kind_of(site.point) is Kind.LOGITS)
     kept = _Kept()
     probe = Replay(found.arithmetic, trace, alignment, found.levels, kept)
     run(model, trace.steps[: site.step + 1], probe, lambda each: each == site)

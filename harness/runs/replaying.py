@@ -89,7 +89,7 @@ def _found(
     return found, sites if same else None, alignment
 
 
-def understood(model: Model, trace: Trace, *, outside: bool = False) -> tuple[Fingerprint, Alignment]:
+def understood(model: Model, trace: Trace, *, logits: bool = False) -> tuple[Fingerprint, Alignment]:
     """Find the arithmetic and the layouts of a trace, from a handful of its layers where these decide.
 
     They are those of :func:`replayed`, which is asked where a handful of layers says too little. What was last found of
@@ -99,20 +99,20 @@ def understood(model: Model, trace: Trace, *, outside: bool = False) -> tuple[Fi
     ----------
     model, trace
         The model's file, and a trace made with it.
-    outside
-        Whether the layouts of points outside the layers are asked for, which no layer shows.
+    logits
+        Whether the layout of the logits is asked for, whose product takes longer than a layer.
     """
-    return _understood(trace, model.gguf.path, outside=outside)
+    return _understood(trace, model.gguf.path, logits=logits)
 
 
 @lru_cache(maxsize=8)  # one investigation asks for many sites of a trace
-def _understood(trace: Trace, path: Path, *, outside: bool) -> tuple[Fingerprint, Alignment]:
+def _understood(trace: Trace, path: Path, *, logits: bool) -> tuple[Fingerprint, Alignment]:
     model, layers = open_model(path), _handful(trace)
     if layers is not None:
 
         def wanted(site: Site) -> bool:
             if site.layer is None:
-                return outside and site.step == 0
+                return site in trace and site.step == 0 and (logits or kind_of(site.point) is not Kind.LOGITS)
             return site.layer in layers and (site.step == 0 or kind_of(site.point) is Kind.CACHE)
 
         found, _, alignment = _found(model, replace(trace, steps=trace.steps[:2]), wanted=wanted)
@@ -142,9 +142,12 @@ def _handful(trace: Trace) -> frozenset[int] | None:
 
 
 def _decided(found: Fingerprint) -> bool:
-    """Whether a handful of layers says as much of the arithmetic as all do: no level, which is measured over all."""
-    certain = all((e.fits and not e.weak) or e.known for e in found.groups.values())
-    return certain and not found.levels
+    """Whether a handful of layers says as much of the arithmetic as all do: no level, which is measured over all.
+
+    How an engine adds and turns is no part of the arithmetic that it is judged in.
+    """
+    known = (e.known or (e.fits and (not e.weak or group == "results")) for group, e in found.groups.items())
+    return all(known) and not found.levels
 
 
 def _narrow(trace: Trace) -> bool:
