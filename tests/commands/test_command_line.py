@@ -407,7 +407,7 @@ def test_an_explanation_names_a_plant_in_three_ways() -> None:
 def test_demo_lists_its_bugs(firstdiff: Command) -> None:
     ran = firstdiff("demo", "--list")
     assert (ran.code, ran.err) == (0, "")
-    assert [line.split()[0] for line in ran.out.splitlines()] == list(demo.TABLE)
+    assert [line.split()[0] for line in ran.out.splitlines()] == list(TABLE)
 
 
 # doctor

@@ -19,6 +19,7 @@ from firstdiff.dumps import Trace, TraceWriter
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.hypotheses.planting import Planted, record_planted
+from firstdiff.hypotheses.where import ROTATIONS
 from firstdiff.model.arithmetic import F32, GGML_CPU, Arithmetic
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call
@@ -69,9 +70,7 @@ def traced(
     model: Model, change: Change | None, arithmetic: Arithmetic = GGML_CPU, decode: int = 2, layer: int | None = None
 ) -> Trace:
     writer = MemoryWriter()
-    wrong = Hypothesis(
-        "wrong", ("Qcur_rope", "Kcur_rope"), "wrong", "right it", lambda call, *_: change and change(call)
-    )
+    wrong = Hypothesis("wrong", ROTATIONS, "wrong", "right it", lambda call, *_: change and change(call))
     planted = [Planted(wrong, layer)] if change else []
     record_planted(model, TOKENS, writer, arithmetic=arithmetic, decode=decode, planted=planted)
     return writer.trace()
