@@ -106,7 +106,8 @@ class Kept:
 @pytest.mark.parametrize("name", DUMPS)
 def test_what_is_found_and_measured_is_what_judging_everything_gives(model: Model, tmp_path: Path, name: str) -> None:
     trace = DUMPS[name](model, tmp_path)
-    whole, _, alignment = replayed(model, trace)
+    done = replayed(model, trace)
+    whole, alignment = done.found, done.alignment
     found, layouts = understood(model, trace, logits=True)
     assert found.arithmetic == whole.arithmetic
     assert found.levels == whole.levels
