@@ -97,9 +97,9 @@ DUMPS: dict[str, Made] = {
 class Kept:
     """Both tensors of every judged site."""
 
-    tensors: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    tensors: dict[Site, tuple[Array, Array]] = field(default_factory=dict)
 
-    def take(self, site: str, _status: Status, candidate: Array, reference: Array, **_: object) -> None:
+    def take(self, site: Site, _status: Status, candidate: Array, reference: Array, **_: object) -> None:
         self.tensors[site] = candidate, reference
 
 
@@ -117,14 +117,14 @@ def test_what_is_found_and_measured_is_what_judging_everything_gives(model: Mode
     for _ in model.forward(trace.steps, probe):
         pass
     floors = {s.site: s.floor for s in probe.sites}
-    asked = [site for site in ASKED if str(site) in kept.tensors]
+    asked = [site for site in ASKED if site in kept.tensors]
     assert asked
     for site in asked:
         pair = local(model, trace, site)
         rows = len(pair.candidate)
-        for ours, judged in zip((pair.candidate, pair.other), kept.tensors[str(site)], strict=True):
+        for ours, judged in zip((pair.candidate, pair.other), kept.tensors[site], strict=True):
             np.testing.assert_allclose(ours, judged[-rows:], rtol=1e-6, atol=1e-7 * np.abs(judged[-rows:]).max())
-        assert pair.floor == pytest.approx(floors[str(site)], rel=1e-6)
+        assert pair.floor == pytest.approx(floors[site], rel=1e-6)
 
 
 @pytest.fixture
