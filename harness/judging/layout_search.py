@@ -122,7 +122,9 @@ class _Trial(Judging):
             return None
         site = Site(call.step, call.layer, call.point)
         like = np.broadcast_to(np.float32(np.nan), shape)
-        read = [Alignment({call.point: layout}).read_rows(self.trace, site, like) for layout in self.layouts(call.point)]
+        read = [
+            Alignment({call.point: layout}).read_rows(self.trace, site, like) for layout in self.layouts(call.point)
+        ]
         fitting = [(x, rows) for x, rows, _ in read if x is not None]
         return Value(fitting[0][0]) if len(fitting) == 1 and fitting[0][1] is None else None
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-import numpy.typing as npt
 import pytest
 from planted import plant, synthetic
-from relaid import HEADS, LAYOUTS, ROTATED, SCORES, half_split, relaid
+from relaid import LAYOUTS, ROTATED, half_split, relaid
 
 from firstdiff.dumps import Site, Trace, TraceError
 from firstdiff.judging.layouts import HALF
@@ -17,6 +14,8 @@ from firstdiff.runs.judge import judge
 from firstdiff.verdict import Verdict
 
 PROMPT = [1, *range(300, 311)]
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return open_model(synthetic(tmp_path_factory.mktemp("align"), n_layer=4))
