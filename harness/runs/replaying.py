@@ -127,7 +127,12 @@ def _understood(trace: Trace, path: Path, *, logits: bool) -> tuple[Fingerprint,
         found, _, alignment = _found(model, replace(trace, steps=trace.steps[:2]), wanted=wanted)
         if _decided(found):
             return found, alignment
-    whole = replayed(model, trace)
+    return _of_all_layers(trace, path)
+
+
+@lru_cache(maxsize=8)
+def _of_all_layers(trace: Trace, path: Path) -> tuple[Fingerprint, Alignment]:
+    whole = replayed(open_model(path), trace)
     return whole.found, whole.alignment
 
 
