@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from firstdiff.model.fields import Fields
 from firstdiff.model.probe import Probe
@@ -91,15 +91,22 @@ Tensor = tuple[str, tuple[int, ...], bool]
 """Name, shape and whether it must be there."""
 
 
-class Architecture(Protocol):
+H = TypeVar("H", bound=Hyperparameters)
+"""The hyperparameters of one architecture."""
+
+C = TypeVar("C")
+"""What one architecture reads back in a later step."""
+
+
+class Architecture(Protocol[H, C]):
     """A module of ``model/architectures``."""
 
     NODES: Nodes
 
-    def Cache(self) -> Any:  # noqa: ANN401, N802 - a class of the module
+    def Cache(self) -> C:  # noqa: N802 - a class of the module
         """Make what a later step reads back, empty."""
 
-    def read(self, fields: Fields) -> Any:  # noqa: ANN401 - the architecture's own Hyperparameters
+    def read(self, fields: Fields) -> H:
         """Read the hyperparameters of a file.
 
         Raises
@@ -108,10 +115,10 @@ class Architecture(Protocol):
             Where one is missing or is one that the architecture does not compute.
         """
 
-    def tensors(self, hp: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    def tensors(self, hp: H) -> Iterator[Tensor]:
         """Every tensor that the architecture reads."""
 
-    def rotation(self, hp: Any) -> Rotation | None:  # noqa: ANN401
+    def rotation(self, hp: H) -> Rotation | None:
         """How queries and keys are rotated; None where they are not."""
 
     def forward(
@@ -120,7 +127,7 @@ class Architecture(Protocol):
         tokens: Sequence[int],
         positions: Sequence[int],
         w: Weights,
-        hp: Any,  # noqa: ANN401
-        cache: Any,  # noqa: ANN401 - what `Cache` makes
+        hp: H,
+        cache: C,
     ) -> Value:
         """One step: tokens [token] at positions [token] -> logits [token, n_vocab]; `cache` grows by the step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Protocol
+from typing import Any, Protocol
 
 from firstdiff.model.architecture import Architecture, Hyperparameters, Nodes, Rotation, Tensor
 from firstdiff.model.architectures import llama, qwen2, qwen3
@@ -17,7 +17,7 @@ from firstdiff.model.probe import Probe
 from firstdiff.model.quants import SUPPORTED
 from firstdiff.model.weights import Weights
 
-ARCHITECTURES: dict[str, Architecture] = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3}
+ARCHITECTURES: dict[str, Architecture[Any, Any]] = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3}
 
 HARMLESS = ("attn_rot_embd.weight", "attn.rot_embd.weight", "attention.rotary_emb.inv_freq")
 """Ends of the names of tensors that nobody reads and no result needs: tables of cos and sin, or the plain frequencies,
