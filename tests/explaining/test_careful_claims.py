@@ -99,7 +99,8 @@ def test_what_explains_the_first_site_as_well_is_said(folder: Path) -> None:
         for operand, tensor in swapped.items()
     ]
     writer = MemoryWriter()
-    assert record_planted(model, PROMPT, writer, arithmetic=F64, decode=0, planted=faults) == ["Qcur-2", "Kcur-2"]
+    touched = record_planted(model, PROMPT, writer, arithmetic=F64, decode=0, planted=faults)
+    assert list(map(str, touched)) == ["Qcur-2", "Kcur-2"]
     verdict = judge(model, writer.trace(arithmetic="f32"))
     assert {str(site) for e in verdict.explanations for site in e.sites} == {"Qcur-2", "Kcur-2"}
     for explanation in verdict.explanations:
