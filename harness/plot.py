@@ -23,6 +23,7 @@ from firstdiff.rope.fit import fitted_angles
 from firstdiff.rope.table import rope_table
 from firstdiff.rope.turns import rotation_of
 from firstdiff.runs.pair import Pair, free, local
+from firstdiff.runs.replaying import understood
 from firstdiff.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -189,7 +190,9 @@ def rope_angles(
         return rope_plots.angles(table.frequencies, table.theta, table.positions, base=table.base)
     point, before = next(iter(rotation_of(opened).of.items()))
     with one_thread():
-        fit = fitted_angles(opened, as_trace(trace), layer, point)
+        candidate = as_trace(trace)
+        _, alignment = understood(opened, candidate)
+        fit = fitted_angles(opened, candidate, layer, point, alignment=alignment)
     if fit is None:
         raise UsageError(
             f"{before}-{layer} and {point}-{layer} are not both recorded: record them before and after the rotation"

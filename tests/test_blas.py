@@ -13,10 +13,11 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import firstdiff as fd
+from builders.models import synthetic
 from firstdiff import pytest_plugin
 from firstdiff.blas import one_thread
 from firstdiff.model.probe import Probe
-from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.model.synthetic import Llama
 from firstdiff.pytest_plugin import FirstDiff
 from firstdiff.runs import judge
 
@@ -31,7 +32,7 @@ def threads() -> set[int]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("model") / "model.gguf", Llama(n_layer=2))
+    return synthetic(tmp_path_factory.mktemp("model") / "model.gguf", Llama(n_layer=2))
 
 
 @pytest.fixture(autouse=True)

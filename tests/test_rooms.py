@@ -41,11 +41,7 @@ FLOORS = (
 EDGES = ("verdict", "runs", "gate", "commands", "doors")  # load reports, inside functions
 HEAVY = ("numba", "threadpoolctl", "pandas", "matplotlib", "llama_cpp", "torch", "transformers", "jinja2")
 LONGEST = 300  # lines of a module: more are no sitting
-LONGER = {
-    "harness/hypotheses/attention.py": "one table of one operation's hypotheses",
-    "harness/hypotheses/rope.py": "one table of one operation's hypotheses",
-    "harness/hypotheses/weights.py": "one table of how a file's tensors are loaded wrongly",
-}
+LONGER: dict[str, str] = {}
 """Modules that may be longer, and why."""
 TOP_LEVEL = {"model", "harness", "dumps", "reports", "tests", "notebooks", ".ci", ".github"}
 

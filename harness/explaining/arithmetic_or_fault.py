@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from firstdiff.dumps import Site, Trace
+from firstdiff.explaining.failures import Failures
 from firstdiff.explaining.replay import Explaining, replay
-from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.layouts import Alignment

@@ -10,8 +10,9 @@ import numpy as np
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import Kind, of_kind
 from firstdiff.explaining.counter_check import counter_check
+from firstdiff.explaining.failures import Failures
 from firstdiff.explaining.replay import PAIR_SEARCHES, Explaining, Group, Segment, Unexplained, replay
-from firstdiff.explaining.search import Attempt, Failures
+from firstdiff.explaining.search import Attempt
 from firstdiff.explaining.telling_apart import separating
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.arithmetic import Fingerprint

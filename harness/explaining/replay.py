@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.describing.findings import findings
-from firstdiff.explaining.search import Attempt, Failures, Fault, attempt, attempts, explaining
+from firstdiff.explaining.failures import Failures
+from firstdiff.explaining.search import Attempt, Fault, attempt, attempts, explaining
 from firstdiff.hypotheses import Hypothesis, Scene
 from firstdiff.judging.case import Case
 from firstdiff.judging.replay import Replay

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf, isfinite
 from typing import Any
 
-from firstdiff.dumps import Site
+from firstdiff.explaining.failures import Failures
 from firstdiff.explaining.residual import Part, left, part_of, rerun
 from firstdiff.hypotheses.fitting import Numbers
 from firstdiff.hypotheses.frame import Frame
@@ -18,7 +17,6 @@ from firstdiff.judging.case import Case
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
-from firstdiff.verdict import Failed
 
 LOOSE = 20.0
 """How far above the bar a hypothesis may lie at a part of a product and still be tried at the whole: a few outputs and
@@ -32,8 +30,6 @@ ALIKE = 2.0
 """Residuals that differ by less than this factor say the same: both are rounding."""
 
 WAYS = 12  # of one hypothesis that pairs are made of
-
-LONGEST = 200  # characters of an exception's message that are kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,35 +74,6 @@ class Fault:
                 return None
             own = changed
         return frame.laid_back(own)
-
-
-@dataclass(frozen=True, slots=True)
-class Failures:
-    """Notes the hypotheses that raise where they are tried, each once a site.
-
-    Numbers that nobody foresaw shall not cost the verdict, and the defect shall not stay hidden.
-    """
-
-    _noted: dict[tuple[str, Site], Failed] = field(default_factory=dict)
-
-    @property
-    def noted(self) -> tuple[Failed, ...]:
-        """What could not be tried, in the order in which it was."""
-        return tuple(self._noted.values())
-
-    @contextmanager
-    def at(self, site: Site, *parts: Hypothesis) -> Iterator[None]:
-        """Note an exception that leaves the block as one of these hypotheses, and go on after the block."""
-        try:
-            yield
-        except Exception as e:  # noqa: BLE001 - whatever it is, it is noted
-            self.note(site, parts, e)
-
-    def note(self, site: Site, parts: tuple[Hypothesis, ...], error: Exception) -> None:
-        """Note that a hypothesis, or a pair, could not be tried at a site."""
-        id_ = " + ".join(h.id for h in parts)
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        self._noted.setdefault((id_, site), Failed(id_, site, told[:LONGEST]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from firstdiff.explaining.search import Attempt, Failures, attempt, attempts, explaining
+from firstdiff.explaining.failures import Failures
+from firstdiff.explaining.search import Attempt, attempt, attempts, explaining
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene
 from firstdiff.judging.case import Case
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_op
 from firstdiff.hypotheses.where import Where
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import Operation, attend, scores
+from firstdiff.model.operations import Derived, Operation, attend, scores
 from firstdiff.model.probe import Call
 
 # Which KV head a head reads
@@ -33,7 +33,7 @@ def _reading(op: Operation, read: npt.NDArray[np.int64]) -> Operation:
         del group
         return op(first, second[:, read], group=1, arithmetic=arithmetic)
 
-    return reading
+    return Derived(op, reading)
 
 
 def _maps(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:

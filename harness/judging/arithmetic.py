@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from firstdiff.dumps import Trace
-from firstdiff.judging.arithmetic_trials import GROUPS, group_of
+from firstdiff.judging.arithmetic_options import GROUPS, group_of
 from firstdiff.model.arithmetic import Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model
 from firstdiff.model.errors import ModelError

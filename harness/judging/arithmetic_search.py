@@ -10,7 +10,8 @@ import numpy as np
 
 from firstdiff.dumps import Trace
 from firstdiff.judging.arithmetic import HANDFUL, STRONG, Evidence, Fingerprint, Levels
-from firstdiff.judging.arithmetic_trials import OPTIONS, Trial, Trials
+from firstdiff.judging.arithmetic_options import OPTIONS
+from firstdiff.judging.arithmetic_trials import Trial, Trials
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.needed import Wanted, run
 from firstdiff.model.arithmetic import ARITHMETICS, F32, GGML, STORED, Arithmetic, arithmetic_named

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,41 +10,28 @@ import numpy as np
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import axes_of
 from firstdiff.judging import floors
+from firstdiff.judging.arithmetic_options import group_of, possible
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.measure import measure
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.systematic import rest
 from firstdiff.model.arithmetic import (
-    BF16,
-    BF16_OPERANDS,
-    F16,
-    F16_OPERANDS,
     F32,
-    GGML,
-    GGML_CPU,
-    TF32,
-    TF32_CUT,
     Arithmetic,
     Array,
-    ggml_cpu,
 )
 from firstdiff.model.operations import (
     MOVES,
-    Operation,
-    add,
     append,
     attend,
     embed,
     linear,
-    rms_norm,
-    rope,
     scores,
     soft_max,
-    swiglu,
     visible,
 )
 from firstdiff.model.probe import Call
-from firstdiff.model.rounding import BLOCK, QUANTISED, round_to
+from firstdiff.model.rounding import round_to
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
 
@@ -61,43 +47,6 @@ MOSTLY = 0.99
 
 NEAR = 4.0
 """What a fault leaves of an error is asked of options within this factor of the best."""
-
-GROUPS: dict[Operation, str] = {
-    linear: "linear", rms_norm: "norm", scores: "attention", attend: "attention",
-    rope: "results", soft_max: "results", swiglu: "results", add: "results",
-}  # fmt: skip
-"""The group that each operation is judged with; of the cache, see :func:`group_of`."""
-
-CACHES = ("f16", "bf16", "q8_0", "q4_0", "q8_0-plain", "q4_0-plain")
-F16_SUMS = replace(F32, name="f16-sums", products="f16-sums")
-_IN_TURN = {f"{a.name}": a for kind in CACHES[:4] for a in (ggml_cpu(flash=1, keys=kind, values=kind),)}
-_PLAIN = {a.name: a for kind in CACHES[1:] for a in (ggml_cpu(keys=kind, values=kind),)}
-_STORED = {"bf16": BF16, "f16": F16}
-
-_CACHED = {"f32": F32, **{kind: replace(F32, name=kind, keys=kind, values=kind) for kind in CACHES}}
-
-OPTIONS: dict[str, Mapping[str, Arithmetic]] = {
-    "linear": {
-        "f32": F32, GGML: GGML_CPU, **_STORED, "tf32": TF32, "tf32-truncated": TF32_CUT, "f16-operands": F16_OPERANDS,
-        "bf16-operands": BF16_OPERANDS, "f16-sums": F16_SUMS,
-    },
-    "norm": {"f32": F32, **_STORED},
-    "attention": {
-        "f32": F32, GGML: GGML_CPU, **_STORED, "tf32": TF32, "tf32-truncated": TF32_CUT, "f16-operands": F16_OPERANDS,
-        "bf16-operands": BF16_OPERANDS, **_PLAIN, **_IN_TURN,
-    },
-    "keys": _CACHED,
-    "values": _CACHED,
-    "results": {"f32": F32, **_STORED, GGML: GGML_CPU},
-}  # fmt: skip
-"""What is tried for each group, by name; of several that say the same, the first is taken."""
-
-
-def group_of(call: Call) -> str | None:
-    """The group of a call; None for lookups of the embedding, which round nothing."""
-    if call.op is append:
-        return "values" if call.argument("values") else "keys"
-    return GROUPS.get(call.op)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +181,7 @@ class Trials(Judging):
         calls, sample, seen = _sampled(calls, whole)
         axes = axes_of(site.point, sample.ndim)
         computed, errors, limits = {}, {}, {}
-        for name, arithmetic in _possible(group, calls, flash=len(calls) > 1):
+        for name, arithmetic in possible(group, calls, flash=len(calls) > 1):
             if (kind := arithmetic.weights_and_results) is not None and not _stored(sample, kind):
                 continue
             with np.errstate(all="ignore"):
@@ -244,20 +193,6 @@ class Trials(Judging):
         weight = calls[-1].argument("weight") if group == "linear" else None
         part = site.point if weight is None else f"{site.point} {weight.kind.name}"
         self.found.setdefault(group, []).append(Trial(site, part, errors, limits, rests))
-
-
-def _possible(group: str, calls: tuple[Call, ...], *, flash: bool) -> Iterator[tuple[str, Arithmetic]]:
-    """The options that can be tried: heads that are no whole blocks were not quantised."""
-    held = _HELD.get(calls[0].op)
-    dim = BLOCK if held is None else calls[0].argument(held).shape[-1]
-    for name, arithmetic in OPTIONS[group].items():
-        quantised = not {arithmetic.keys, arithmetic.values}.isdisjoint(QUANTISED)
-        if (flash or not arithmetic.flash) and not (quantised and dim % BLOCK):
-            yield name, arithmetic
-
-
-_HELD: dict[Operation, str] = {append: "new", scores: "keys", attend: "values"}
-"""Operands that a cache holds."""
 
 
 def _stored(x: Array, kind: str) -> bool:

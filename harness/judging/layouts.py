@@ -10,11 +10,21 @@ import numpy as np
 from firstdiff.dumps import Site, Trace, TraceError
 from firstdiff.dumps.points import Kind, axes_of, carrying, of_kind
 from firstdiff.judging.measure import Mask
+from firstdiff.judging.readers import (
+    Read,
+    Shape,
+    columns_of,
+    half_split,
+    merged_last,
+    moved,
+    padded,
+    per_group,
+    plain,
+    repeated,
+    side_by_side,
+)
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
-
-Shape = tuple[int, ...]
-Read = Callable[[Array, Shape], Array | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,85 +108,12 @@ class Alignment:
         return {point: layout.says for point, layout in self.layouts.items() if layout.says}
 
 
-def plain(x: Array, shape: Shape) -> Array | None:
-    """The same numbers in the same order: a batch of one dropped, heads merged or apart."""
-    merged = (shape[0], int(np.prod(shape[1:])))
-    recorded = x.shape
-    while recorded not in (shape, merged) and recorded[:1] == (1,):
-        recorded = recorded[1:]
-    return x.reshape(shape) if recorded in (shape, merged) else None
-
-
 def _last_row(layout: Layout, x: Array, shape: Shape) -> Array | None:
     """The last token's row [1, feature], where it alone is recorded; None where it is not."""
     if len(shape) != 2:  # noqa: PLR2004 - [token, feature]
         return None
     one = (1, shape[1])
     return x.reshape(one) if x.size == shape[1] else layout.read(x, one)
-
-
-def _moved(*axes: int) -> Read:
-    """Axes in another order: recorded axis `axes[i]` is the reference's axis i."""
-
-    def read(x: Array, shape: Shape) -> Array | None:
-        while x.ndim > len(axes) and x.shape[0] == 1:
-            x = x[0]
-        if x.ndim != len(axes) or len(shape) < len(axes):
-            return None
-        return plain(x.transpose(axes), shape)
-
-    return read
-
-
-def _merged_last(x: Array, shape: Shape) -> Array | None:
-    """[feature, token], the order in which ggml writes dimensions."""
-    while x.ndim > 2 and x.shape[0] == 1:  # noqa: PLR2004 - a matrix
-        x = x[0]
-    return plain(x.T, shape) if x.ndim == 2 else None  # noqa: PLR2004
-
-
-def _half_split(inner: Read) -> Read:
-    """Head dimensions (i, i + D / 2) where the reference has (2i, 2i + 1): before GGUF's conversion of a llama."""
-
-    def read(x: Array, shape: Shape) -> Array | None:
-        y = _with_pairs(inner(x, shape))
-        return None if y is None else np.stack(np.split(y, 2, axis=-1), axis=-1).reshape(y.shape)
-
-    return read
-
-
-def _side_by_side(inner: Read) -> Read:
-    """Head dimensions (2i, 2i + 1) where the reference has (i, i + D / 2)."""
-
-    def read(x: Array, shape: Shape) -> Array | None:
-        y = _with_pairs(inner(x, shape))
-        return None if y is None else np.concatenate([y[..., 0::2], y[..., 1::2]], axis=-1)
-
-    return read
-
-
-def _with_pairs(y: Array | None) -> Array | None:
-    """Heads [token, head, head_dim] of an even number of dimensions, None for anything else."""
-    return None if y is None or y.ndim != 3 or y.shape[-1] % 2 else y  # noqa: PLR2004
-
-
-def _repeated(inner: Read, heads: int) -> Read:
-    """KV heads repeated for each query head that reads them."""
-
-    def read(x: Array, shape: Shape) -> Array | None:
-        group = heads // shape[1]
-        y = inner(x, (shape[0], heads, *shape[2:])) if group > 1 else None
-        return None if y is None else y[:, ::group]
-
-    return read
-
-
-def _padded(x: Array, shape: Shape) -> Array | None:
-    """More keys than exist."""
-    while x.ndim > len(shape) and x.shape[0] == 1:
-        x = x[0]
-    fits = x.ndim == len(shape) and x.shape[:-1] == shape[:-1] and x.shape[-1] > shape[-1]
-    return x[..., : shape[-1]] if fits else None
 
 
 def scaled_layout(layout: Layout, head_dim: int) -> Layout:
@@ -191,32 +128,12 @@ def scaled_layout(layout: Layout, head_dim: int) -> Layout:
     return Layout(says, read, layout.source, unscaled=layout)
 
 
-def _slice(start: int, stop: int) -> Read:
-    def read(x: Array, shape: Shape) -> Array | None:
-        rows = plain(x, (shape[0], x.shape[-1]))
-        return None if rows is None or stop > x.shape[-1] else plain(rows[:, start:stop], shape)
-
-    return read
-
-
-def _per_group(part: slice, width: int) -> Read:
-    """Interleaved per KV head: [q of its group, k, v] for one head after another."""
-
-    def read(x: Array, shape: Shape) -> Array | None:
-        rows = plain(x, (shape[0], x.shape[-1]))
-        if rows is None or rows.shape[-1] % width:
-            return None
-        return plain(np.ascontiguousarray(rows.reshape(shape[0], -1, width)[:, :, part]).reshape(shape[0], -1), shape)
-
-    return read
-
-
 PLAIN = Layout("", plain)
 HALF = "head dimensions in half-split order (Hugging Face's, before GGUF's conversion)"
 PAIRS = "head dimensions in interleaved order (each pair side by side)"
 OTHER_ORDERS: dict[str, tuple[str, Callable[[Read], Read]]] = {
-    "interleaved": (HALF, _half_split),
-    "half": (PAIRS, _side_by_side),
+    "interleaved": (HALF, half_split),
+    "half": (PAIRS, side_by_side),
 }
 """For each pairing of the reference, the order of head dimensions in which an engine pairs them the other way."""
 
@@ -237,15 +154,15 @@ def candidates(point: str, model: Model) -> Iterator[Layout]:
     if "head_dim" in axes:
         yield from _of_heads(point, model)
     elif "query" in axes:
-        yield Layout("[query, head, key]", _moved(1, 0, 2))
-        yield Layout("[key, query, head]", _moved(2, 1, 0))
-        yield Layout("padded to more keys than there are", _padded)
+        yield Layout("[query, head, key]", moved(1, 0, 2))
+        yield Layout("[key, query, head]", moved(2, 1, 0))
+        yield Layout("padded to more keys than there are", padded)
     else:
-        yield Layout("[feature, token]", _merged_last)
+        yield Layout("[feature, token]", merged_last)
     if point in ("ffn_gate", "ffn_up"):
         first, hp = point == "ffn_gate", model.hp
-        half = _slice(0, hp.n_ff) if first else _slice(hp.n_ff, 2 * hp.n_ff)
-        other = _slice(hp.n_ff, 2 * hp.n_ff) if first else _slice(0, hp.n_ff)
+        half = columns_of(0, hp.n_ff) if first else columns_of(hp.n_ff, 2 * hp.n_ff)
+        other = columns_of(hp.n_ff, 2 * hp.n_ff) if first else columns_of(0, hp.n_ff)
         yield Layout("from the fused gate and up, gate first", half, "ffn_gate_up")
         yield Layout("from the fused gate and up, up first", other, "ffn_gate_up")
 
@@ -253,12 +170,12 @@ def candidates(point: str, model: Model) -> Iterator[Layout]:
 def _of_heads(point: str, model: Model) -> Iterator[Layout]:
     orders: tuple[tuple[str, Read], ...] = (
         ("[token, head, head_dim]", plain),
-        ("[head, token, head_dim]", _moved(1, 0, 2)),
-        ("[head_dim, head, token]", _moved(2, 1, 0)),
-        ("[feature, token]", _merged_last),
+        ("[head, token, head_dim]", moved(1, 0, 2)),
+        ("[head_dim, head, token]", moved(2, 1, 0)),
+        ("[feature, token]", merged_last),
     )
     if point in carrying("K", "V"):
-        orders += tuple((f"{says}, KV heads repeated", _repeated(read, model.hp.n_head)) for says, read in orders[:2])
+        orders += tuple((f"{says}, KV heads repeated", repeated(read, model.hp.n_head)) for says, read in orders[:2])
     yield from (Layout(says, read) for says, read in orders[1:])
     if point in ROTATED and model.rotation is not None:
         of, reorder = OTHER_ORDERS[model.rotation.pairing]
@@ -277,8 +194,8 @@ def _fused(point: str, model: Model) -> Iterator[Layout]:
         "Vcur": slice((group + 1) * d, None),
     }
     for says, read in (
-        ("from the fused product, blocks of Q, K and V", _slice(*blocks)),
-        ("from the fused product, interleaved by KV head", _per_group(part[point], (group + 2) * d)),
+        ("from the fused product, blocks of Q, K and V", columns_of(*blocks)),
+        ("from the fused product, interleaved by KV head", per_group(part[point], (group + 2) * d)),
     ):
         yield Layout(says, read, "wqkv")
         if point in ROTATED and model.rotation is not None:
@@ -300,7 +217,7 @@ def stated(trace: Trace) -> Alignment:
         if sorted(given) != sorted(axes):
             raise TraceError(f"{trace.path}: layout of '{point}' has axes {list(given)}: its axes are {list(axes)}")
         if tuple(given) != axes:
-            layouts[point] = Layout(f"[{', '.join(given)}]", _moved(*(list(given).index(axis) for axis in axes)))
+            layouts[point] = Layout(f"[{', '.join(given)}]", moved(*(list(given).index(axis) for axis in axes)))
     return Alignment(layouts)
 
 

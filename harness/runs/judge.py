@@ -10,7 +10,7 @@ import numpy as np
 from firstdiff.dumps import Site, Trace
 from firstdiff.engines.identity import check_same_tokens, engine_name
 from firstdiff.explaining.explanations import explain
-from firstdiff.explaining.search import Failures
+from firstdiff.explaining.failures import Failures
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.drift import Drift, between
 from firstdiff.judging.layouts import Alignment

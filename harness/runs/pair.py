@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps import Site, Trace
-from firstdiff.dumps.points import axes_of, token_axis
+from firstdiff.dumps.points import Kind, axes_of, kind_of, token_axis
 from firstdiff.engines.identity import engine_name
 from firstdiff.errors import UsageError
-from firstdiff.judging.arithmetic import Fingerprint
-from firstdiff.judging.layouts import Alignment, stated
+from firstdiff.judging.layouts import stated
 from firstdiff.judging.needed import run
 from firstdiff.judging.replay import Replay, counted
 from firstdiff.model.arithmetic import Array
-from firstdiff.model.engine import Model, open_model
+from firstdiff.model.engine import Model
 from firstdiff.runs.replaying import understood
 from firstdiff.verdict import Status
 
@@ -105,7 +102,7 @@ def local(model: Model, trace: Trace, site: Site) -> Pair:
     UsageError
         Where the trace does not hold the site, or in a shape that does not fit.
     """
-    found, alignment = _understood(trace, model.gguf.path, outside=site.layer is None)
+    found, alignment = understood(model, trace, logits=kind_of(site.point) is Kind.LOGITS)
     kept = _Kept()
     probe = Replay(found.arithmetic, trace, alignment, found.levels, kept)
     run(model, trace.steps[: site.step + 1], probe, lambda each: each == site)
@@ -148,8 +145,3 @@ def _check(trace: Trace, site: Site) -> None:
     if site not in trace:
         known = ", ".join(map(str, trace.sites()[:6]))
         raise UsageError(f"{site}: {engine_name(trace)} did not record it (its first sites are {known})")
-
-
-@lru_cache(maxsize=8)  # one investigation plots many sites of a trace
-def _understood(trace: Trace, model: Path, *, outside: bool) -> tuple[Fingerprint, Alignment]:
-    return understood(open_model(model), trace, outside=outside)

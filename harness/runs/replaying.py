@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
+from firstdiff.dumps.points import Kind, kind_of
 from firstdiff.explaining.arithmetic_or_fault import has_faults
-from firstdiff.explaining.search import Failures
+from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, Levels, declared, fits
 from firstdiff.judging.arithmetic_search import LAYERS, fingerprint
@@ -20,7 +23,7 @@ from firstdiff.judging.layouts import Alignment, stated
 from firstdiff.judging.needed import Wanted, run
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import F32
-from firstdiff.model.engine import Model
+from firstdiff.model.engine import Model, open_model
 from firstdiff.progress import QUIET, Progress
 from firstdiff.verdict import SiteVerdict, Status
 
@@ -58,9 +61,18 @@ def replayed_as_found(
     trace: Trace,
     progress: Progress = QUIET,
     details: Details | None = None,
-    wanted: Wanted | None = None,
 ) -> Replayed:
-    """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data.
+    """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data."""
+    found, sites, alignment = _found(model, trace, progress, details)
+    if sites is None:
+        sites = _replay(model, trace, found, alignment, progress, details)
+    return Replayed(found, sites, alignment)
+
+
+def _found(
+    model: Model, trace: Trace, progress: Progress = QUIET, details: Details | None = None, wanted: Wanted | None = None
+) -> tuple[Fingerprint, list[SiteVerdict] | None, Alignment]:
+    """Find a trace's arithmetic and layouts, and judge its sites; None for these where another guess was judged last.
 
     Layouts and arithmetics are searched for only where the first guess does not do. What was stored in a narrow dtype
     fits float32 for that alone, whatever it was computed in: it is no guess that does. With `wanted` all of it is done
@@ -76,53 +88,80 @@ def replayed_as_found(
             alignment = other
             sites = _replay(model, trace, first, alignment, progress, details, wanted)
     if fits(sites) and (stands is not None or not _narrow(trace)):
-        return Replayed(first, sites, alignment)
+        return first, sites, alignment
     found = fingerprint(model, trace, alignment, wanted)
     if stands is not None and not found.better:
-        return Replayed(first, sites, alignment)
+        return first, sites, alignment
     if stands is not None and found.arithmetic != stands:
         found = replace(found, instead=stands.name)
     same = found.arithmetic == first.arithmetic and not found.levels
-    sites = sites if same else _replay(model, trace, found, alignment, progress, details, wanted)
-    return Replayed(found, sites, alignment)
+    return found, sites if same else None, alignment
 
 
-def understood(model: Model, trace: Trace, *, outside: bool = False) -> tuple[Fingerprint, Alignment]:
+def understood(model: Model, trace: Trace, *, logits: bool = False) -> tuple[Fingerprint, Alignment]:
     """Find the arithmetic and the layouts of a trace, from a handful of its layers where these decide.
 
-    `outside` adds the points outside the layers, whose layouts no layer shows.
+    They are those of :func:`replayed`, which is asked where a handful of layers says too little. What was last found of
+    a trace is kept.
+
+    Parameters
+    ----------
+    model, trace
+        The model's file, and a trace made with it.
+    logits
+        Whether the layout of the logits is asked for, whose product takes longer than a layer.
     """
-    layers = _handful(trace)
+    return _understood(trace, model.gguf.path, logits=logits)
+
+
+@lru_cache(maxsize=8)  # one investigation asks for many sites of a trace
+def _understood(trace: Trace, path: Path, *, logits: bool) -> tuple[Fingerprint, Alignment]:
+    model, layers = open_model(path), _handful(trace)
     if layers is not None:
-        start = replace(trace, steps=trace.steps[:2])  # the cache shows in the second
-        few = replayed_as_found(
-            model, start, wanted=lambda site: site.layer in layers or (outside and site.layer is None)
-        )
-        if _decided(few.found):
-            return few.found, few.alignment
-    done = replayed(model, trace)
-    return done.found, done.alignment
+
+        def wanted(site: Site) -> bool:
+            if site.layer is None:
+                return site in trace and site.step == 0 and (logits or kind_of(site.point) is not Kind.LOGITS)
+            return site.layer in layers and (site.step == 0 or kind_of(site.point) is Kind.CACHE)
+
+        found, _, alignment = _found(model, replace(trace, steps=trace.steps[:2]), wanted=wanted)
+        if _decided(found):
+            return found, alignment
+    return _of_all_layers(trace, path)
+
+
+@lru_cache(maxsize=8)
+def _of_all_layers(trace: Trace, path: Path) -> tuple[Fingerprint, Alignment]:
+    whole = replayed(open_model(path), trace)
+    return whole.found, whole.alignment
 
 
 def _handful(trace: Trace) -> frozenset[int] | None:
-    """Layers that stand for all of a trace's layers, evenly spread; None where no handful of them does."""
+    """Layers that stand for all of a trace's layers, evenly spread; None where no handful of them does.
+
+    They are as many as the search for an arithmetic asks for: the caches of two steps count twice. The first layer, of
+    small activations, and the last one are the least like the others.
+    """
     held: dict[int, set[str]] = {}
     for site in trace:
         if site.layer is not None and site.step == 0:
             held.setdefault(site.layer, set()).add(site.point)
     layers = sorted(held)
-    if len(layers) <= HANDFUL:
+    many = LAYERS if len(trace.steps) > 1 else HANDFUL
+    if len(layers) <= many:
         return None
-    chosen = frozenset(layers[round(i * (len(layers) - 1) / (HANDFUL - 1))] for i in range(HANDFUL))
+    chosen = [layers[(2 * i + 1) * len(layers) // (2 * many)] for i in range(many)]
     points = set().union(*held.values())
-    seen = [sum(point in held[layer] for layer in chosen) for point in points]
-    return chosen if min(seen) >= LAYERS else None
+    return frozenset(chosen) if all(held[layer] == points for layer in chosen) else None
 
 
 def _decided(found: Fingerprint) -> bool:
-    """Whether a handful of layers says as much of the arithmetic as all do: no level, which is measured over all."""
-    certain = all((e.fits and not e.weak) or e.known for e in found.groups.values())
-    return certain and not found.levels
+    """Whether a handful of layers says as much of the arithmetic as all do: no level, which is measured over all.
+
+    How an engine adds and turns is no part of the arithmetic that it is judged in.
+    """
+    known = (e.known or (e.fits and (not e.weak or group == "results")) for group, e in found.groups.items())
+    return all(known) and not found.levels
 
 
 def _narrow(trace: Trace) -> bool:

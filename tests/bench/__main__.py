@@ -16,6 +16,7 @@ from explaining import explaining
 from figures import Figure
 from measurements import dequantising, opening, recording_and_replay, starting, whole_run
 from models import Subject, subject, tinyllama
+from one_site import one_site
 from rich.console import Console
 from table import table
 
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             first = subject("SmolLM2", path, tokeniser=True)
             missed += show(console, "SmolLM2-135M, Q4_1", on_model(first, folder, quick=quick))
+            missed += show(console, "One site, on SmolLM2", one_site(first, folder, 3 if quick else 7))
             missed += show(console, "Explaining, on SmolLM2", explaining(first, 1 if quick else 5))
         if not quick:
             second = subject("TinyLlama-shaped", tinyllama(folder), tokeniser=False)

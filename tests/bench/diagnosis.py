@@ -19,22 +19,17 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "builders"))
+sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
-from diagnosis_cases import Outcome, held, places, plant, planted_at
-from planted import MIXED, SMOLLM2, quantised
-from tiny_models import tiny
-
+from builders.known_faults import SHAPES, Outcome, held, places, plant_known, planted_at, tokens_of
+from builders.models import MIXED, SMOLLM2, quantised
+from builders.tiny_models import tiny
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted
 from firstdiff.model.engine import Model, open_model
-from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.model.synthetic import write_llama
 
 DTYPES = ("f32", "f16", "bf16")
-SHAPES = {
-    "Q4_K_M": Llama(n_layer=6, biases=True, rope_factors=True, rope_base=500000.0),
-    "Q8_0": Llama(n_layer=6, head_dim=64, biases=True, rope_scale=0.5),
-}
 TINY = {"qwen2": "Q4_K_M", "qwen3": "Q8_0"}
 """Of other architectures: made by llama.cpp, six layers of each, in these types."""
 
@@ -60,11 +55,6 @@ def model_at(folder: Path, name: str) -> Path:
 def opened(path: Path) -> Model:
     """A model, opened once a process."""
     return open_model(path)
-
-
-def tokens_of(name: str) -> list[int]:
-    """Forty tokens: enough to tell the angles of a rotation apart."""
-    return [1, *range(300, 339)] if name == "SmolLM2" else [1, *range(60, 99)]
 
 
 @dataclass(frozen=True)
@@ -108,7 +98,7 @@ def _several(job: Job, model: Model, tokens: Sequence[int]) -> Iterator[Outcome]
     for id_ in job.ids:
         layer = None if TABLE[id_].outside_layers else rng.randrange(model.hp.n_layer)
         faults.append(Planted(TABLE[id_], layer))
-    planted = plant(model, tokens, faults, "some")
+    planted = plant_known(model, tokens, faults, "some")
     if planted is not None:
         yield held(model, planted, job.dtypes[job.seed % len(job.dtypes)], name=job.name)
 

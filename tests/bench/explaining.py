@@ -8,16 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "builders"))
+sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
 import numpy as np
 from figures import Aim, Figure
 from models import Subject
-from planted import MemoryWriter, plant
 
+from builders.hypotheses import plant
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.explaining.explanations import explain
-from firstdiff.explaining.search import Failures
+from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses.planting import record_planted
 from firstdiff.model.arithmetic import F64, Array
 from firstdiff.model.engine import Model, open_model

@@ -22,11 +22,11 @@ from functools import cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
-sys.path.insert(0, str(Path(__file__).parents[1] / "builders"))
+sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
-from c_engine import compile_engine, run_engine
-from planted import FILE_TYPES, SMOLLM2, quantised, recorded
 
+from builders.engines import compile_engine, recorded_by_llama_cpp, run_engine
+from builders.models import FILE_TYPES, SMOLLM2, quantised
 from firstdiff.dumps import Trace, open_trace
 from firstdiff.engines.llamacpp import Attention
 from firstdiff.model.engine import open_model
@@ -61,7 +61,7 @@ def llama_cpp(*, threads: int, flash: bool, kv: str) -> Engine:
     attention = Attention.of(flash=flash, kv=kv)
 
     def record(path: Path, tokens: list[int], out: Path) -> Trace:
-        return recorded(path, out, tokens, decode=DECODE, threads=threads, attention=attention)[0]
+        return recorded_by_llama_cpp(path, out, tokens, decode=DECODE, threads=threads, attention=attention)[0]
 
     words = f"{threads} thread{'s' * (threads > 1)}, flash {'on' if flash else 'off'}, KV {kv.upper()}"
     return Engine(f"llama.cpp, {words}", record)

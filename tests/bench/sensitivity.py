@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "builders"))
+sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
 import numpy as np
-from planted import FILE_TYPES, quantised
 
+from builders.models import FILE_TYPES, quantised
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.hypotheses.planting import Planting
 from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from planted import FILE_TYPES, MIXED, quantised
 
+from builders.models import FILE_TYPES, MIXED, quantised
 from firstdiff.engines import ggml
 from firstdiff.engines.llamacpp import _chatter
-from firstdiff.model.synthetic import BRANCHES, _vocabulary
+from firstdiff.model.synthetic import BRANCHES, vocabulary
 
 Array = npt.NDArray[np.float32]
 _SET_TENSOR = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)  # llama_model_set_tensor_data_t
@@ -75,7 +75,7 @@ def tiny(arch: str, folder: Path, *, file_type: str = "F32", seed: int = 0, opti
     folder
         Where ``{arch}-{file_type}.gguf`` goes.
     file_type
-        ``F32``, or what llama.cpp quantises to: ``F16``, ``Q8_0``, ``Q4_K_M``, ... (`planted.FILE_TYPES`, `MIXED`).
+        ``F32``, or what llama.cpp quantises to: ``F16``, ``Q8_0``, ``Q4_K_M``, ... (`models.FILE_TYPES`, `MIXED`).
     seed
         Each tensor's values depend on it and on the tensor's name only.
     optional
@@ -141,7 +141,7 @@ def values(name: str, shape: tuple[int, ...], model: Shape, seed: int) -> Array:
 
 
 def _metadata(arch: str, s: Shape) -> dict[str, Any]:
-    pieces, scores, kinds = _vocabulary(s.n_vocab)
+    pieces, scores, kinds = vocabulary(s.n_vocab)
     wide = {"attention.key_length": s.head_dim, "attention.value_length": s.head_dim}
     own = {
         "block_count": s.n_layer,

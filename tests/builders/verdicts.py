@@ -33,6 +33,7 @@ LLAMA = tuple(
     ffn_gate ffn_up ffn_swiglu ffn_out l_out""".split()  # noqa: SIM905 - a list of words
 )
 WRONG = ("Qcur_rope", "Kcur_rope")
+DRIFT = 3e-3
 HOSTILE = "<script>window.pwned=1</script>\"'><img src=x onerror=window.pwned=1>&lt;{{7*7}}\u202e\x00\n</title>"
 
 NAME = "".join(c for c in HOSTILE if c.isprintable() and c not in "/\\")
@@ -40,35 +41,49 @@ NAME = "".join(c for c in HOSTILE if c.isprintable() and c not in "/\\")
 
 
 def site(point: str, layer: int | None = None, step: int = 0, **rest: Any) -> SiteVerdict:
-    measured: dict[str, Any] = {"status": Status.AGREES, "local_error": 2e-7, "floor": 1e-6, "drift": 3e-3}
+    measured: dict[str, Any] = {"status": Status.AGREES, "local_error": 2e-7, "floor": 1e-6}
     return SiteVerdict(Site(step, layer, point), "linear", **(measured | rest))
 
 
-def wrong(good: SiteVerdict) -> SiteVerdict:
-    where = {"token": "all but 0", "head": "all", "head_dim": "all"}
-    worst = Element((1, 0, 2), 0.41, -0.42)
-    return replace(good, op="rope", status=Status.DIVERGES, local_error=0.83, worst=worst, where=where)
+def wrong(good: SiteVerdict, **rest: Any) -> SiteVerdict:
+    error: dict[str, Any] = {
+        "status": Status.DIVERGES,
+        "local_error": 0.83,
+        "worst": Element((1, 0, 2), 0.41, -0.42),
+        "where": {"token": "all but 0", "head": "all", "head_dim": "all"},
+    }
+    return replace(good, **(error | rest))
 
 
-def sites(layers: int, steps: int, bug: int | None, points: Sequence[str] = LLAMA) -> tuple[SiteVerdict, ...]:
+def unrecorded(s: SiteVerdict) -> SiteVerdict:
+    return replace(s, status=Status.NOT_RECORDED, local_error=None, floor=None)
+
+
+def sites(
+    *,
+    layers: int = 2,
+    steps: int = 1,
+    bug: int | None = None,
+    points: Sequence[str] = LLAMA,
+    drift: float | None = None,
+) -> list[SiteVerdict]:
     """Clean, or with a wrong rope at layer `bug` of every step, which all later sites inherit from."""
     told: list[SiteVerdict] = []
     for step in range(steps):
-        inside = [site(p, n, step) for n in range(layers) for p in points]
         own = [
-            site("embd", step=step, drift=0.0),
-            *inside,
-            site("result_norm", step=step),
-            site("result_output", step=step),
+            site("embd", step=step, drift=drift and 0.0),
+            *(site(p, layer, step, drift=drift) for layer in range(layers) for p in points),
+            site("result_norm", step=step, drift=drift),
+            site("result_output", step=step, drift=drift),
         ]
         after = False
         for s in own:
             if s.layer == bug and s.point in WRONG and bug is not None:
-                told.append(wrong(s))
+                told.append(wrong(s, op="rope"))
                 after = True
             else:
                 told.append(replace(s, status=Status.INHERITS, inputs_right=False) if after else s)
-    return tuple(told)
+    return told
 
 
 def detail(s: SiteVerdict, seed: int) -> Detail:
@@ -105,11 +120,23 @@ def explanation(bug: int) -> Explanation:
     )
 
 
-def verdict(*, layers: int = 2, steps: int = 2, bug: int | None = None, details: bool = False, **rest: Any) -> Verdict:
-    told = sites(layers, steps, bug)
+def verdict_of(told: Sequence[SiteVerdict], **rest: Any) -> Verdict:
+    """A verdict of these sites, which says nothing more than it must."""
     record: dict[str, Any] = {
         "candidate": "rustorch 0.6.27 (metal)",
         "against": "llama.cpp:cpu",
+        "model": {"file": "tiny.gguf"},
+        "tokens": ((1, 2, 3), (4,)),
+        "arithmetic": {"linear": "ggml-cpu"},
+        "sites": tuple(told),
+    }
+    return Verdict(**(record | rest))
+
+
+def verdict(*, layers: int = 2, steps: int = 2, bug: int | None = None, details: bool = False, **rest: Any) -> Verdict:
+    """A verdict that says all that one can: witness, logits, drift, and with a bug its explanation."""
+    told = sites(layers=layers, steps=steps, bug=bug, drift=DRIFT)
+    record: dict[str, Any] = {
         "model": {"file": "tiny.gguf", "architecture": "llama", "layers": layers, "sha256": "ab" * 32},
         "tokens": (tuple(range(1, 41)), *((n,) for n in range(1, steps))),
         "pieces": tuple(f" w{n}" for n in range(40)),
@@ -117,7 +144,6 @@ def verdict(*, layers: int = 2, steps: int = 2, bug: int | None = None, details:
         "preflight": {"tokens": "agrees", "positions": "agrees", "weights": "not recorded"},
         "logits": (Logits(0, 5, 5, 1.0, 1e-3, 1e-2),),
         "witness": Witness("llama.cpp:cpu", len(told), ()),
-        "sites": told,
         "run": {"command": ["firstdiff", "run", "a b.gguf"], "versions": {"firstdiff": "0.1.0"}, "machine": "x86_64"},
     }
     if bug is not None:
@@ -125,7 +151,7 @@ def verdict(*, layers: int = 2, steps: int = 2, bug: int | None = None, details:
         record["counter_check"] = CounterCheck(("rope-pairing",), (), judged=len(told))
     if details:
         record["details"] = {s.site: detail(s, n) for n, s in enumerate(told) if s.local_error is not None}
-    return Verdict(**(record | rest))
+    return verdict_of(told, **(record | rest))
 
 
 def unexplained() -> Verdict:
@@ -133,9 +159,7 @@ def unexplained() -> Verdict:
     told = list(verdict(bug=1).sites)
     places = {str(s.site): i for i, s in enumerate(told)}
     for point in ("Qcur-1", "Kcur-1"):
-        told[places[point]] = replace(
-            told[places[point]], status=Status.NOT_RECORDED, local_error=None, floor=None, drift=None
-        )
+        told[places[point]] = replace(unrecorded(told[places[point]]), drift=None)
     told[places["Qcur_rope-1"]] = replace(
         told[places["Qcur_rope-1"]],
         local_error=float("inf"),
@@ -157,7 +181,12 @@ def unexplained() -> Verdict:
 
 def hostile() -> Verdict:
     """Every text that a trace or a file can bring."""
-    told = (site("embd"), wrong(site(NAME, 0)), replace(site("l_out", 0), op=HOSTILE), site("[red]" + "名" * 80, 0))
+    told = (
+        site("embd", drift=DRIFT),
+        wrong(site(NAME, 0, drift=DRIFT), op="rope"),
+        replace(site("l_out", 0, drift=DRIFT), op=HOSTILE),
+        site("[red]" + "名" * 80, 0, drift=DRIFT),
+    )
     why = replace(
         explanation(0),
         site=told[1].site,
@@ -194,12 +223,13 @@ EVERY_KIND = {
     "clean": verdict(),
     "detailed": verdict(details=True, layers=3, bug=1),
     "wrong": verdict(bug=1),
-    "later": verdict(steps=3, sites=tuple(wrong(s) if str(s.site) == "k_cache-1@2" else s for s in sites(2, 3, None))),
+    "later": verdict(
+        steps=3,
+        sites=tuple(wrong(s, op="rope") if str(s.site) == "k_cache-1@2" else s for s in sites(steps=3, drift=DRIFT)),
+    ),
     "unexplained": unexplained(),
     "beside": verdict(witness=Witness("mine", 80, (Site(0, 1, "Qcur_rope"), Site(0, 1, "Kcur_rope")), judged_too=True)),
-    "incomparable": verdict(
-        sites=tuple(replace(s, status=Status.NOT_RECORDED, local_error=None, floor=None) for s in sites(2, 1, None))
-    ),
+    "incomparable": verdict(sites=tuple(map(unrecorded, sites(drift=DRIFT)))),
     "empty": verdict(sites=(), tokens=(), pieces=(), logits=(), witness=None, run={}, model={}),
     "hostile": hostile(),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import ctypes
 import dataclasses
-import json
 import shutil
 import struct
 import subprocess
@@ -15,15 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import builders
 import numpy as np
 import pytest
-from builders import TINY, TOKENS, Command, Ran, Stored, assert_refused, rewrite_trace, tensor_of, write_model
 from safetensors.numpy import load_file, save_file
 
+from builders.command_line import TOKENS, Command, Ran, assert_refused, strict
+from builders.engines import recorded_by_reference
+from builders.models import TINY, Stored, stored, synthetic, tensor_of
+from builders.traces import rewrite_trace
 from firstdiff.engines import ggml
-from firstdiff.model import synthetic
-from firstdiff.model.synthetic import Llama
+from firstdiff.model.synthetic import Llama, vocabulary
 from firstdiff.runs import certificate, recording
 from firstdiff.runs.prompt import Input
 
@@ -32,23 +32,10 @@ WIDE = Llama(n_layer=1, n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=256
 U32 = np.uint32
 
 
-@pytest.fixture
-def firstdiff(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(capfd)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
-
-
 @pytest.fixture(scope="module")
 def trace(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A right engine's trace of one prompt and one decode step."""
-    out = tmp_path_factory.mktemp("trace") / "right"
-    recording.record(model, Input(tokens=(1, 70, 71, 72, 73)), out, engine="reference:f32", decode=1, threads=1)
-    return out
+    return recorded_by_reference(model, tmp_path_factory.mktemp("trace") / "right")
 
 
 @pytest.fixture
@@ -153,7 +140,7 @@ def test_a_file_cut_short_is_told_where(
 def test_a_tensor_that_cannot_lie_there_is_named(
     firstdiff: Command, tmp_path: Path, changes: dict[str, Any], words: list[str]
 ) -> None:
-    path = write_model(tmp_path / "bad.gguf", tensors={Q: dataclasses.replace(tensor_of(Q), **changes)})
+    path = synthetic(tmp_path / "bad.gguf", TINY, tensors={Q: dataclasses.replace(tensor_of(Q), **changes)})
     assert_refused(firstdiff("run", path), 3, str(path), Q, *words)
 
 
@@ -194,7 +181,7 @@ def test_an_absurd_count_is_refused_without_allocating(
 
 
 def test_a_quantisation_type_that_nobody_knows_is_named(firstdiff: Command, tmp_path: Path) -> None:
-    path = write_model(tmp_path / "bad.gguf", tensors={Q: dataclasses.replace(tensor_of(Q), kind=99)})
+    path = synthetic(tmp_path / "bad.gguf", TINY, tensors={Q: dataclasses.replace(tensor_of(Q), kind=99)})
     assert_refused(firstdiff("run", path), 3, str(path), Q, "quantisation type 99")
 
 
@@ -203,7 +190,7 @@ def test_a_quantisation_type_that_is_not_supported_is_named(
     firstdiff: Command, tmp_path: Path, kind: int, name: str, block: int
 ) -> None:
     tensor = Stored((256, 256), kind, bytes(256 * block))
-    path = write_model(tmp_path / "bad.gguf", shape=WIDE, tensors={"blk.0.attn_q.weight": tensor})
+    path = synthetic(tmp_path / "bad.gguf", shape=WIDE, tensors={"blk.0.attn_q.weight": tensor})
     ran = firstdiff("run", path)
     assert_refused(ran, 3, str(path), "'blk.0.attn_q.weight'", name, "supported: BF16, F16, F32, Q2_K", "requantise")
 
@@ -234,7 +221,7 @@ def test_a_quantisation_type_that_is_not_supported_is_named(
 def test_a_model_that_is_not_supported_says_why(
     firstdiff: Command, tmp_path: Path, metadata: dict[str, Any], words: list[str]
 ) -> None:
-    path = write_model(tmp_path / "bad.gguf", metadata=metadata)
+    path = synthetic(tmp_path / "bad.gguf", TINY, metadata=metadata)
     assert_refused(firstdiff("run", path), 3, str(path), *words)
 
 
@@ -250,41 +237,41 @@ def test_a_model_that_is_not_supported_says_why(
     ],
 )
 def test_a_missing_hyperparameter_is_named(firstdiff: Command, tmp_path: Path, name: str) -> None:
-    path = write_model(tmp_path / "bad.gguf", metadata={f"llama.{name}": None})
+    path = synthetic(tmp_path / "bad.gguf", TINY, metadata={f"llama.{name}": None})
     assert_refused(firstdiff("run", path), 3, str(path), f"'llama.{name}' is missing", "convert it again")
 
 
 @pytest.mark.parametrize("name", ["token_embd.weight", Q, "blk.0.ffn_norm.weight", "output_norm.weight"])
 def test_a_missing_tensor_is_named(firstdiff: Command, tmp_path: Path, name: str) -> None:
-    path = write_model(tmp_path / "bad.gguf", tensors={name: None})
+    path = synthetic(tmp_path / "bad.gguf", TINY, tensors={name: None})
     assert_refused(firstdiff("run", path), 3, str(path), f"'{name}' is missing", "convert or fetch it again")
 
 
 def test_a_model_of_more_layers_than_it_holds_lacks_a_tensor(firstdiff: Command, tmp_path: Path) -> None:
-    path = write_model(tmp_path / "bad.gguf", metadata={"llama.block_count": U32(1 << 30)})
+    path = synthetic(tmp_path / "bad.gguf", TINY, metadata={"llama.block_count": U32(1 << 30)})
     assert_refused(firstdiff("run", path), 3, str(path), "'blk.2.attn_norm.weight' is missing")
 
 
 def test_a_tensor_of_another_shape_is_named_with_both(firstdiff: Command, tmp_path: Path) -> None:
     name = "blk.0.ffn_down.weight"
-    path = write_model(tmp_path / "bad.gguf", tensors={name: dataclasses.replace(tensor_of(name), ne=(64, 128))})
+    path = synthetic(tmp_path / "bad.gguf", TINY, tensors={name: dataclasses.replace(tensor_of(name), ne=(64, 128))})
     assert_refused(firstdiff("run", path), 3, str(path), name, "[128, 64]", "[64, 128]", "convert")
 
 
 def test_heads_that_cannot_be_rotated_in_pairs_never_reach_llama_cpp(firstdiff: Command, tmp_path: Path) -> None:
-    path = write_model(tmp_path / "bad.gguf", shape=dataclasses.replace(TINY, head_dim=15))
+    path = synthetic(tmp_path / "bad.gguf", shape=dataclasses.replace(TINY, head_dim=15))
     assert_refused(firstdiff("run", path, "--tokens", TOKENS), 3, str(path), "15 dimensions", "key_length")
 
 
 def test_a_tensor_that_the_reference_would_ignore_is_refused(firstdiff: Command, tmp_path: Path) -> None:
-    extra = builders.stored(np.ones(16, np.float32))
-    path = write_model(tmp_path / "bad.gguf", tensors={f"blk.{i}.attn_q_norm.weight": extra for i in range(2)})
+    extra = stored(np.ones(16, np.float32))
+    path = synthetic(tmp_path / "bad.gguf", TINY, tensors={f"blk.{i}.attn_q_norm.weight": extra for i in range(2)})
     assert_refused(firstdiff("run", path), 3, str(path), "'blk.0.attn_q_norm.weight' (and 1 more)", "another model")
 
 
 @pytest.mark.llama
 def test_a_model_that_llama_cpp_does_not_load_says_llama_cpps_reason(firstdiff: Command, tmp_path: Path) -> None:
-    path = write_model(tmp_path / "bad.gguf", metadata={"tokenizer.ggml.model": "telepathy"})
+    path = synthetic(tmp_path / "bad.gguf", TINY, metadata={"tokenizer.ggml.model": "telepathy"})
     ran = firstdiff("run", path, "--tokens", TOKENS)
     assert_refused(ran, 3, str(path), "llama.cpp does not load this file", "unknown tokenizer: 'telepathy'")
 
@@ -403,15 +390,11 @@ def test_a_verdict_that_cannot_be_written_is_an_error(firstdiff: Command, model:
 # Traces
 
 
-def judged(ran: Ran) -> dict[str, Any]:
-    return json.loads(ran.out)
-
-
 def test_a_trace_of_nan_everywhere_is_judged(firstdiff: Command, model: Path, trace: Path, tmp_path: Path) -> None:
     rewrite_trace(trace, tmp_path / "nan", lambda _, x: np.full_like(x, np.nan))
     ran = firstdiff("run", model, "--candidate", "nan", "--json")
     assert ran.code == 1
-    verdict = judged(ran)
+    verdict = strict(ran.out)
     assert verdict["first"]["site"] == "embd"
     assert verdict["first"]["not_finite"] == 5 * 64
     assert verdict["coverage"]["not_comparable"] == 0
@@ -424,7 +407,7 @@ def test_a_site_of_another_shape_is_not_comparable(
     firstdiff: Command, model: Path, trace: Path, tmp_path: Path
 ) -> None:
     rewrite_trace(trace, tmp_path / "odd", lambda site, x: x[:, :-1] if site == "ffn_up-1" else x)
-    verdict = judged(firstdiff("run", model, "--candidate", "odd", "--json"))
+    verdict = strict(firstdiff("run", model, "--candidate", "odd", "--json").out)
     (site,) = (s for s in verdict["sites"] if s["status"] == "not comparable")
     assert site["site"] == "ffn_up-1"
     assert "[5, 127]" in site["reason"]
@@ -438,8 +421,8 @@ def test_a_trace_of_which_nothing_can_be_compared_is_an_error(
     rewrite_trace(trace, tmp_path / "odd", lambda _, x: x.reshape(-1)[:-1])
     ran = firstdiff("run", model, "--candidate", "odd", "--json")
     assert ran.code == 4
-    assert judged(ran)["verdict"] == "incomparable"
-    assert {s["status"] for s in judged(ran)["sites"]} == {"not comparable"}
+    assert strict(ran.out)["verdict"] == "incomparable"
+    assert {s["status"] for s in strict(ran.out)["sites"]} == {"not comparable"}
     report = firstdiff("run", model, "--candidate", "odd")
     assert report.code == 4
     assert "this is no pass" in report.out
@@ -508,8 +491,8 @@ def test_a_crashed_run_is_judged_up_to_the_crash(firstdiff: Command, model: Path
     (tmp_path / "crashed" / "step-001.safetensors.tmp").write_bytes(b"half a fi")
     ran = firstdiff("run", model, "--candidate", "crashed", "--json")
     assert ran.code == 0
-    assert {s["step"] for s in judged(ran)["sites"]} == {0}
-    assert any("cut short" in note for note in judged(ran)["notes"])
+    assert {s["step"] for s in strict(ran.out)["sites"]} == {0}
+    assert any("cut short" in note for note in strict(ran.out)["notes"])
 
 
 def test_a_broken_step_ends_the_trace_before_it(firstdiff: Command, model: Path, trace: Path, tmp_path: Path) -> None:
@@ -518,8 +501,8 @@ def test_a_broken_step_ends_the_trace_before_it(firstdiff: Command, model: Path,
     step.write_bytes(step.read_bytes()[:-100])
     ran = firstdiff("run", model, "--candidate", "broken", "--json")
     assert ran.code == 0
-    assert {s["step"] for s in judged(ran)["sites"]} == {0}
-    assert any("step 1 is unreadable" in note for note in judged(ran)["notes"])
+    assert {s["step"] for s in strict(ran.out)["sites"]} == {0}
+    assert any("step 1 is unreadable" in note for note in strict(ran.out)["notes"])
 
 
 def test_an_interrupted_command_says_so(firstdiff: Command, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -609,7 +592,7 @@ def test_without_llama_cpp_a_candidate_is_judged_against_the_reference_only(
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     ran = firstdiff("run", model, "--candidate", trace, "--json")
     assert (ran.code, ran.err) == (0, "")
-    verdict = judged(ran)
+    verdict = strict(ran.out)
     assert verdict["witness"] is None
     assert verdict["against"] == "reference:f32"
     assert any("against the reference only" in n and "pip install" in n for n in verdict["notes"])
@@ -662,9 +645,9 @@ def test_the_installed_command_refuses_in_the_same_way(
 
 @pytest.mark.llama
 def test_an_assertion_that_fails_inside_llama_cpp_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
-    pieces, _, _ = synthetic._vocabulary(TINY.n_vocab)
+    pieces, _, _ = vocabulary(TINY.n_vocab)
     pieces[300] = pieces[301]  # llama.cpp asserts that no piece stands twice
-    model = write_model(tmp_path / "model.gguf", metadata={"tokenizer.ggml.tokens": pieces})
+    model = synthetic(tmp_path / "model.gguf", TINY, metadata={"tokenizer.ggml.tokens": pieces})
     done = subprocess.run(
         [sys.executable, "-m", "firstdiff", "run", str(model), "--tokens", "1,2", "--out", str(tmp_path / "out")],
         capture_output=True,

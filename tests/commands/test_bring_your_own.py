@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import Command, Ran, assert_refused, rewrite_trace
-from c_engine import compile_engine, run_engine
-from planted import SMOLLM2, in_blocks, synthetic
 from safetensors.numpy import save, save_file
 
+from builders.command_line import Command, Ran, assert_refused, strict
+from builders.engines import compile_engine, run_engine
+from builders.models import SMOLLM2, in_blocks, synthetic
+from builders.traces import rewrite_trace
 from firstdiff.dumps import Site, Step, Trace, open_trace
 from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.engines.user_engine import tokens_ran
@@ -36,13 +37,6 @@ SHAPE = {
 RUN_BY = "--model {model} --tokens {tokens} --decode {decode} --dump {dump}"
 
 Tensors = list[tuple[Site, np.ndarray]]
-
-
-@pytest.fixture
-def firstdiff(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    return Command(capfd)
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +71,6 @@ def clean(compiler: str, bench: Path, model: Path) -> Path:
 def wrong(compiler: str, bench: Path, model: Path) -> Path:
     """The dump of an engine whose layer 1 pairs the wrong dimensions in rope."""
     return dumped(bench, model, "rope-pairing", 1)
-
-
-def strict(text: str) -> Any:
-    """JSON as the standard has it: without NaN and infinities."""
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 def by_engine(engine: Path, more: str = "") -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import pty
 import subprocess
@@ -13,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import builders
 import numpy as np
 import pytest
-from builders import TOKENS, Command, write_model
-from verdicts import explanation, verdict
 
+from builders.command_line import TOKENS, Command, strict
+from builders.models import TINY, synthetic, tensor_of
+from builders.verdicts import explanation, verdict
 from firstdiff.dumps import open_trace
 from firstdiff.engines.identity import identity
 from firstdiff.engines.llamacpp import LlamaCpp
@@ -35,18 +34,6 @@ from firstdiff.verdict.reading import read_verdict
 COMMANDS = ("demo", "run", "record", "report", "diff", "doctor")
 
 
-@pytest.fixture
-def firstdiff(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    return Command(capfd)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
-
-
 @pytest.fixture(scope="module")
 def wrong(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trace of an engine with a wrong rope base at layer 1."""
@@ -55,15 +42,6 @@ def wrong(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Input(tokens=(1, 70, 71, 72, 73))
     recording.record(model, source, out, engine="reference:f32", decode=1, threads=1, planted=plants)
     return out
-
-
-def strict(text: str) -> dict[str, Any]:
-    """JSON as the standard has it: without NaN and infinities."""
-
-    def refuse(name: str) -> None:
-        raise AssertionError(f"{name} is no JSON")
-
-    return json.loads(text, parse_constant=refuse)
 
 
 def process(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -347,7 +325,7 @@ def test_the_exit_code_is_the_one_of_the_verdict(
 
 @pytest.mark.llama
 def test_diff_finds_the_model_that_the_trace_names(firstdiff: Command, tmp_path: Path) -> None:
-    write_model(tmp_path / "here.gguf")
+    synthetic(tmp_path / "here.gguf", TINY)
     assert firstdiff("record", "here.gguf", "--tokens", TOKENS, "--out", "t").code == 0
     assert firstdiff("diff", "t", "t").code == 0
 
@@ -389,9 +367,9 @@ def test_demo_takes_another_model_and_another_bug(firstdiff: Command, model: Pat
 
 @pytest.mark.llama
 def test_a_demo_that_does_not_find_its_bug_fails(firstdiff: Command, tmp_path: Path) -> None:
-    loud = builders.tensor_of("token_embd.weight")
+    loud = tensor_of("token_embd.weight")
     loud = replace(loud, raw=(5 * np.frombuffer(loud.raw, np.float32)).tobytes())
-    model = builders.write_model(tmp_path / "loud.gguf", tensors={"token_embd.weight": loud})
+    model = synthetic(tmp_path / "loud.gguf", TINY, tensors={"token_embd.weight": loud})
     ran = firstdiff("demo", "--model", model, "--bug", "norm-eps", "--layer", "0")
     assert ran.code == 1
     assert "the planted bug was not found: it changes less than rounding does" in ran.err

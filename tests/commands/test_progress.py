@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from builders import TOKENS, write_model
-from planted import MemoryWriter, synthetic
 
+from builders.command_line import TOKENS, drained
+from builders.models import TINY, synthetic
+from builders.traces import MemoryWriter
 from firstdiff.commands.watching import left_in
 from firstdiff.dumps import open_trace
 from firstdiff.engines.llamacpp import LlamaCpp
@@ -37,11 +38,6 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
 # Who is told
@@ -152,6 +148,7 @@ def test_a_terminal_shows_layers(command: str, tmp_path: Path) -> None:
     )  # fmt: skip
     os.close(far)
     shown = plain(drained(near, child))
+    os.close(near)
     assert child.returncode == (1 if command == "gate" else 0)  # it has no baseline
     doing = {
         "gate": "deep/p/llama: judging llama.cpp:cpu",
@@ -159,21 +156,6 @@ def test_a_terminal_shows_layers(command: str, tmp_path: Path) -> None:
         "run": "judging llama.cpp:cpu",
     }
     assert re.search(re.escape(doing[command]) + r", layer [0-9]+ of step [0-9]", shown), shown[-2000:]
-
-
-def drained(near: int, child: subprocess.Popen[bytes]) -> str:
-    chunks = []
-    while True:
-        try:
-            chunk = os.read(near, 65536)
-        except OSError:  # how Linux says that the other end is closed
-            break
-        if not chunk:
-            break
-        chunks.append(chunk)
-    child.wait()
-    os.close(near)
-    return b"".join(chunks).decode()
 
 
 # Ctrl-C
@@ -244,7 +226,7 @@ def ended(child: subprocess.Popen[str]) -> tuple[str, str]:
 
 def test_an_interrupted_gate_says_which_traces_there_are(tmp_path: Path) -> None:
     """The engine dumps one step, and hangs in the next."""
-    model = write_model(tmp_path / "tiny.gguf")
+    model = synthetic(tmp_path / "tiny.gguf", TINY)
     record(model, Input(tokens=(1, 70)), tmp_path / "kept", engine="reference:f32", decode=0, threads=1)
     (tmp_path / "engine.py").write_text(
         "import pathlib, shutil, sys, time\nshutil.copytree('kept', sys.argv[1])\n"

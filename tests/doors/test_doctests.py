@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from firstdiff.model.synthetic import Llama, write_llama
+from builders.models import synthetic
+from firstdiff.model.synthetic import Llama
 
 MODULES = {
     "firstdiff.api": 4,
@@ -24,7 +25,7 @@ MODULES = {
 @pytest.mark.parametrize("module", MODULES)
 def test_the_examples_of_docstrings_are_right(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    model = write_llama(tmp_path / "model.gguf", Llama())
+    model = synthetic(tmp_path / "model.gguf", Llama())
     told: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
     found = [t for t in doctest.DocTestFinder().find(import_module(module), extraglobs={"model": model}) if t.examples]

@@ -17,7 +17,6 @@ from firstdiff.api import opened_model
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE
-from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.runs.pair import free, local
 from firstdiff.verdict import Status, Verdict
 
@@ -25,11 +24,6 @@ pytestmark = pytest.mark.notebook
 
 BUG = "rope-base@2"
 TOKENS = (1, *range(70, 82))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("model") / "model.gguf", Llama())
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +100,7 @@ def test_titles_and_labels_lie_within_the_figure(
 def test_the_longest_finding_of_rope_lies_within_the_figure() -> None:
     from firstdiff.reports import rope_plots
 
-    phrases = sorted((hypothesis.says for hypothesis in TABLE.values() if "rope" in hypothesis.id), key=len)
+    phrases = sorted((h.told({}) for h in TABLE.values() if "rope" in h.id), key=len)
     says = "; ".join((*phrases[-3:], "turned by angles that no hypothesis gives, in steps 1, 3 and 5"))
     assert len(says) > 200
     zero = np.zeros((8, 32))

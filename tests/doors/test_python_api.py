@@ -16,15 +16,9 @@ from firstdiff.dumps.named_array import NamedArray
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted
-from firstdiff.model.synthetic import Llama, write_llama
 from firstdiff.verdict import Explanation, SiteVerdict, Status, Verdict
 
 TOKENS = (1, 70, 71, 72, 73)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("model") / "model.gguf", Llama())
 
 
 @pytest.fixture(autouse=True)

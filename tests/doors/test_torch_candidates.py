@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from planted import SMOLLM2, judge
 from transformers import AutoModelForCausalLM, GgufConfig
 
 import firstdiff.torch
+from builders.judging import judge
+from builders.models import SMOLLM2
 from firstdiff.dumps import Trace
 from firstdiff.judging.layouts import HALF
 from firstdiff.model.engine import open_model

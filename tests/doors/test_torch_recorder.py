@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from builders.judging import judge
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import torch
 import transformers
 from gguf.constants import MODEL_ARCH_NAMES
-from planted import judge
 
 from firstdiff.dumps import Site, Trace, TraceError, open_trace
 from firstdiff.errors import UsageError

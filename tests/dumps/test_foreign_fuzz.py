@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from builders.traces import mutated
 from firstdiff.dumps import Site, TraceError, explain_names, open_trace
 from firstdiff.dumps.nearest import nearest
 from firstdiff.dumps.spelling import layered, spelled
@@ -76,16 +77,6 @@ def good(kind: str) -> bytes:
 
 
 SUFFIX = {"npy": ".npy", "npz": ".npz", "deflated": ".npz", "text": ".txt"}
-
-
-@st.composite
-def mutated(draw: st.DrawFn, content: bytes) -> bytes:
-    """Good bytes with some replaced, some taken out and some put in."""
-    changed = bytearray(content)
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, len(changed)))
-        changed[at : at + draw(st.integers(0, 4))] = draw(st.binary(max_size=4))
-    return bytes(changed[: draw(st.none() | st.integers(0, len(changed)))])
 
 
 @pytest.mark.parametrize("kind", SUFFIX)

@@ -10,8 +10,9 @@ from tomllib import loads
 import numpy as np
 import numpy.typing as npt
 import pytest
-from planted import MemoryWriter, synthetic
 
+from builders.models import synthetic
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.dumps import names as naming
 from firstdiff.dumps.named_array import fitting_axes

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from builders.traces import mutated
 from firstdiff.dumps import Site, Step, TraceError, TraceWriter, open_trace
 
 if TYPE_CHECKING:
@@ -99,16 +100,6 @@ def with_file(run: Path, name: str, content: bytes) -> None:
             read_or_refuse(run / name)
     finally:
         (run / name).write_bytes(good)
-
-
-@st.composite
-def mutated(draw: st.DrawFn, good: bytes) -> bytes:
-    """Good bytes with some replaced, some taken out and some put in."""
-    content = bytearray(good)
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, len(content)))
-        content[at : at + draw(st.integers(0, 4))] = draw(st.binary(max_size=4))
-    return bytes(content[: draw(st.none() | st.integers(0, len(content)))])
 
 
 @pytest.mark.slow

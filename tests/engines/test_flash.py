@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import Command, assert_refused
-from planted import SMOLLM2, judge, recorded, replayed, synthetic
 
+from builders.command_line import Command, assert_refused
+from builders.engines import recorded_by_llama_cpp
+from builders.judging import judge, replayed
+from builders.models import SMOLLM2, synthetic
 from firstdiff.dumps import Site, Trace, open_trace
 from firstdiff.engines.llamacpp import Attention
 from firstdiff.judging import floors
@@ -45,7 +47,7 @@ def worst(sites: list[SiteVerdict], of: Callable[[SiteVerdict], bool]) -> float:
 @pytest.mark.parametrize("attention", EVERY, ids=NAMES)
 @pytest.mark.parametrize("length", [1, 2, 33])
 def test_smollm2_agrees_with_every_option(tmp_path: Path, attention: Attention, length: int) -> None:
-    trace, changed = recorded(SMOLLM2, tmp_path / "trace", prompt(length), decode=2, attention=attention)
+    trace, changed = recorded_by_llama_cpp(SMOLLM2, tmp_path / "trace", prompt(length), decode=2, attention=attention)
     arithmetic = attention.arithmetic()
     assert changed == 0
     sites = agreeing(open_model(SMOLLM2), trace, arithmetic)
@@ -62,7 +64,9 @@ def test_flash_attention_of_long_prompts_works_on_tiles_and_then_in_chunks(
 ) -> None:
     attention = Attention.of(flash=True, kv="f16")
     path = synthetic(tmp_path, n_layer=3, n_vocab=49152, n_ctx=1024)
-    trace, _ = recorded(path, tmp_path / "trace", prompt(length), decode=2, threads=threads, attention=attention)
+    trace, _ = recorded_by_llama_cpp(
+        path, tmp_path / "trace", prompt(length), decode=2, threads=threads, attention=attention
+    )
     sites = agreeing(open_model(path), trace, attention.arithmetic(threads))
     assert worst(sites, lambda s: s.point == "kqv_out" and s.step == 0) < 3e-6  # tiles are float32 throughout
     assert 3e-6 < worst(sites, lambda s: s.point == "kqv_out" and s.step > 0) < 3e-4
@@ -81,7 +85,7 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_every_shape_agrees_with_every_option(tmp_path: Path, attention: Attention, shape: dict[str, int]) -> None:
     path = synthetic(tmp_path, n_layer=3, **shape)
-    trace, _ = recorded(path, tmp_path / "trace", [1, *range(260, 290)], decode=2, attention=attention)
+    trace, _ = recorded_by_llama_cpp(path, tmp_path / "trace", [1, *range(260, 290)], decode=2, attention=attention)
     agreeing(open_model(path), trace, attention.arithmetic())
 
 
@@ -91,7 +95,7 @@ def test_every_shape_agrees_with_every_option(tmp_path: Path, attention: Attenti
 def test_a_cache_recorded_from_llama_cpp_is_what_was_stored_before_turned_back(
     tmp_path: Path, attention: Attention
 ) -> None:
-    trace, _ = recorded(SMOLLM2, tmp_path / "trace", prompt(5), decode=1, attention=attention)
+    trace, _ = recorded_by_llama_cpp(SMOLLM2, tmp_path / "trace", prompt(5), decode=1, attention=attention)
     key, cached = trace[Site(0, 3, "Kcur_rope")], trace[Site(0, 3, "k_cache")]
     stored = ROUNDINGS[attention.keys](turn(key, 64))
     np.testing.assert_array_equal(cached, turn(stored, 64))
@@ -111,7 +115,7 @@ def test_without_flash_attention_a_quantised_cache_is_the_keys_alone() -> None:
 @pytest.mark.parametrize("flash", [True, False])
 def test_a_fault_shows_with_flash_attention_and_a_quantised_cache(tmp_path: Path, *, flash: bool) -> None:
     attention = Attention.of(flash=flash, kv="q8_0")
-    trace, _ = recorded(SMOLLM2, tmp_path / "trace", prompt(9), decode=1, attention=attention)
+    trace, _ = recorded_by_llama_cpp(SMOLLM2, tmp_path / "trace", prompt(9), decode=1, attention=attention)
     tensors = {s: np.array(trace[s]) for s in trace.sites()}
     tensors[Site(0, 7, "kqv_out")][4, 100:164] *= 1 + 1e-3  # one head of one token
     tensors[Site(1, 9, "k_cache")][3, 1, 5] *= 1.01

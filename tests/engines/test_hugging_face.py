@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hugging_face import hugging_face_model
-from planted import recorded
-from tiny_models import tiny
 
 import firstdiff.torch
+from builders.engines import recorded_by_llama_cpp
+from builders.hugging_face import hugging_face_model
+from builders.tiny_models import tiny
 from firstdiff.dumps import Trace
 from firstdiff.engines import ggml
 from firstdiff.engines.llamacpp import Attention
@@ -74,7 +74,7 @@ def test_transformers_and_llama_cpp_compute_the_same_tensors_of_a_tiny_model(
     arch: str, options: dict[str, Any], tmp_path: Path, f32_cache: Attention
 ) -> None:
     path = tiny(arch, tmp_path, **options)
-    llama, _ = recorded(path, tmp_path / "llama", TOKENS, decode=3, attention=f32_cache)
+    llama, _ = recorded_by_llama_cpp(path, tmp_path / "llama", TOKENS, decode=3, attention=f32_cache)
 
     theirs = firstdiff.torch.record(hugging_face_model(path), TOKENS, decode=3)
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import FILE_TYPES, MIXED, SMOLLM2, in_blocks, quantised, recorded, replayed, synthetic
 
+from builders.engines import recorded_by_llama_cpp
+from builders.judging import replayed
+from builders.models import FILE_TYPES, MIXED, SMOLLM2, in_blocks, quantised, synthetic
 from firstdiff.dumps import Site, Trace, TraceWriter
 from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.engines.llamacpp_capture import capture
@@ -60,7 +62,7 @@ def assert_all_agree(model: Model, trace: Trace, sites: list[SiteVerdict]) -> No
 def test_smollm2_agrees_at_every_site_of_every_step(tmp_path: Path, threads: int) -> None:
     with LlamaCpp(SMOLLM2) as llama:
         tokens = llama.tokenize("What is the capital of France?")
-    trace, changed = recorded(SMOLLM2, tmp_path / "trace", tokens, decode=4, threads=threads)
+    trace, changed = recorded_by_llama_cpp(SMOLLM2, tmp_path / "trace", tokens, decode=4, threads=threads)
     model = open_model(SMOLLM2)
     assert changed == 0
     assert_all_agree(model, trace, replayed(model, trace, GGML_CPU))
@@ -70,7 +72,7 @@ def test_smollm2_agrees_at_every_site_of_every_step(tmp_path: Path, threads: int
 @pytest.mark.parametrize("prompt", [1, 2, 33, 300])
 def test_smollm2_agrees_at_any_length_of_prompt(tmp_path: Path, prompt: int) -> None:
     tokens = [(i * 7919) % 49000 + 20 for i in range(prompt)]
-    trace, _ = recorded(SMOLLM2, tmp_path / "trace", tokens, decode=1, threads=2)
+    trace, _ = recorded_by_llama_cpp(SMOLLM2, tmp_path / "trace", tokens, decode=1, threads=2)
     model = open_model(SMOLLM2)
     assert_all_agree(model, trace, replayed(model, trace, GGML_CPU))
 
@@ -93,7 +95,7 @@ SHAPES = {
 def test_every_shape_agrees(tmp_path: Path, shape: dict[str, int], kind: str) -> None:
     path = synthetic(tmp_path, n_layer=3, **shape)
     path = quantised(path, FILE_TYPES[kind], tmp_path / "quantised.gguf")
-    trace, changed = recorded(path, tmp_path / "trace", [1, *range(260, 290)], decode=3)
+    trace, changed = recorded_by_llama_cpp(path, tmp_path / "trace", [1, *range(260, 290)], decode=3)
     model = open_model(path)
     assert changed == 0
     assert_all_agree(model, trace, replayed(model, trace, GGML_CPU))
@@ -105,7 +107,7 @@ def test_every_quantisation_type_agrees(tmp_path: Path, kind: str) -> None:
     path = quantised(path, FILE_TYPES[kind], tmp_path / "quantised.gguf")
     model = open_model(path)
     assert model.gguf.tensors["blk.1.ffn_down.weight"].type.name == kind
-    trace, _ = recorded(path, tmp_path / "trace", [1, *range(260, 290)], decode=3)
+    trace, _ = recorded_by_llama_cpp(path, tmp_path / "trace", [1, *range(260, 290)], decode=3)
     assert_all_agree(model, trace, replayed(model, trace, GGML_CPU))
 
 
@@ -126,22 +128,22 @@ def test_models_that_tests_quantise_without_llama_cpp_are_its_own_to_the_bit(tmp
 def test_every_mix_of_types_agrees(tmp_path: Path, mix: str, *, tied: bool) -> None:
     path = synthetic(tmp_path, n_layer=8, n_embd=512, n_head=8, n_head_kv=2, head_dim=64, n_ff=1024, tied=tied)
     path = quantised(path, MIXED[mix], tmp_path / "quantised.gguf", pure=False)
-    trace, _ = recorded(path, tmp_path / "trace", [1, *range(260, 290)], decode=2)
+    trace, _ = recorded_by_llama_cpp(path, tmp_path / "trace", [1, *range(260, 290)], decode=2)
     model = open_model(path)
     assert_all_agree(model, trace, replayed(model, trace, GGML_CPU))
 
 
 def test_recording_is_the_same_with_one_thread_and_two(tmp_path: Path) -> None:
     path = synthetic(tmp_path)
-    one, _ = recorded(path, tmp_path / "one", range(3, 40), decode=2, threads=1)
-    two, _ = recorded(path, tmp_path / "two", range(3, 40), decode=2, threads=2)
+    one, _ = recorded_by_llama_cpp(path, tmp_path / "one", range(3, 40), decode=2, threads=1)
+    two, _ = recorded_by_llama_cpp(path, tmp_path / "two", range(3, 40), decode=2, threads=2)
     for site in one.sites():
         np.testing.assert_array_equal(one[site], two[site], err_msg=str(site))
 
 
 def test_caches_hold_what_a_later_step_reads(tmp_path: Path) -> None:
     path = synthetic(tmp_path)
-    trace, _ = recorded(path, tmp_path / "trace", range(3, 20), decode=2)
+    trace, _ = recorded_by_llama_cpp(path, tmp_path / "trace", range(3, 20), decode=2)
     first, last = (trace[Site(step, 1, "k_cache")] for step in (0, 2))
     assert first.shape == (17, 4, 32)
     assert last.shape == (19, 4, 32)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from planted import MemoryWriter, in_blocks, judge, plant, synthetic
 
+from builders.hypotheses import plant
+from builders.judging import judge
+from builders.models import in_blocks, synthetic
+from builders.traces import MemoryWriter, altered
 from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.replay import SEARCHES
 from firstdiff.hypotheses import TABLE
@@ -31,11 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(folder: Path) -> Model:
-    return open_model(in_blocks("Q4_1", folder, n_layer=LAYERS, biases=True))
-
-
-@pytest.fixture(scope="module")
 def half(folder: Path) -> Model:
     return open_model(in_blocks("F16", folder, n_layer=LAYERS))
 
@@ -48,13 +45,6 @@ def planted(
     faults = [Planted(TABLE[id_], layer, values)]
     assert record_planted(model, PROMPT, writer, arithmetic=arithmetic, decode=0, planted=faults)
     return writer.trace(arithmetic=stated)
-
-
-def altered(trace: Trace, **by: Callable[[np.ndarray], np.ndarray]) -> Trace:
-    """Some tensors altered, by name: ``Qcur_0``."""
-    sites = {Site(0, int(layer), point): f for name, f in by.items() for point, _, layer in [name.rpartition("_")]}
-    tensors = {s: sites[s](np.array(trace[s])) if s in sites else np.array(trace[s]) for s in trace.sites()}
-    return Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={})
 
 
 def of(verdict: Verdict, site: str) -> Explanation:

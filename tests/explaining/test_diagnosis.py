@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
-from planted import FILE_TYPES, MIXED, judge, quantised
-from tiny_models import tiny
 
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
-
-from diagnosis import SHAPES, tokens_of
-from diagnosis_cases import Plant, held, places, plant
-
+from builders.judging import judge
+from builders.known_faults import SHAPES, Plant, held, places, plant_known, tokens_of
+from builders.models import FILE_TYPES, MIXED, quantised, synthetic
+from builders.tiny_models import tiny
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.blocks import table as blocks
 from firstdiff.hypotheses.planting import Planted
 from firstdiff.hypotheses.where import Where
 from firstdiff.model.engine import ARCHITECTURES, Model, open_model
 from firstdiff.model.operations import rms_norm
-from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.model.synthetic import Llama
 
 KINDS = ("Q4_1", "Q8_0", "Q4_K_M", "Q6_K", "Q3_K", "F16", "Q5_K_M", "BF16")
 """Models that every hypothesis applies to one of, small ones with every weight type that faults are known of."""
@@ -41,7 +37,7 @@ class Garden:
 
     def _model(self, kind: str) -> Model:
         shape = SHAPES.get(kind, Llama(n_layer=4, biases=kind == "Q4_1"))
-        plain = write_llama(self._folder / f"{kind}.f32.gguf", shape)
+        plain = synthetic(self._folder / f"{kind}.f32.gguf", shape)
         types = FILE_TYPES | MIXED
         path = quantised(plain, types[kind], self._folder / f"{kind}.gguf", pure=kind not in MIXED)
         return open_model(path)
@@ -51,7 +47,7 @@ class Garden:
         for kind in KINDS:
             model = self.model(kind)
             where, layer = next((w, n) for w, n in places(TABLE[id_], model).items() if w in ("middle", "outside"))
-            planted = plant(model, tokens_of(kind), [Planted(TABLE[id_], layer)], where)
+            planted = plant_known(model, tokens_of(kind), [Planted(TABLE[id_], layer)], where)
             if planted is not None and max(planted.changes.values()) > 3.5e-6:
                 return model, planted, kind
         raise AssertionError(f"{id_} applies to none of {KINDS}")
@@ -111,7 +107,7 @@ def test_what_is_planted_in_any_architecture_is_located_and_named(
 ) -> None:
     model = of_architecture(name, tmp_path_factory.getbasetemp())
     hypothesis = TABLE[id_]
-    planted = plant(model, TOKENS, [Planted(hypothesis, None if hypothesis.outside_layers else 1)], "middle")
+    planted = plant_known(model, TOKENS, [Planted(hypothesis, None if hypothesis.outside_layers else 1)], "middle")
     assert (planted is None) == (id_ in WITHOUT[name])
     if planted is not None:
         outcome = held(model, planted, "f32", name=name)
@@ -123,7 +119,7 @@ def test_what_is_planted_in_any_architecture_is_located_and_named(
 def test_a_wrong_norm_of_queries_is_named(tmp_path_factory: pytest.TempPathFactory, id_: str) -> None:
     model = of_architecture("qwen3", tmp_path_factory.getbasetemp())
     queries = replace(TABLE[id_], where=Where((rms_norm,), carries="Q"))
-    planted = plant(model, TOKENS, [Planted(queries, 1)], "middle", decode=0)
+    planted = plant_known(model, TOKENS, [Planted(queries, 1)], "middle", decode=0)
     assert planted is not None
     assert list(planted.changes) == ["Qcur_normed-1"]
     verdict = judge(model, planted.trace("f32"))

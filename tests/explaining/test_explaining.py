@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import Command, assert_refused
-from planted import MemoryWriter, in_blocks, judge, plant, synthetic
 from safetensors.numpy import save_file
 
+from builders.command_line import Command, assert_refused
+from builders.hypotheses import plant
+from builders.judging import judge
+from builders.models import synthetic
+from builders.traces import MemoryWriter, altered
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.explaining.search import Fault
 from firstdiff.explaining.telling_apart import separating
@@ -37,21 +40,9 @@ LAYERS = 6
 PROMPT = [1, *range(70, 110)]
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return open_model(in_blocks("Q4_1", tmp_path_factory.mktemp("explaining"), n_layer=LAYERS, biases=True))
-
-
 def judged(model: Model, *bugs: tuple[str, int | None], tokens: Sequence[int] = PROMPT, decode: int = 0) -> Verdict:
     trace, _ = plant(model, tokens, *bugs, decode=decode)
     return judge(model, trace)
-
-
-def changed(trace: Trace, **values: np.ndarray) -> Trace:
-    """The trace with some tensors replaced, by name (``ffn_gate_2`` for ffn_gate-2)."""
-    sites = {Site.parse(name.rpartition("_")[0] + "-" + name.rpartition("_")[2]): x for name, x in values.items()}
-    tensors = {s: np.array(sites.get(s, trace[s])) for s in trace.sites()}
-    return Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={})
 
 
 def test_the_same_fault_at_every_layer_is_one_explanation(small: Model) -> None:
@@ -222,7 +213,7 @@ def test_what_no_hypothesis_gives_is_described_and_not_guessed(small: Model) -> 
     trace, _ = plant(small, PROMPT, decode=0)
     wrong = np.array(trace[Site(0, 2, "ffn_gate")])
     wrong[:, 100:140] *= 1.7
-    verdict = judge(small, changed(trace, ffn_gate_2=wrong))
+    verdict = judge(small, altered(trace, ffn_gate_2=wrong))
     explanation = verdict.explanations[0]
     assert explanation.hypothesis is None
     assert explanation.says.startswith("not explained, because none of ")
@@ -234,7 +225,7 @@ def test_what_no_hypothesis_gives_is_described_and_not_guessed(small: Model) -> 
 @pytest.mark.slow
 def test_equality_with_another_layers_tensor_is_said(small: Model) -> None:
     trace, _ = plant(small, PROMPT, decode=0)
-    verdict = judge(small, changed(trace, Vcur_3=np.array(trace[Site(0, 1, "Vcur")])))
+    verdict = judge(small, altered(trace, Vcur_3=np.array(trace[Site(0, 1, "Vcur")])))
     said = " ".join(verdict.explanations[0].findings) + verdict.explanations[0].says
     assert "Vcur-1" in said
 
@@ -244,7 +235,7 @@ def test_an_explanation_that_leaves_others_says_how_many(small: Model) -> None:
     trace, _ = plant(small, PROMPT, ("rope-base", 1), decode=0)
     wrong = np.array(trace[Site(0, 4, "ffn_up")])
     wrong[3] = np.sort(wrong[3])
-    verdict = judge(small, changed(trace, ffn_up_4=wrong))
+    verdict = judge(small, altered(trace, ffn_up_4=wrong))
     assert verdict.counter_check is not None
     assert verdict.counter_check.left == (
         Site(0, 4, "ffn_up"),
@@ -355,13 +346,13 @@ def test_a_softmax_without_its_maximum_is_named_where_it_overflows(tmp_path: Pat
     model = open_model(synthetic(tmp_path, n_layer=2, head_dim=256, n_head=2, n_head_kv=2))
     trace, _ = plant(model, PROMPT, decode=0)
     kq = 60 * np.array(trace[Site(0, 1, "kq")])  # a model with large scores
-    scores = changed(trace, kq_1=kq)
+    scores = altered(trace, kq_1=kq)
     z = (kq * np.float32(256**-0.5)).astype(np.float32)
     with np.errstate(all="ignore"):
         p = np.exp(np.where(np.tril(np.ones(z.shape[-2:], bool)), z, np.float32(-np.inf)))
         wrong = p / p.sum(-1, keepdims=True)
     assert not np.isfinite(wrong).all()
-    explanations = judge(model, changed(scores, kq_soft_max_1=wrong.astype(np.float32))).explanations
+    explanations = judge(model, altered(scores, kq_soft_max_1=wrong.astype(np.float32))).explanations
     assert "softmax-no-max" in [e.hypothesis for e in explanations if Site(0, 1, "kq_soft_max") in e.sites]
 
 
@@ -369,7 +360,7 @@ def test_a_hypothesis_that_gives_no_number_explains_none(small: Model) -> None:
     trace, _ = plant(small, PROMPT, decode=0)
     wrong = np.array(trace[Site(0, 2, "kq_soft_max")])
     wrong[0, 5] = wrong[0, 5][::-1]
-    explanation = judge(small, changed(trace, kq_soft_max_2=wrong)).explanations[0]
+    explanation = judge(small, altered(trace, kq_soft_max_2=wrong)).explanations[0]
     assert explanation.hypothesis is None
 
 
@@ -389,12 +380,6 @@ def test_a_dumped_weight_names_its_fault_exactly(small: Model, tmp_path: Path) -
 
 
 # The commands
-
-
-@pytest.fixture
-def firstdiff(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.chdir(tmp_path)
-    return Command(capfd)
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines_of_noise import UNKNOWN, dump
-from planted import judge, plant, synthetic
 
 import firstdiff as fd
+from builders.hypotheses import plant
+from builders.judging import UNKNOWN, dump, judge
+from builders.models import synthetic
 from firstdiff.dumps import Site, Trace, TraceError
-from firstdiff.explaining.search import Failures
+from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call

@@ -13,17 +13,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from builders import TINY, stored, write_model
-from planted import judge, plant
 
+from builders.hypotheses import plant
+from builders.judging import judge
+from builders.models import TINY, stored, synthetic
 from firstdiff.dumps import Site, Trace
-from firstdiff.model import dense, synthetic
+from firstdiff.model import dense
 from firstdiff.model.architecture import Rotation, Tensor
 from firstdiff.model.arithmetic import F32, F64, Arithmetic, Array
 from firstdiff.model.dense import Cache, Hyperparameters, attention, feed_forward
 from firstdiff.model.engine import ARCHITECTURES, Model, open_model
 from firstdiff.model.operations import add, columns, embed, linear, rope
 from firstdiff.model.probe import Probe
+from firstdiff.model.synthetic import llama_metadata, llama_tensors
 from firstdiff.model.value import Value
 from firstdiff.model.weights import Weights
 from firstdiff.verdict import Status
@@ -92,11 +94,11 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Model:
         name: stored((rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32))
         for name, shape, _ in tensors(hp)
     }
-    theirs = {key: value for key, value in synthetic._metadata(TINY).items() if key.startswith("llama.")}
+    theirs = {key: value for key, value in llama_metadata(TINY).items() if key.startswith("llama.")}
     keys = dict.fromkeys(theirs) | {key.replace("llama", "parallel"): value for key, value in theirs.items()}
     keys |= {"general.architecture": "parallel", "parallel.block_count": np.uint32(3)}
-    no_tensors = {name: None for name, _ in synthetic._tensors(TINY)}
-    return open_model(write_model(tmp_path / "parallel.gguf", metadata=keys, tensors={**no_tensors, **made}))
+    no_tensors = {name: None for name, _ in llama_tensors(TINY)}
+    return open_model(synthetic(tmp_path / "parallel.gguf", TINY, metadata=keys, tensors={**no_tensors, **made}))
 
 
 def test_a_clean_run_agrees(model: Model) -> None:

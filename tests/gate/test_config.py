@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from builders import Command, assert_refused
 
+from builders.command_line import Command, assert_refused
 from firstdiff.errors import UsageError
 from firstdiff.gate.config import GateCase, Limits, Prompt, read_config
 

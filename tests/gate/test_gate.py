@@ -12,15 +12,15 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
-from builders import Array, Command, Ran, assert_refused, rewrite_trace, write_model
-from c_engine import compile_engine, run_engine
-from planted import judge, synthetic
 
+from builders.command_line import Command, Ran, assert_refused
+from builders.engines import compile_engine, recorded_by_reference, run_engine
+from builders.judging import judge
+from builders.models import TINY, Array, synthetic
+from builders.traces import rewrite_trace
 from firstdiff.dumps import open_trace
 from firstdiff.gate.baseline import GROWN
-from firstdiff.hypotheses.planting import planted
 from firstdiff.model.engine import open_model
-from firstdiff.runs import recording
 from firstdiff.runs.prompt import Input, tokens_of
 from firstdiff.verdict.provenance import own_version
 
@@ -30,19 +30,13 @@ CONFIG = '[models]\ntiny = "tiny.gguf"\n[traces]\nmine = "mine"\n'
 Change = Callable[[str, Array], Array | None]
 
 
-def recorded(model: Path, out: Path, *bugs: tuple[str, int], tokens: tuple[int, ...] = PROMPT) -> Path:
-    plants = [planted(bug, layer) for bug, layer in bugs]
-    recording.record(model, Input(tokens=tokens), out, engine="reference:f32", decode=1, threads=1, planted=plants)
-    return out
-
-
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, a right trace of it, and one with a wrong rope base at layer 1."""
     folder = tmp_path_factory.mktemp("kept")
-    model = write_model(folder / "tiny.gguf")
-    recorded(model, folder / "right")
-    recorded(model, folder / "wrong", ("rope-base", 1))
+    model = synthetic(folder / "tiny.gguf", TINY)
+    recorded_by_reference(model, folder / "right")
+    recorded_by_reference(model, folder / "wrong", ("rope-base", 1))
     return folder
 
 
@@ -362,7 +356,7 @@ def test_a_baseline_that_cannot_be_read_is_refused(
 def test_a_baseline_of_another_model_is_refused_before_anything_runs(based: Repository) -> None:
     Path("tiny.gguf").unlink()
     shifted = {"llama.rope.freq_base": 9999.0}
-    write_model(Path("tiny.gguf"), metadata=shifted)
+    synthetic(Path("tiny.gguf"), TINY, metadata=shifted)
     assert based.gate().code == 3
     (failure,) = based.case()["failures"]
     assert "is the baseline of another model (tiny.gguf, sha256 " in failure
@@ -371,7 +365,7 @@ def test_a_baseline_of_another_model_is_refused_before_anything_runs(based: Repo
 
 
 def test_a_baseline_of_another_prompt_is_refused(based: Repository) -> None:
-    recorded(based.kept / "tiny.gguf", Path("mine"), tokens=(1, 70, 99, 72))
+    recorded_by_reference(based.kept / "tiny.gguf", Path("mine"), tokens=(1, 70, 99, 72))
     assert based.gate().code == 3
     (failure,) = based.case()["failures"]
     assert "is the baseline of another prompt (5 tokens, [71, 72, 73] at place 2) than this run's (4 tokens" in failure
@@ -430,7 +424,7 @@ def test_only_the_cases_asked_for_are_run(repository: Repository) -> None:
 @pytest.mark.parametrize("prompt", ["[1, 70, 71, 72, 73]", "'it is'"])
 def test_a_dump_without_tokens_takes_those_of_its_prompt(repository: Repository, prompt: str) -> None:
     tokens = PROMPT if prompt.startswith("[") else tokens_of(open_model(Path("tiny.gguf")), Input(prompt="it is"))
-    right = open_trace(recorded(Path("tiny.gguf").resolve(), Path("right"), tokens=tuple(tokens)))
+    right = open_trace(recorded_by_reference(Path("tiny.gguf").resolve(), Path("right"), tokens=tuple(tokens)))
     np.savez("mine.npz", **{s.key: right[s] for s in right.sites() if s.step == 0})
     repository.config(
         f"[models]\ntiny = 'tiny.gguf'\n[prompts]\np = {prompt}\n[traces]\nmine = {{path = 'mine.npz', prompt = 'p'}}\n"

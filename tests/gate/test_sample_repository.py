@@ -15,7 +15,8 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from builders import write_model
+
+from builders.models import TINY, synthetic
 
 TESTS = Path(__file__).parents[1]
 PYTHON = Path(sys.executable).parent
@@ -54,7 +55,7 @@ def sample(tmp_path: Path) -> Sample:
     folder = tmp_path / "sample"
     shutil.copytree(TESTS / "sample_engine", folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(TESTS.parent / "dumps" / "writers" / "firstdiff_writer.py", folder)
-    write_model(folder / "tiny.gguf")
+    synthetic(folder / "tiny.gguf", TINY)
     return Sample(folder)
 
 

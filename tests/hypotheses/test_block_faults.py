@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from quantised_blocks import KINDS, Bytes, quantised_weights
 
+from builders.models import KINDS, Bytes
 from firstdiff.hypotheses.blocks.faults import BLOCK_FAULTS, BlockWay
 from firstdiff.model.quants import BY_NAME, dequantize
 
@@ -22,9 +22,8 @@ WAYS = {
 
 
 @pytest.fixture(scope="module")
-def quantised_blocks(llama: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bytes]:
-    found = quantised_weights(tmp_path_factory.mktemp("blocks"))
-    return {kind: raw.reshape(-1, BY_NAME[kind].nbytes) for kind, raw in found.items()}
+def quantised_blocks(quantised_raw: dict[str, Bytes]) -> dict[str, Bytes]:
+    return {kind: raw.reshape(-1, BY_NAME[kind].nbytes) for kind, raw in quantised_raw.items()}
 
 
 def decoded(way: BlockWay, kind: str, raw: Bytes) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import SMOLLM2, synthetic
-from quantised_blocks import NAME, ROW, Bytes, quantised_weights
 
+from builders.models import ROW, SMOLLM2, WEIGHT, Bytes, synthetic
 from firstdiff.hypotheses.blocks.buffers import BUFFER_FAULTS, BufferWay, shifted, shifts, strides, walked
 from firstdiff.hypotheses.blocks.faults import BLOCK_FAULTS
 from firstdiff.model import synthetic as synthetic_model
@@ -28,11 +27,6 @@ WAYS = {
     for way in fault.ways
     for kind in way.kinds
 }
-
-
-@pytest.fixture(scope="module")
-def quantised_raw(llama: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bytes]:
-    return quantised_weights(tmp_path_factory.mktemp("buffers"))
 
 
 def values(way: BufferWay, name: str, raw: Bytes) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -110,11 +104,11 @@ def test_shifts_are_counted_from_the_end_of_the_header(
     path = synthetic(tmp_path, n_layer=2, n_embd=48, n_head=3, n_head_kv=1, head_dim=16, n_ff=40)
     gguf = open_gguf(path)
     assert gguf.alignment == alignment
-    end, offset = header_end(path), gguf.tensors[NAME].offset
+    end, offset = header_end(path), gguf.tensors[WEIGHT].offset
     base = min(t.offset for t in gguf.tensors.values())
     assert base > end  # or this test shows nothing
 
-    found = by_name(gguf, NAME)
+    found = by_name(gguf, WEIGHT)
 
     data = path.read_bytes()
     assert found["the padding behind the header ignored"] == end - base
@@ -127,9 +121,9 @@ def test_shifts_are_counted_from_the_end_of_the_header(
         t.offset - offset for t in gguf.tensors.values() if t.offset > offset
     )
     for by in found.values():
-        raw = shifted(gguf, NAME, by)
+        raw = shifted(gguf, WEIGHT, by)
         assert raw is not None
-        assert raw.tobytes() == data[offset + by : offset + by + gguf.tensors[NAME].nbytes]
+        assert raw.tobytes() == data[offset + by : offset + by + gguf.tensors[WEIGHT].nbytes]
     assert len(set(found.values())) == len(found)
     assert 0 not in found.values()
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from planted import MemoryWriter, judge, synthetic
 
+from builders.judging import judge
+from builders.models import synthetic
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Trace
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, record_planted

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planted import synthetic
 
+from builders.models import synthetic
 from firstdiff.dumps import Site
-from firstdiff.explaining.search import Failures, Fault, attempt, attempts, explaining
+from firstdiff.explaining.failures import Failures
+from firstdiff.explaining.search import Fault, attempt, attempts, explaining
 from firstdiff.hypotheses import TABLE, Scene
 from firstdiff.hypotheses.frame import AS_THE_REFERENCE, Frame
 from firstdiff.judging.case import Case

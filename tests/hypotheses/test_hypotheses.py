@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import MemoryWriter, judge, plant, synthetic
-from tiny_models import tiny
 
+from builders.hypotheses import plant
+from builders.judging import judge
+from builders.models import synthetic
+from builders.tiny_models import tiny
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.hypotheses import TABLE, Scene
 from firstdiff.hypotheses.planting import Planted, record_planted

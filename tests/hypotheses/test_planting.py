@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import SMOLLM2, MemoryWriter, in_blocks, judge, plant, replayed, synthetic, with_status
 
+from builders.hypotheses import plant
+from builders.judging import judge, replayed, with_status
+from builders.models import in_blocks, synthetic
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Trace
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses import TABLE
@@ -26,11 +28,6 @@ LAYERS = 6
 def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A synthetic llama in Q4_1, so that every hypothesis applies; n_head * head_dim is n_embd, for square weights."""
     return open_model(in_blocks("Q4_1", tmp_path_factory.mktemp("planting"), n_layer=LAYERS))
-
-
-@cache
-def smollm2() -> Model:
-    return open_model(SMOLLM2)
 
 
 def clean_run(model: Model, like: Trace) -> Trace:
@@ -96,8 +93,8 @@ OUTSIDE = [bug for bug in LOCATED if TABLE[bug].outside_layers]
 @pytest.mark.parametrize(
     ("bug", "layer"), [(bug, layer) for bug in IN_LAYERS for layer in (0, 15, 29)] + [(bug, 0) for bug in OUTSIDE]
 )
-def test_each_planted_bug_is_located_on_smollm2(bug: str, layer: int) -> None:
-    model = smollm2()
+def test_each_planted_bug_is_located_on_smollm2(bug: str, layer: int, smollm2_model: Model) -> None:
+    model = smollm2_model
     decode = 1 if bug == "rope-position" else 0
     trace, touched = plant(model, [1780, 314, 260, 3575, 282, 4649, 47], (bug, layer), decode=decode)
     sites = replayed(model, trace, F32)
@@ -106,20 +103,18 @@ def test_each_planted_bug_is_located_on_smollm2(bug: str, layer: int) -> None:
     assert all(order.index(s) > order.index(touched[0]) for s in with_status(sites, Status.INHERITS))
 
 
-@pytest.mark.smollm2
-def test_a_wrong_epsilon_is_located_where_activations_are_small() -> None:
-    model = smollm2()
+def test_a_wrong_epsilon_is_located_where_activations_are_small(smollm2_model: Model) -> None:
+    model = smollm2_model
     trace, touched = plant(model, [1780, 314, 260, 3575, 282, 4649, 47], ("norm-eps", 0))
     sites = replayed(model, trace, F32)
     assert_located(model, trace, touched, sites)
     assert with_status(sites, Status.DIVERGES) == touched
 
 
-@pytest.mark.smollm2
 @pytest.mark.parametrize("layer", [15, 29])
-def test_a_wrong_epsilon_is_below_float32_where_activations_are_large(layer: int) -> None:
+def test_a_wrong_epsilon_is_below_float32_where_activations_are_large(layer: int, smollm2_model: Model) -> None:
     # At a root mean square of 7 and more, 9e-6 in the square moves a value by 1e-7 and less: float32's own rounding.
-    model = smollm2()
+    model = smollm2_model
     trace, _ = plant(model, [1780, 314, 260, 3575, 282, 4649, 47], ("norm-eps", layer))
     x = trace[Site(0, layer - 1, "l_out")].astype(np.float64)
     assert 9e-6 / 2 / (x**2).mean(-1).min() < 1.2e-7
@@ -140,9 +135,8 @@ def test_three_bugs_at_once_are_all_found(small: Model) -> None:
     assert_located(small, trace, touched, sites)
 
 
-@pytest.mark.smollm2
-def test_three_bugs_at_once_are_all_found_on_smollm2() -> None:
-    model = smollm2()
+def test_three_bugs_at_once_are_all_found_on_smollm2(smollm2_model: Model) -> None:
+    model = smollm2_model
     trace, touched = plant(
         model, [1780, 314, 260, 3575, 282, 4649, 47], ("rope-base", 3), ("min-missing", 11), ("scale-missing", 28)
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import synthetic
 
+from builders.models import synthetic
 from firstdiff.dumps import Site
 from firstdiff.dumps.points import OUTSIDE, Kind
 from firstdiff.hypotheses import TABLE, Scene, where

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from engines_of_noise import NORMS, PRODUCTS, UNKNOWN, Before, attribute, bits, dump, weights_off
-from planted import SMOLLM2, in_blocks, judge, recorded
 
+from builders.engines import recorded_by_llama_cpp
+from builders.judging import NORMS, PRODUCTS, UNKNOWN, Before, attribute, bits, dump, judge, weights_off
+from builders.models import SMOLLM2, in_blocks
 from firstdiff.dumps import Trace
 from firstdiff.engines.llamacpp import Attention
 from firstdiff.model.arithmetic import ARITHMETICS, F32, arithmetic_named
@@ -53,11 +53,6 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return open_model(in_blocks("Q4_1", folder, n_layer=LAYERS, n_head=4, n_head_kv=2, head_dim=64))
 
 
-@cache
-def smollm2() -> Model:
-    return open_model(SMOLLM2)
-
-
 def sure(verdict: Verdict) -> tuple[str, ...]:
     """What is found of each group, without how sure it is."""
     return tuple(
@@ -81,10 +76,9 @@ def test_an_arithmetic_is_named_by_group_and_judged_at_its_floor(small: Model, n
     assert all(s.floor <= limit for s in verdict.sites if s.floor is not None)
 
 
-@pytest.mark.smollm2
 @pytest.mark.parametrize("name", ["ggml-cpu", "bf16", "tf32", "f16-operands", "f32+products=tf32+kv=bf16"])
-def test_an_arithmetic_is_named_on_a_real_model(name: str) -> None:
-    verdict = judge(smollm2(), dump(smollm2(), TEXT, arithmetic=arithmetic_named(name)))
+def test_an_arithmetic_is_named_on_a_real_model(name: str, smollm2_model: Model) -> None:
+    verdict = judge(smollm2_model, dump(smollm2_model, TEXT, arithmetic=arithmetic_named(name)))
     assert sure(verdict) == FOUND[name]
     assert verdict.arithmetic["linear"] == FOUND[name][0]  # by strong evidence
     assert diverging(verdict) == set()
@@ -123,9 +117,11 @@ def test_a_fault_is_found_where_results_are_stored_narrowly(small: Model, name: 
 @pytest.mark.parametrize(
     "attention", [Attention.of(flash=f, kv=k) for f in (False, True) for k in ("f16", "q8_0")], ids=str
 )
-def test_llama_cpps_own_options_are_found_from_its_numbers(tmp_path: Path, attention: Attention) -> None:
-    trace, _ = recorded(SMOLLM2, tmp_path / "trace", TEXT, decode=1, attention=attention)
-    verdict = judge(smollm2(), Trace.from_arrays(trace.steps, {s: trace[s] for s in trace}, engine={}, model={}))
+def test_llama_cpps_own_options_are_found_from_its_numbers(
+    tmp_path: Path, attention: Attention, smollm2_model: Model
+) -> None:
+    trace, _ = recorded_by_llama_cpp(SMOLLM2, tmp_path / "trace", TEXT, decode=1, attention=attention)
+    verdict = judge(smollm2_model, Trace.from_arrays(trace.steps, {s: trace[s] for s in trace}, engine={}, model={}))
     cache_ = {(True, "q8_0"): "q8_0", (False, "q8_0"): "q8_0 keys, f16 values"}.get(
         (attention.flash, attention.keys), "f16"
     )
@@ -148,13 +144,12 @@ def test_an_unknown_arithmetic_is_judged_at_the_level_of_its_layers(small: Model
     assert {s.op for s in verdict.sites} > {s.op for s in lifted} or "all" in engine
 
 
-@pytest.mark.smollm2
 @pytest.mark.parametrize("engine", ["noise of 3e-3 on products", "activations of 5 bits", "sums in f16"])
-def test_an_unknown_arithmetic_is_judged_so_on_a_real_model(engine: str) -> None:
+def test_an_unknown_arithmetic_is_judged_so_on_a_real_model(engine: str, smollm2_model: Model) -> None:
     before, after = UNKNOWN[engine]
     verdict = judge(
-        smollm2(),
-        dump(smollm2(), TEXT, ("weight-swapped", 11), ("norm-weight-missing", 20), before=before, after=after),
+        smollm2_model,
+        dump(smollm2_model, TEXT, ("weight-swapped", 11), ("norm-weight-missing", 20), before=before, after=after),
     )
     assert "unknown" in verdict.arithmetic["linear"]
     assert {s.layer for s in verdict.diverging} == {11, 20}
@@ -197,9 +192,8 @@ def test_a_small_fault_at_every_layer_is_no_arithmetic(small: Model, fault: str,
     assert first_step == {f"{point}-{layer}" for point in layered for layer in range(LAYERS)}
 
 
-@pytest.mark.smollm2
-def test_wrong_weights_at_every_product_of_a_real_model_are_no_arithmetic() -> None:
-    verdict = judge(smollm2(), dump(smollm2(), TEXT, before=weights_off(1e-2, *PRODUCTS)))
+def test_wrong_weights_at_every_product_of_a_real_model_are_no_arithmetic(smollm2_model: Model) -> None:
+    verdict = judge(smollm2_model, dump(smollm2_model, TEXT, before=weights_off(1e-2, *PRODUCTS)))
     assert {s.point for s in verdict.diverging} == set(PRODUCTS)
 
 

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
-from planted import judge, plant, synthetic
 
+from builders.hypotheses import plant
+from builders.judging import judge
+from builders.models import synthetic
 from firstdiff.dumps import Site
 from firstdiff.dumps.points import axes_of
 from firstdiff.judging.closeup import BRIEF, FULL, MOST_FULL, Details, measure_detail

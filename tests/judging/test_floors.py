@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import recorded, replayed
 
+from builders.engines import recorded_by_llama_cpp
+from builders.judging import replayed
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.tensors import Held
 from firstdiff.judging import floors
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import F16, F32, GGML_CPU
-from firstdiff.model.engine import Model, open_model
+from firstdiff.model.engine import Model
 from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
 from firstdiff.model.quants import BY_NAME
@@ -27,13 +28,8 @@ FRANCE = [1780, 314, 260, 3575, 282, 4649, 47]  # "What is the capital of France
 
 
 @pytest.fixture(scope="module")
-def model(smollm2: Path) -> Model:
-    return open_model(smollm2)
-
-
-@pytest.fixture(scope="module")
 def theirs(llama: None, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Trace:
-    return recorded(smollm2, tmp_path_factory.mktemp("floors") / "trace", FRANCE, decode=4)[0]
+    return recorded_by_llama_cpp(smollm2, tmp_path_factory.mktemp("floors") / "trace", FRANCE, decode=4)[0]
 
 
 KEPT: dict[str, tuple[Callable[[Site], bool], float]] = {
@@ -47,20 +43,20 @@ KEPT: dict[str, tuple[Callable[[Site], bool], float]] = {
 
 @pytest.mark.parametrize("kept", KEPT)
 def test_a_clean_run_with_points_missing_stays_below_the_floor_of_its_segments(
-    model: Model, theirs: Trace, kept: str
+    smollm2_model: Model, theirs: Trace, kept: str
 ) -> None:
     keep, seen = KEPT[kept]
-    sites = replayed(model, theirs.without(lambda site: not keep(site)), GGML_CPU)
+    sites = replayed(smollm2_model, theirs.without(lambda site: not keep(site)), GGML_CPU)
     assert [s.site for s in sites if s.status is Status.DIVERGES] == []
     segments = [s.local_error for s in sites if s.segment and s.local_error is not None]
     assert segments
     assert max(segments) < seen
 
 
-def test_cancelling_parts_make_llama_cpps_own_sums_inexact(model: Model, theirs: Trace) -> None:
+def test_cancelling_parts_make_llama_cpps_own_sums_inexact(smollm2_model: Model, theirs: Trace) -> None:
     site = Site(2, 26, "attn_out")
     x, product = theirs[Site(2, 26, "kqv_out")], theirs[site].astype(np.float64)
-    weight = model.weights.layer(26)["attn_output.weight"]
+    weight = smollm2_model.weights.layer(26)["attn_output.weight"]
     rounded, sums = quants.round_activations(x, weight.kind)
     minima = weight.minima(0, weight.shape[0])
     assert sums is not None
@@ -94,8 +90,8 @@ def test_a_float32_sum_of_one_term_after_another_stays_below_its_floor(n: int) -
     assert error < floors.floor(F32, [Call(0, 0, "ffn_out", linear, (x, weight), {})]) / 1.2
 
 
-def test_activations_stored_in_f16_flip_codes_of_a_quantised_product(model: Model, theirs: Trace) -> None:
-    weight = model.weights.layer(3)["ffn_up.weight"]
+def test_activations_stored_in_f16_flip_codes_of_a_quantised_product(smollm2_model: Model, theirs: Trace) -> None:
+    weight = smollm2_model.weights.layer(3)["ffn_up.weight"]
     x = theirs[Site(0, 3, "ffn_norm")]
     y, narrow = (linear(v, weight, arithmetic=GGML_CPU) for v in (x, x.astype(np.float16).astype(np.float32)))
     error = (np.linalg.norm(y - narrow, axis=1) / np.linalg.norm(y, axis=1)).max()
@@ -108,14 +104,16 @@ def test_one_operation_of_a_known_arithmetic_has_the_floor_of_that_arithmetic() 
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_a_clean_trace_that_was_stored_narrowly_has_no_diverging_site(model: Model, theirs: Trace, dtype: str) -> None:
+def test_a_clean_trace_that_was_stored_narrowly_has_no_diverging_site(
+    smollm2_model: Model, theirs: Trace, dtype: str
+) -> None:
     held = {}
     for site in theirs.sites():
         x = np.array(theirs[site])
         bits = (quants.round_bf16(x).view(np.uint32) >> 16).astype(np.uint16)
         held[site] = Held(bits, "bf16") if dtype == "bf16" else Held(x.astype(np.float16), "f16")
     narrow = dataclasses.replace(theirs, tensors=held)
-    sites = replayed(model, narrow, GGML_CPU)
+    sites = replayed(smollm2_model, narrow, GGML_CPU)
     assert [s.site for s in sites if s.status is Status.DIVERGES] == []
     products = [s.local_error for s in sites if s.op == "linear" and s.local_error is not None]
     assert max(products) > floors.STORED[dtype]  # more than storing alone makes

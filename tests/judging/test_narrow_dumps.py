@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import MemoryWriter, replayed, synthetic
 
-sys.path.append(str(Path(__file__).parents[1] / "bench"))
-
-from diagnosis import tokens_of
-from diagnosis_cases import held, places, planted_at
-
+from builders.judging import replayed
+from builders.known_faults import held, places, planted_at, tokens_of
+from builders.models import synthetic
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import axes_of
 from firstdiff.hypotheses import TABLE
@@ -30,11 +26,6 @@ from firstdiff.verdict import SiteVerdict, Status
 
 PROMPT = [1, *range(300, 311)]
 AXES = axes_of("l_out")
-
-
-@pytest.fixture(scope="module")
-def real(smollm2: Path) -> Model:
-    return open_model(smollm2)
 
 
 @pytest.fixture(scope="module")
@@ -63,22 +54,24 @@ def in_f16(model: Model, **altered: Callable[[Array], Array]) -> dict[str, SiteV
         ("rope-on-v", "first", "f16"),  # where a copy should be, which rounds nothing
     ],
 )
-def test_a_fault_that_enlarges_rounding_is_named_all_the_same(real: Model, id_: str, place: str, dtype: str) -> None:
+def test_a_fault_that_enlarges_rounding_is_named_all_the_same(
+    smollm2_model: Model, id_: str, place: str, dtype: str
+) -> None:
     hypothesis, tokens = TABLE[id_], tokens_of("SmolLM2")
-    planted = planted_at(real, tokens, hypothesis, places(hypothesis, real)[place], place)
+    planted = planted_at(smollm2_model, tokens, hypothesis, places(hypothesis, smollm2_model)[place], place)
     assert planted is not None
-    outcome = held(real, planted, dtype, name="SmolLM2")
+    outcome = held(smollm2_model, planted, dtype, name="SmolLM2")
     assert outcome.site
     assert outcome.accused == ()
     assert outcome.named == ("named",)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-def test_a_run_that_overflows_is_judged_without_a_warning(real: Model, dtype: str) -> None:
-    planted = planted_at(real, tokens_of("SmolLM2")[:8], TABLE["norm-missing"], None, "all")
+def test_a_run_that_overflows_is_judged_without_a_warning(smollm2_model: Model, dtype: str) -> None:
+    planted = planted_at(smollm2_model, tokens_of("SmolLM2")[:8], TABLE["norm-missing"], None, "all")
     assert planted is not None
     assert any(not np.isfinite(planted.trace(dtype)[site]).all() for site in planted.tensors)
-    outcome = held(real, planted, dtype, name="SmolLM2")
+    outcome = held(smollm2_model, planted, dtype, name="SmolLM2")
     assert outcome.site
     assert outcome.named == ("named",)
 

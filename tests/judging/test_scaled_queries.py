@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pytest
-from planted import MemoryWriter, judge, synthetic
 
+from builders.judging import judge
+from builders.models import synthetic
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, Planting

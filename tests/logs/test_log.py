@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import SMOLLM2, plant, synthetic
 
+from builders.hypotheses import plant
+from builders.models import SMOLLM2, synthetic
 from firstdiff.commands.log import observe
 from firstdiff.dumps import Trace, TraceError
 from firstdiff.dumps.log import Log, read_log

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hugging_face import hugging_face_model
-from logits import assert_same_logits, reference, steps_of, through_its_cache
-from planted import judge, recorded
-from tiny_models import tiny
 
 import firstdiff.torch
+from builders.engines import recorded_by_llama_cpp
+from builders.hugging_face import hugging_face_model
+from builders.judging import judge
+from builders.logits import assert_same_logits, reference, steps_of, through_its_cache
+from builders.tiny_models import tiny
 from firstdiff.dumps import Trace
 from firstdiff.engines.llamacpp import Attention
 from firstdiff.judging.layouts import HALF, PAIRS
@@ -55,7 +56,7 @@ def made(name: str, folder: Path, file_type: str = "F32") -> Path:
 
 def certified(path: Path, folder: Path, attention: Attention | None = None) -> Verdict:
     """llama.cpp judged against the reference."""
-    trace, changed = recorded(
+    trace, changed = recorded_by_llama_cpp(
         path, folder / "llama.cpp", PROMPT, decode=4, attention=attention or Attention(flash=False)
     )
     assert changed == 0
@@ -129,7 +130,7 @@ def test_a_half_split_model_may_be_run_with_each_pair_side_by_side(name: str, tm
     """An engine that shares llama's kernels permutes Qwen's rows at loading, and is right."""
     path = made(name, tmp_path)
     model = open_model(path)
-    trace, _ = recorded(path, tmp_path / "llama.cpp", PROMPT, decode=1)
+    trace, _ = recorded_by_llama_cpp(path, tmp_path / "llama.cpp", PROMPT, decode=1)
     turned = {"Qcur", "Kcur", "Qcur_normed", "Kcur_normed", "Qcur_rope", "Kcur_rope", "k_cache"}
     theirs = {
         s: np.stack(np.split(np.asarray(trace[s]), 2, axis=-1), -1).reshape(trace[s].shape)

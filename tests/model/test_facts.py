@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from builders.models import synthetic
 from firstdiff.model.arithmetic import F32, F64, GGML_CPU, Arithmetic, Array
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import embed, linear, rms_norm, rope
 from firstdiff.model.probe import Call, Probe
-from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.model.synthetic import Llama
 from firstdiff.model.value import Value
 from firstdiff.model.weights import Weight
 
@@ -237,7 +238,7 @@ def test_attention_hides_what_comes_later_and_shares_out_all_of_the_rest(exact: 
 def test_what_a_step_yields_is_the_output_product_of_every_token_and_nothing_after_it(
     shape: Llama, tmp_path: Path
 ) -> None:
-    model, probe = open_model(write_llama(tmp_path / "model.gguf", shape)), Recorder(F64)
+    model, probe = open_model(synthetic(tmp_path / "model.gguf", shape)), Recorder(F64)
     steps = [Step([1, 60, 270], range(3)), Step([300], range(3, 4))]
     for step, logits in zip(steps, model.forward(steps, probe), strict=True):
         assert logits is probe.values["result_output", None]

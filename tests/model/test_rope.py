@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from builders.models import synthetic
 from firstdiff.model.arithmetic import F32, F64, GGML_CPU, Arithmetic, Array
 from firstdiff.model.engine import open_model
 from firstdiff.model.operations import linear, rope, scores
 from firstdiff.model.quants import BY_NAME
 from firstdiff.model.rope import angles, frequencies
-from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.model.synthetic import Llama
 from firstdiff.model.weights import Weight
 
 PAIRINGS = ["interleaved", "half"]
@@ -161,7 +162,7 @@ def test_the_two_pairings_differ_by_a_permutation_of_the_dimensions() -> None:
 
 def test_permuted_weights_with_interleaved_pairs_score_as_plain_weights_with_halves(tmp_path: Path) -> None:
     # Why llama.cpp's llama and transformers' show other numbers after rope and the same ones in kq.
-    model = open_model(write_llama(tmp_path / "model.gguf", Llama(n_layer=1)))
+    model = open_model(synthetic(tmp_path / "model.gguf", Llama(n_layer=1)))
     x = np.random.default_rng(3).standard_normal((6, model.hp.n_embd))
     kq = {}
     for pairing in PAIRINGS:

@@ -8,8 +8,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from tiny_models import SHAPES, tiny
 
+from builders.tiny_models import SHAPES, tiny
 from firstdiff.engines.llamacpp import LlamaCpp
 
 TOKENS = [1, 60, 270, 300, 33, 383, 260, 261, 60, 0, 299, 150]

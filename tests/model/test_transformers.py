@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from builders.hugging_face import hugging_face_model
+from builders.logits import assert_same_logits, reference, steps_of, through_its_cache
+from builders.models import synthetic
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import torch
 import transformers
-from hugging_face import hugging_face_model
-from logits import assert_same_logits, reference, steps_of, through_its_cache
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from firstdiff.model import rope
 from firstdiff.model.engine import open_model
-from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.model.synthetic import Llama
 
 # SmolLM2's tokens of "The capital of France is Paris, and the capital of Italy is".
 PROMPT = [504, 3575, 282, 4649, 314, 7042, 28, 284, 260, 3575, 282, 7158, 314]
@@ -94,7 +96,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_a_synthetic_models_logits_are_those_of_transformers(shape: Llama, tmp_path: Path) -> None:
-    path = write_llama(tmp_path / "model.gguf", shape)
+    path = synthetic(tmp_path / "model.gguf", shape)
     steps = steps_of(TOKENS, [7, 301, 262, 380])
 
     assert_same_logits(reference(open_model(path), steps), through_its_cache(hugging_face_model(path), steps))

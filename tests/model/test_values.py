@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import plant, replayed, synthetic, with_status
 
+from builders.hypotheses import plant
+from builders.judging import replayed, with_status
+from builders.models import synthetic
 from firstdiff.dumps import Site, Trace
 from firstdiff.model.architectures import llama
 from firstdiff.model.arithmetic import F32, F64

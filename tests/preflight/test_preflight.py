@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import synthetic
 from safetensors.numpy import save_file
 
+from builders.models import synthetic
 from firstdiff.dumps import Step, Trace, TraceError, TraceWriter, open_trace
 from firstdiff.engines.identity import identity
 from firstdiff.engines.llamacpp import LlamaCpp

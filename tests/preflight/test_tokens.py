@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from builders.models import synthetic
 from firstdiff.commands.tokens import tokens_command
 from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.errors import UsageError
-from firstdiff.model.synthetic import Llama, write_llama
+from firstdiff.model.synthetic import Llama
 from firstdiff.preflight.tokens import TokenCheck, check_tokens, describe
 
 BOS, EOS, NEWLINE, SPACE = 1, 2, 13, 259  # of the synthetic vocabulary, whose bytes are tokens from 3 on
@@ -20,7 +21,7 @@ DIGITS = "it's 1,234 stitches, isn't it?\n\n 5"
 
 @pytest.fixture(scope="module")
 def spm(llama: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCpp]:
-    path = write_llama(tmp_path_factory.mktemp("spm") / "model.gguf", Llama(n_layer=1, n_embd=32, n_ff=32))
+    path = synthetic(tmp_path_factory.mktemp("spm") / "model.gguf", Llama(n_layer=1, n_embd=32, n_ff=32))
     with LlamaCpp(path, vocabulary_only=True) as engine:
         yield engine
 
@@ -185,6 +186,6 @@ def test_a_text_that_is_no_utf_8_is_refused(spm: LlamaCpp) -> None:
 
 @pytest.mark.llama
 def test_the_vocabulary_of_a_path_need_not_be_ascii(tmp_path: Path) -> None:
-    path = write_llama(tmp_path / "modèle.gguf", Llama(n_layer=1, n_embd=32, n_ff=32))
+    path = synthetic(tmp_path / "modèle.gguf", Llama(n_layer=1, n_embd=32, n_ff=32))
     with LlamaCpp(path, vocabulary_only=True) as engine:
         assert causes(check(engine, [BOS, *engine.tokenize(TEXT)[2:]])) == ["token-space-prefix"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import SMOLLM2, synthetic
 from safetensors.numpy import save_file
-from tiny_models import tiny
 
+from builders.models import SMOLLM2, synthetic
+from builders.tiny_models import tiny
 from firstdiff.commands.weights import weights_command
 from firstdiff.dumps import TraceError
 from firstdiff.errors import UsageError

@@ -11,9 +11,9 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from builders import Command
-from verdicts import EVERY_KIND, HOSTILE, LLAMA, NAME, verdict
 
+from builders.command_line import Command
+from builders.verdicts import EVERY_KIND, HOSTILE, LLAMA, NAME, verdict
 from firstdiff.dumps import Site
 from firstdiff.reports.escaped import escaped
 from firstdiff.reports.html import GLYPHS, render

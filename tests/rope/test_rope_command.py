@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from planted import MemoryWriter, synthetic
 from safetensors.numpy import save_file
-from tiny_models import tiny
 
+from builders.models import synthetic
+from builders.tiny_models import tiny
+from builders.traces import MemoryWriter
 from firstdiff.cli import main
 from firstdiff.commands.rope import rope_command
 from firstdiff.dumps import Trace, TraceError, TraceWriter

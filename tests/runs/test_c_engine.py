@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from c_engine import compile_engine, run_engine
-from planted import FILE_TYPES, SMOLLM2, judge, quantised, synthetic
 
+from builders.engines import compile_engine, run_engine
+from builders.judging import judge
+from builders.models import FILE_TYPES, SMOLLM2, quantised, synthetic
 from firstdiff.dumps import Site, Trace, open_trace
 from firstdiff.model.engine import open_model
 from firstdiff.model.gguf import open_gguf

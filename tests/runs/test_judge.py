@@ -8,8 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import judge, plant, recorded, synthetic
 
+from builders.engines import recorded_by_llama_cpp
+from builders.hypotheses import plant
+from builders.judging import judge
+from builders.models import synthetic
 from firstdiff.dumps import Site, Trace
 from firstdiff.judging.logits import compare_logits
 from firstdiff.model.engine import Model, open_model
@@ -30,7 +33,7 @@ def model(folder: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def theirs(llama: None, folder: Path, model: Model) -> Trace:
-    trace, _ = recorded(model.gguf.path, folder / "llama.cpp", PROMPT, decode=0)
+    trace, _ = recorded_by_llama_cpp(model.gguf.path, folder / "llama.cpp", PROMPT, decode=0)
     return trace
 
 

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import TINY, Command, assert_refused, rewrite_trace
 
 import firstdiff as fd
+from builders.command_line import Command, assert_refused
+from builders.models import TINY, synthetic
+from builders.traces import rewrite_trace
 from firstdiff.dumps import Step, TraceError, TraceWriter, open_trace
 from firstdiff.engines.identity import identity
 from firstdiff.engines.reference import Recording
 from firstdiff.hypotheses.planting import Planted, Planting, planted
 from firstdiff.model.arithmetic import GGML_CPU
 from firstdiff.model.engine import Model, open_model
-from firstdiff.model.synthetic import write_llama
 from firstdiff.pytest_plugin import _OUT, FirstDiff
 from firstdiff.runs.explained import verdict_of
 
@@ -45,7 +46,7 @@ def _in_a_folder_of_its_own(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return open_model(write_llama(tmp_path_factory.mktemp("model") / "tiny.gguf", TINY))
+    return open_model(synthetic(tmp_path_factory.mktemp("model") / "tiny.gguf", TINY))
 
 
 def dumped(model: Model, out: Path, steps: Sequence[Step], *bugs: Planted) -> Path:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from builders import Command, assert_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from verdicts import EVERY_KIND, verdict
 
+from builders.command_line import Command, assert_refused
+from builders.verdicts import EVERY_KIND, verdict
 from firstdiff.dumps import TraceError
 from firstdiff.reports.html import render as page
 from firstdiff.reports.terminal import render
@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 
 WRONG = verdict(bug=1, details=True).to_json()
 UNREADABLE = 3
-
-
-@pytest.fixture
-def firstdiff(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-    return Command(capfd)
 
 
 def written(folder: Path, text: str) -> Path:

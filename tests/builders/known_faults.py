@@ -1,4 +1,4 @@
-"""Planting a bug, knowing what it changes, and holding the verdict against that."""
+"""Known faults: planting a bug, knowing what it changes, and holding the verdict against that."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from firstdiff.dumps import Site, Step, Trace
 from firstdiff.dumps.points import axes_of
 from firstdiff.dumps.tensors import Held
 from firstdiff.explaining.explanations import explain
+from firstdiff.explaining.failures import Failures
 from firstdiff.explaining.replay import PAIR_SEARCHES
-from firstdiff.explaining.search import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.hypotheses.planting import Planted, Planting, untouched
 from firstdiff.hypotheses.table import EQUIVALENT
@@ -25,14 +25,26 @@ from firstdiff.model.arithmetic import F32, F64
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
 from firstdiff.model.quants import round_bf16
+from firstdiff.model.synthetic import Llama
 from firstdiff.model.value import Value
 from firstdiff.runs.replaying import replayed
 from firstdiff.verdict import Explanation, Status
 
 Array = npt.NDArray[Any]
 
+SHAPES = {
+    "Q4_K_M": Llama(n_layer=6, biases=True, rope_factors=True, rope_base=500000.0),
+    "Q8_0": Llama(n_layer=6, head_dim=64, biases=True, rope_scale=0.5),
+}
+"""Synthetic models, by the file type that they are quantised to."""
+
 BORDER = 3.0
 """A change within this factor of the floor may be seen or not: rounding decides, and either is right."""
+
+
+def tokens_of(name: str) -> list[int]:
+    """Forty tokens: enough to tell the angles of a rotation apart."""
+    return [1, *range(300, 339)] if name == "SmolLM2" else [1, *range(60, 99)]
 
 
 @dataclass
@@ -106,7 +118,7 @@ def _stored(x: Array, dtype: str) -> Array:
     return x.astype({"f32": np.float32, "f16": np.float16}[dtype])
 
 
-def plant(
+def plant_known(
     model: Model, tokens: Sequence[int], faults: Sequence[Planted], layers: str, *, decode: int = 1
 ) -> Plant | None:
     """Record the reference in float64 with faults in it; None where one of them does not apply.
@@ -138,7 +150,7 @@ def planted_at(
 ) -> Plant | None:
     """Plant one hypothesis in a prompt, with a decoded step where no prompt shows it; None where neither does."""
     faults = [Planted(hypothesis, layer)]
-    return plant(model, tokens, faults, layers, decode=0) or plant(model, tokens, faults, layers, decode=1)
+    return plant_known(model, tokens, faults, layers, decode=0) or plant_known(model, tokens, faults, layers, decode=1)
 
 
 def places(hypothesis: Hypothesis, model: Model) -> dict[str, int | None]:

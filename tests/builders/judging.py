@@ -1,17 +1,22 @@
-"""Engines that round as no known arithmetic does, or are wrong at every layer alike: the reference, changed."""
+"""Judging: a trace's sites judged, and engines to judge that are the reference with its calls or results changed.
+
+Some round as no known arithmetic does, others are wrong at every layer alike.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from planted import MemoryWriter
 
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, Planting
+from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import F32, Arithmetic
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import attend, linear, rms_norm, scores
@@ -19,12 +24,31 @@ from firstdiff.model.probe import Call
 from firstdiff.model.rounding import round_to
 from firstdiff.model.value import Value
 from firstdiff.model.weights import Weight
+from firstdiff.runs import judge as judging
+from firstdiff.runs.run import Run
+from firstdiff.verdict import SiteVerdict, Status, Verdict
 
 Floats = npt.NDArray[np.float32]
 Before = Callable[[Call], Call]
 After = Callable[[Call, Floats], Floats]
 PRODUCTS = ("Qcur", "Kcur", "Vcur", "attn_out", "ffn_gate", "ffn_up", "ffn_out", "result_output")
 NORMS = ("attn_norm", "ffn_norm", "result_norm")
+
+
+def replayed(model: Model, trace: Trace, arithmetic: Arithmetic) -> list[SiteVerdict]:
+    probe = Replay(arithmetic, trace)
+    for _ in model.forward(trace.steps, probe):
+        pass
+    return probe.sites
+
+
+def judge(model: Model, trace: Trace, *, witness: Trace | None = None, **how: Any) -> Verdict:
+    """The verdict on a trace: as every command judges it, without a folder."""
+    return judging.judge(Run(model, **how), trace, witness=witness)
+
+
+def with_status(sites: Sequence[SiteVerdict], status: Status) -> list[str]:
+    return [str(s.site) for s in sites if s.status is status]
 
 
 @dataclass

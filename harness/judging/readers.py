@@ -1,0 +1,107 @@
+"""Readers: a recorded array in, the same numbers as the reference lays them out; None where the shape does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from firstdiff.model.arithmetic import Array
+
+Shape = tuple[int, ...]
+Read = Callable[[Array, Shape], Array | None]
+
+
+def plain(x: Array, shape: Shape) -> Array | None:
+    """The same numbers in the same order: a batch of one dropped, heads merged or apart."""
+    merged = (shape[0], int(np.prod(shape[1:])))
+    recorded = x.shape
+    while recorded not in (shape, merged) and recorded[:1] == (1,):
+        recorded = recorded[1:]
+    return x.reshape(shape) if recorded in (shape, merged) else None
+
+
+def moved(*axes: int) -> Read:
+    """Axes in another order: recorded axis `axes[i]` is the reference's axis i."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        while x.ndim > len(axes) and x.shape[0] == 1:
+            x = x[0]
+        if x.ndim != len(axes) or len(shape) < len(axes):
+            return None
+        return plain(x.transpose(axes), shape)
+
+    return read
+
+
+def merged_last(x: Array, shape: Shape) -> Array | None:
+    """[feature, token], the order in which ggml writes dimensions."""
+    while x.ndim > 2 and x.shape[0] == 1:  # noqa: PLR2004 - a matrix
+        x = x[0]
+    return plain(x.T, shape) if x.ndim == 2 else None  # noqa: PLR2004
+
+
+def half_split(inner: Read) -> Read:
+    """Head dimensions (i, i + D / 2) where the reference has (2i, 2i + 1): before GGUF's conversion of a llama."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        y = _with_pairs(inner(x, shape))
+        return None if y is None else np.stack(np.split(y, 2, axis=-1), axis=-1).reshape(y.shape)
+
+    return read
+
+
+def side_by_side(inner: Read) -> Read:
+    """Head dimensions (2i, 2i + 1) where the reference has (i, i + D / 2)."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        y = _with_pairs(inner(x, shape))
+        return None if y is None else np.concatenate([y[..., 0::2], y[..., 1::2]], axis=-1)
+
+    return read
+
+
+def _with_pairs(y: Array | None) -> Array | None:
+    """Heads [token, head, head_dim] of an even number of dimensions, None for anything else."""
+    return None if y is None or y.ndim != 3 or y.shape[-1] % 2 else y  # noqa: PLR2004
+
+
+def repeated(inner: Read, heads: int) -> Read:
+    """KV heads repeated for each query head that reads them."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        group = heads // shape[1]
+        y = inner(x, (shape[0], heads, *shape[2:])) if group > 1 else None
+        return None if y is None else y[:, ::group]
+
+    return read
+
+
+def padded(x: Array, shape: Shape) -> Array | None:
+    """More keys than exist."""
+    while x.ndim > len(shape) and x.shape[0] == 1:
+        x = x[0]
+    fits = x.ndim == len(shape) and x.shape[:-1] == shape[:-1] and x.shape[-1] > shape[-1]
+    return x[..., : shape[-1]] if fits else None
+
+
+def columns_of(start: int, stop: int) -> Read:
+    """Some columns of a fused product."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        rows = plain(x, (shape[0], x.shape[-1]))
+        return None if rows is None or stop > x.shape[-1] else plain(rows[:, start:stop], shape)
+
+    return read
+
+
+def per_group(part: slice, width: int) -> Read:
+    """Interleaved per KV head: [q of its group, k, v] for one head after another."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        rows = plain(x, (shape[0], x.shape[-1]))
+        if rows is None or rows.shape[-1] % width:
+            return None
+        return plain(np.ascontiguousarray(rows.reshape(shape[0], -1, width)[:, :, part]).reshape(shape[0], -1), shape)
+
+    return read

@@ -1,0 +1,1 @@
+"""What tests share: one module for each room whose things it makes, and one verb for each thing."""

