@@ -240,7 +240,7 @@ def test_the_closer_look_has_every_chart_and_what_was_tried(opened: Opened) -> N
 def test_what_is_drawn_is_what_was_measured(opened: Opened) -> None:
     page = opened(render(DETAILED), site="Qcur_rope-1")
     (heads,) = (p for p in DETAILED.details[Site(0, 1, "Qcur_rope")].profiles if p.axis == "head")
-    told = page.locator('#look svg[aria-label="Error by heads"] rect title').all_text_contents()
+    told = page.locator('#look svg[aria-label="Error by head"] rect title').all_text_contents()
     drawn = [float(t.partition("about ")[2]) for t in told]
     assert drawn == pytest.approx(heads.errors, rel=0.17)  # an eighth of a decade, and two digits
 
