@@ -80,19 +80,17 @@ def read(fields: Fields) -> Hyperparameters:
 
 
 def tensors(hp: Hyperparameters) -> Iterator[Tensor]:
-    """The tensors that every dense decoder has: two ends, two norms, seven products."""
+    """The tensors that every dense decoder has: two ends, the last norm, seven products."""
     q, kv = hp.n_head * hp.head_dim, hp.n_head_kv * hp.head_dim
     yield "token_embd.weight", (hp.n_vocab, hp.n_embd), True
     yield "output_norm.weight", (hp.n_embd,), True
     yield "output.weight", (hp.n_vocab, hp.n_embd), False
     yield from in_layers(
         hp,
-        ("attn_norm.weight", (hp.n_embd,), True),
         ("attn_q.weight", (q, hp.n_embd), True),
         ("attn_k.weight", (kv, hp.n_embd), True),
         ("attn_v.weight", (kv, hp.n_embd), True),
         ("attn_output.weight", (hp.n_embd, q), True),
-        ("ffn_norm.weight", (hp.n_embd,), True),
         ("ffn_gate.weight", (hp.n_ff, hp.n_embd), True),
         ("ffn_up.weight", (hp.n_ff, hp.n_embd), True),
         ("ffn_down.weight", (hp.n_embd, hp.n_ff), True),

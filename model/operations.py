@@ -224,5 +224,10 @@ def gather(x: Array, rows: Array, *, arithmetic: Arithmetic) -> Array:
     return arithmetic.widen(x)[np.asarray(rows, np.int64)]
 
 
-MOVES: frozenset[Operation] = frozenset((columns, gather))
+def merged(x: Array, *, arithmetic: Arithmetic) -> Array:
+    """The heads of each token side by side, [T, H, D] -> [T, H * D] (``ggml_reshape_2d``)."""
+    return arithmetic.widen(x).reshape(len(x), -1)
+
+
+MOVES: frozenset[Operation] = frozenset((columns, gather, merged))
 """Operations that only move numbers: they round nothing, so a segment is no less exact for them."""

@@ -67,6 +67,8 @@ class Hook:
         name = tensor.name.decode(errors="replace")
         if _UNNAMED.fullmatch(name):  # numbered anew in every graph: it goes by the weight that it reads
             name = _weight(tensor)
+        elif "-" not in name and (weight := _weight(tensor)):  # without its layer, as ffn_post_norm of olmo2 and gemma2
+            name = f"{name}-{weight.rpartition('-')[2]}"
         key = (name, tensor.op)
         if key not in self._wanted:
             name, dash, layer = name.partition("-")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from firstdiff.dumps import Site, Trace
@@ -14,6 +14,7 @@ from firstdiff.judging.case import Case
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
+from firstdiff.model.operations import MOVES
 from firstdiff.model.probe import Call
 from firstdiff.model.value import Value
 
@@ -93,7 +94,7 @@ class Explaining(Replay):
         if good:
             group = Group(case, good, tried)
             self.groups.append(group)
-            self._add(group, case)
+            self._add(group, case, good[0].fault)
         else:
             self._searches[case.site.point] = searches + 1
             self.pairs -= pairs
@@ -102,21 +103,33 @@ class Explaining(Replay):
     def _joins(self, case: Case) -> bool:
         """Whether the faults of a group explain this site too; those that do not are dropped from the group."""
         for group in self.groups:
-            kept = []
+            kept: list[Attempt] = []
+            here: list[Fault] = []
             for known in group.faults:
                 with self.failures.at(case.site, *known.fault.hypotheses):
-                    tried = attempt(case, self.scene, known.fault, known=True)
-                    if tried is not None and tried.explains:
+                    tried = next((a for a in self._again(case, known.fault) if a.explains), None)
+                    if tried is not None:
                         kept.append(replace(known, residual=max(known.residual, tried.residual)))
+                        here.append(tried.fault)
             if kept:
                 group.faults = kept
-                self._add(group, case)
+                self._add(group, case, here[0])
                 return True
         return False
 
-    def _add(self, group: Group, case: Case) -> None:
+    def _again(self, case: Case, fault: Fault) -> Iterator[Attempt]:
+        """Try a known fault as it is; then on the one call that computes anything here, whose number may be another."""
+        placed = [fault]
+        computing = [n for n, call in enumerate(case.calls) if call.op not in MOVES]
+        if len(computing) == 1 and (fault.on is not None or case.segment):
+            placed.append(replace(fault, on=computing[0] if case.segment else None))
+        for each in placed:
+            tried = attempt(case, self.scene, each, known=True)
+            if tried is not None:
+                yield tried
+
+    def _add(self, group: Group, case: Case, fault: Fault) -> None:
         group.cases.append((case.site, case.error, case.floor))
-        fault = group.faults[0].fault
         for number, call in enumerate(case.calls):
             with self.failures.at(site_of(call), *fault.hypotheses):
                 if fault.change(number, call, self.scene) is not None:

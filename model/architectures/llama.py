@@ -35,6 +35,8 @@ def tensors(hp: Hyperparameters) -> Iterator[Tensor]:
     yield "rope_freqs.weight", (hp.head_dim // 2,), False
     yield from dense.in_layers(
         hp,
+        ("attn_norm.weight", (hp.n_embd,), True),
+        ("ffn_norm.weight", (hp.n_embd,), True),
         ("attn_q.bias", (q,), False),
         ("attn_k.bias", (kv,), False),
         ("attn_v.bias", (kv,), False),

@@ -21,7 +21,12 @@ def tensors(hp: Hyperparameters) -> Iterator[Tensor]:
     yield from dense.tensors(hp)
     yield "output.bias", (hp.n_vocab,), False
     yield from dense.in_layers(
-        hp, ("attn_q.bias", (q,), True), ("attn_k.bias", (kv,), True), ("attn_v.bias", (kv,), True)
+        hp,
+        ("attn_norm.weight", (hp.n_embd,), True),
+        ("ffn_norm.weight", (hp.n_embd,), True),
+        ("attn_q.bias", (q,), True),
+        ("attn_k.bias", (kv,), True),
+        ("attn_v.bias", (kv,), True),
     )
 
 

@@ -25,7 +25,11 @@ def tensors(hp: Hyperparameters) -> Iterator[Tensor]:
     """Name, shape and whether it must be there, of every tensor that this architecture reads."""
     yield from dense.tensors(hp)
     yield from dense.in_layers(
-        hp, ("attn_q_norm.weight", (hp.head_dim,), True), ("attn_k_norm.weight", (hp.head_dim,), True)
+        hp,
+        ("attn_norm.weight", (hp.n_embd,), True),
+        ("ffn_norm.weight", (hp.n_embd,), True),
+        ("attn_q_norm.weight", (hp.head_dim,), True),
+        ("attn_k_norm.weight", (hp.head_dim,), True),
     )
 
 

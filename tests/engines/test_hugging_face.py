@@ -17,6 +17,7 @@ from builders.tiny_models import tiny
 from firstdiff.dumps import Trace
 from firstdiff.engines import ggml
 from firstdiff.engines.llamacpp import Attention
+from firstdiff.model.engine import ARCHITECTURES
 
 TOKENS = [1, 60, 270, 300, 33, 383, 260, 261]
 SEEN = {
@@ -83,7 +84,7 @@ def test_transformers_and_llama_cpp_compute_the_same_tensors_of_a_tiny_model(
 
 # Against the float64 model. Measured: 1.0e-3 to 1.5e-3, and 8.2e-3 to 1.2e-2.
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 4e-3), (torch.bfloat16, 3e-2)], ids=str)
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_model_in_16_bits_differs_by_their_rounding_and_rotates_by_exact_angles(
     arch: str, dtype: torch.dtype, most: float, tmp_path: Path
 ) -> None:

@@ -10,6 +10,8 @@ import pytest
 from builders.engines import recorded_by_llama_cpp
 from builders.judging import replayed
 from builders.models import FILE_TYPES, MIXED, SMOLLM2, in_blocks, quantised, synthetic
+from builders.tiny_models import tiny
+from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Trace, TraceWriter
 from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.engines.llamacpp_capture import capture
@@ -174,3 +176,11 @@ def test_a_failure_inside_the_hook_is_raised_and_earlier_steps_stay(tmp_path: Pa
     assert not trace.complete
     model = open_model(path)
     assert_all_agree(model, trace, replayed(model, trace, GGML_CPU))
+
+
+def test_a_node_that_is_named_without_its_layer_goes_by_its_weight(tmp_path: Path) -> None:
+    """llama.cpp names OLMo 2's last norm of a layer ``ffn_post_norm``, whatever the layer: all but one were lost."""
+    writer = MemoryWriter()
+    with LlamaCpp(tiny("olmo2", tmp_path, n_layer=3)) as llama:
+        capture(llama, [1, 70, 71], writer, nodes={("ffn_post_norm", "MUL"): "ffn_post_norm"})  # type: ignore[arg-type]
+    assert [str(site) for site in writer.tensors] == ["ffn_post_norm-0", "ffn_post_norm-1", "ffn_post_norm-2"]

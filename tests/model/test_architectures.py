@@ -81,6 +81,7 @@ def one_thread() -> Iterator[None]:
 
 def test_every_architecture_is_tried() -> None:
     assert {arch for arch, _ in MODELS.values()} == set(ARCHITECTURES)
+    assert all(MODELS[arch] == (arch, {}) for arch in ARCHITECTURES)
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -96,7 +97,7 @@ def test_llama_cpp_agrees_at_every_site(name: str, file_type: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_llama_cpp_agrees_with_other_attention(name: str, attention: str, tmp_path: Path) -> None:
     chosen = ATTENTION[attention]
     verdict = certified(made(name, tmp_path, "Q8_0"), tmp_path, chosen)
@@ -114,7 +115,7 @@ def test_the_reference_gives_transformers_logits(name: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_transformers_as_a_candidate_has_no_diverging_site(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     path = made(name, tmp_path)
     trace = firstdiff.torch.record(hugging_face_model(path, dtype), PROMPT, decode=4)

@@ -10,7 +10,7 @@ import pytest
 from builders.tiny_models import tiny
 from firstdiff.dumps import Step
 from firstdiff.model.arithmetic import F32
-from firstdiff.model.engine import open_model
+from firstdiff.model.engine import ARCHITECTURES, open_model
 from firstdiff.model.outline import outline, sources
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.value import Value
@@ -30,7 +30,7 @@ class Noting(Probe):
         return value
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_an_outline_has_the_calls_and_the_shapes_of_the_pass(arch: str, tmp_path: Path) -> None:
     model = open_model(tiny(arch, tmp_path, n_layer=2))
     probe = Noting(F32)
