@@ -34,7 +34,7 @@ STEP = Step(TOKENS, tuple(range(len(TOKENS))))
 def seconds(path: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds of each way of running the prompt, one number a round. Contexts are made and warm beforehand."""
     ggml.check_layout()
-    hook = Hook(keys=len(TOKENS))
+    hook = Hook(open_model(path).nodes, tokens=len(TOKENS), keys=len(TOKENS))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engine = stack.enter_context(LlamaCpp(path))

@@ -11,9 +11,9 @@ sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
 from figures import Aim, Figure
 from models import Subject
-from relaid import LAYOUTS, relaid
 
 import firstdiff as fd
+from builders.relaid import LAYOUTS, relaid
 from firstdiff.dumps import Trace
 
 TOKENS = (1, *range(300, 339))

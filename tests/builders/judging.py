@@ -64,6 +64,13 @@ class Changed(Planting):
         self.tensors[Site(call.step, call.layer, call.point).key] = y
         return Value(y)
 
+    def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
+        """A product that is added up in another way goes wrong as any product does."""
+        if call.op is not _stranded:
+            return super()._gone_wrong(plant, call)
+        wrong = super()._gone_wrong(plant, replace(call, op=linear))
+        return None if wrong is None else replace(wrong, op=_stranded)
+
 
 def dump(
     model: Model,

@@ -121,7 +121,7 @@ def test_a_wrong_norm_of_queries_is_named(tmp_path_factory: pytest.TempPathFacto
     queries = replace(TABLE[id_], where=Where((rms_norm,), carries="Q"))
     planted = plant_known(model, TOKENS, [Planted(queries, 1)], "middle", decode=0)
     assert planted is not None
-    assert list(planted.changes) == ["Qcur_normed-1"]
+    assert list(map(str, planted.changes)) == ["Qcur_normed-1"]
     verdict = judge(model, planted.trace("f32"))
     assert [str(s.site) for s in verdict.diverging] == ["Qcur_normed-1"]
     assert [e.hypothesis for e in verdict.explanations] == [id_]
