@@ -72,7 +72,7 @@ ASKED: dict[str, Callable[[Any, Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("verb", ASKED)
+@pytest.mark.parametrize("verb", [pytest.param(v, marks=pytest.mark.notebook) if v == "plot" else v for v in ASKED])
 def test_a_verb_computes_with_one_thread_and_gives_the_users_number_back(
     trace: Any, model: Path, verb: str, seen: set[int]
 ) -> None:

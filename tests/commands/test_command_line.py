@@ -96,7 +96,12 @@ PRINTED: dict[str, tuple[Sequence[str], str, Callable[[Any], bool]]] = {
 """Arguments of each command, and what it prints with ``--json``: as the help calls it, and as it is."""
 
 
-@pytest.mark.parametrize("command", PRINTED)
+RUNS_LLAMA = ("demo", "tokens")
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=pytest.mark.llama) if c in RUNS_LLAMA else c for c in PRINTED]
+)
 def test_json_is_what_the_help_calls_it(
     firstdiff: Command, model: Path, wrong: Path, gated: Path, tmp_path: Path, command: str
 ) -> None:
@@ -376,6 +381,7 @@ def test_a_demo_that_does_not_find_its_bug_fails(firstdiff: Command, tmp_path: P
     assert ran.err.count("\n") == 1
 
 
+@pytest.mark.llama
 def test_a_demo_whose_bug_is_called_something_else_fails(
     firstdiff: Command, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
