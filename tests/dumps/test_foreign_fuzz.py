@@ -96,6 +96,7 @@ def test_damaged_bytes_never_surprise(folder: Path, kind: str, data: st.DataObje
     read_or_refuse(path)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(
     header=st.fixed_dictionaries(

@@ -64,6 +64,7 @@ FAILING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", FAILING)
 def test_what_fails_is_noted_and_all_else_is_as_without_it(
     small: Model, trace: Trace, how: str, recwarn: pytest.WarningsRecorder
@@ -103,6 +104,7 @@ def holding_up(times: int) -> Hypothesis:
     return dataclasses.replace(right, change=change)
 
 
+@pytest.mark.slow
 def test_a_verdict_stands_whenever_a_hypothesis_begins_to_fail(small: Model, trace: Trace, right: Verdict) -> None:
     """As it is tried, at another site that it explains, where its calls are listed, and in the counter-check."""
     expected = judge(small, trace, table={"rope-base": TABLE["rope-base"]})
@@ -119,6 +121,7 @@ def test_a_verdict_stands_whenever_a_hypothesis_begins_to_fail(small: Model, tra
     assert verdict == expected
 
 
+@pytest.mark.slow
 def test_what_fails_where_an_arithmetic_is_sought_is_noted(tmp_path: Path) -> None:
     """What looks like an unknown arithmetic is held against the hypotheses, though nothing diverges in the end."""
     model = open_model(synthetic(tmp_path, n_layer=6))

@@ -116,6 +116,7 @@ def test_a_clean_run_agrees_whatever_was_not_recorded(model: Model) -> None:
         assert verdict.verdict == "agrees", left_out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [0, 1, 2])
 @pytest.mark.parametrize(
     "bug",

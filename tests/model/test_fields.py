@@ -44,6 +44,7 @@ VALUES = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(name=NAMES, value=VALUES)
 def test_a_hyperparameter_that_nobody_reads_is_refused_in_one_line(
     tmp_path_factory: pytest.TempPathFactory, name: str, value: object

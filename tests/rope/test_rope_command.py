@@ -128,6 +128,7 @@ def test_a_right_rotation_agrees(model: Model, arithmetic: Arithmetic) -> None:
     np.testing.assert_allclose(np.exp(1j * fit.theta), np.exp(1j * fit.expected), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("id_", "change"),
     [

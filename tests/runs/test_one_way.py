@@ -135,6 +135,7 @@ def ways(
     return {f.__name__: f for f in (run, several, diff, explain, gate, plugin, compare)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DUMPS)
 def test_a_dump_has_one_verdict_whoever_judges_it(
     ways: dict[str, Judge], model: Model, tmp_path: Path, name: str

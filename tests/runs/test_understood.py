@@ -103,6 +103,7 @@ class Kept:
         self.tensors[site] = candidate, reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DUMPS)
 def test_what_is_found_and_measured_is_what_judging_everything_gives(model: Model, tmp_path: Path, name: str) -> None:
     trace = DUMPS[name](model, tmp_path)
@@ -171,6 +172,7 @@ def test_of_what_is_not_recorded_only_the_calls_since_recorded_values_are_comput
 QUICK = ("llama.cpp, nothing stated", "a fault at every layer", "transformers in bfloat16, nothing stated")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_a_handful_of_layers_is_computed_for_the_first_question(
     model: Model, tmp_path: Path, computed: list[Call], name: str
