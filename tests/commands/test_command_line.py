@@ -302,6 +302,7 @@ def test_diff_judges_the_first_trace_beside_the_second(firstdiff: Command, model
     assert "sites of the first trace agrees" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bugs", [(), ("rope-base@1",), ("gqa-map@0", "rope-base@1")])
 @pytest.mark.parametrize("command", ["run", "diff", "diff beside", "diff itself", "explain", "report"])
 def test_the_exit_code_is_the_one_of_the_verdict(

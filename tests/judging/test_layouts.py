@@ -27,6 +27,7 @@ def assert_same(verdict: Verdict, plain: Verdict) -> None:
     assert [s.status for s in verdict.sites] == [s.status for s in plain.sites]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("bug", [None, ("norm-weight-missing", 2), ("gqa-map", 1), ("rope-base", 3)])
 def test_the_layout_does_not_change_the_verdict(model: Model, name: str, bug: tuple[str, int] | None) -> None:
