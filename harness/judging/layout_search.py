@@ -45,8 +45,8 @@ BEFORE = tuple(
 )
 """What stands before a rotation, and the rotation."""
 
-KEYS = tuple(point for point in carrying("K") if point in of_kind(Kind.ROTATION, Kind.CACHE))
-"""What scores have for keys."""
+KEYS = tuple(point for point in carrying("K") if point in of_kind(Kind.NORM, Kind.ROTATION, Kind.CACHE))
+"""What scores have for keys, and its norm: a factor on Q and K alike is not a scale that was folded into Q."""
 
 
 @dataclass
