@@ -86,7 +86,7 @@ def _recorded(call: Call, observed: Array) -> tuple[Call, Array]:
     """A call and its result, of the recorded rows alone, where the others (NaN) have no part in these."""
     missing = np.asarray(np.isnan(observed).all(tuple(range(1, observed.ndim))))
     rows = np.flatnonzero(~missing)
-    given = [x for x in call.inputs if isinstance(x, np.ndarray | list)]
+    given = [x for x in call.inputs if isinstance(x, np.ndarray | list | tuple | range)]
     if not missing.any() or not len(rows) or any(np.ndim(x) != 2 or len(x) != len(missing) for x in given):  # noqa: PLR2004
         return call, observed
     inputs = tuple(x[rows] if isinstance(x, np.ndarray) else x for x in call.inputs)

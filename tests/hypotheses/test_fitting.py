@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from builders.hypotheses import plant
 from builders.judging import judge
 from builders.models import synthetic
 from builders.traces import MemoryWriter
-from firstdiff.dumps import Trace
+from firstdiff.dumps import Site, Trace
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.model.arithmetic import F64
@@ -77,3 +80,15 @@ def test_any_clip_is_found_to_float32(small: Model, bug: str, name: str) -> None
     assert found.attributes[name] == pytest.approx(1.2345678, rel=1e-7)
     assert found.residual is not None
     assert found.residual < 2e-7
+
+
+def test_an_embedding_with_rows_that_are_no_numbers_is_still_explained(tmp_path: Path) -> None:
+    """Rows that hold NaN have no part in a fit. The tokens, a tuple, once kept theirs, and the fit failed."""
+    model = open_model(synthetic(tmp_path, n_layer=1))
+    trace, _ = plant(model, [1, *range(70, 90)], ("embed-scale", None), decode=0)
+    broken = {s: np.array(trace[s]) for s in trace.sites()}
+    broken[Site(0, None, "embd")][3:6] = np.nan
+    verdict = judge(model, Trace.from_arrays(trace.steps, broken, engine=dict(trace.engine), model={}))
+    assert not verdict.failed
+    assert verdict.first is not None
+    assert str(verdict.first.site) == "embd"
