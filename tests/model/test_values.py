@@ -17,7 +17,7 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.model.architectures import llama
 from firstdiff.model.arithmetic import F32, F64
 from firstdiff.model.engine import open_model
-from firstdiff.model.operations import add, columns, gather, rms_norm
+from firstdiff.model.operations import MOVES, add, columns, gather, merged, rms_norm
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.value import Value
 from firstdiff.verdict import Status
@@ -140,3 +140,11 @@ def test_a_call_runs_again_on_other_arrays_in_place_of_its_values(value: Value) 
     assert call.with_inputs({value: ones}).inputs[0] is ones
     assert call.with_inputs({}) is call
     assert str(Site(0, None, "embd")) == "embd"
+
+
+def test_heads_that_are_merged_and_parted_again_are_the_same() -> None:
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)  # [token, head, head_dim]
+    row = merged(x, arithmetic=F32)
+    assert row.shape == (2, 12)
+    np.testing.assert_array_equal(columns(row, start=0, stop=12, heads=3, arithmetic=F32), x)
+    assert {merged, columns} <= MOVES
