@@ -13,7 +13,7 @@ from firstdiff.model.probe import Call, Probe
 from firstdiff.model.value import Value
 
 Wanted = Callable[[Site], bool]
-"""Which sites are wanted. A silent call's site has an empty point."""
+"""Which sites are wanted. A silent call has no site: it runs where a wanted site needs it."""
 
 
 class Judging(Probe):
@@ -38,14 +38,15 @@ def run(model: Model, steps: Sequence[Step], probe: Judging, wanted: Wanted | No
             pass
         return
     awaited = outline(model, steps)
-    todo = [a.call for a in awaited if wanted(Site(a.call.step, a.call.layer, a.call.point))]
+    calls = [a.call for a in awaited]
+    todo = [c for c in calls if c.point and wanted(Site(c.step, c.layer, c.point))]
     needed = set(todo)
     values: dict[Value, Value] = {}
     while todo:
         for source in sources(todo.pop()):
             if source.call in needed or source in values:
                 continue
-            known = probe.known(source.call)
+            known = probe.known(source.call) if source.call.point else None
             if known is None:
                 needed.add(source.call)
                 todo.append(source.call)

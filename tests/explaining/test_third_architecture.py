@@ -28,6 +28,7 @@ from firstdiff.model.probe import Probe
 from firstdiff.model.synthetic import llama_metadata, llama_tensors
 from firstdiff.model.value import Value
 from firstdiff.model.weights import Weights
+from firstdiff.runs.pair import local
 from firstdiff.verdict import Status
 
 TOKENS = [1, *(3 + byte for byte in b"parallel")]
@@ -153,3 +154,11 @@ def test_a_wrong_norm_that_no_table_knows_is_the_first_divergence(model: Model) 
 def test_the_reference_in_float32_agrees_too(model: Model) -> None:
     trace, _ = plant(model, TOKENS, arithmetic=F32)
     assert judge(model, replace(trace)).verdict == "agrees"
+
+
+def test_one_site_is_measured_without_the_rest(model: Model) -> None:
+    trace, _ = plant(model, TOKENS, ("rope-base", 1))
+    for site in (Site(0, 1, "Kcur_rope"), Site(0, 1, "Vcur"), Site(1, 2, "kq")):
+        pair = local(model, trace, site)
+        assert pair.candidate.shape == trace[site].shape
+        assert (abs(pair.candidate - pair.other).max() > 1e-3) == (site.point == "Kcur_rope")
