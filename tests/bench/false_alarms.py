@@ -27,6 +27,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
 from builders.engines import compile_engine, recorded_by_llama_cpp, run_engine
 from builders.models import FILE_TYPES, SMOLLM2, quantised
+from builders.tiny_models import tiny
 from firstdiff.dumps import Trace, open_trace
 from firstdiff.engines.llamacpp import Attention
 from firstdiff.model.engine import open_model
@@ -38,6 +39,7 @@ LENGTHS = (1, 2, 33, 500)
 SHORT = LENGTHS[:-1]
 """Prompts whose traces are judged with nothing stated, too: finding an arithmetic takes many replays."""
 
+TINY = {"qwen2": "Q4_K_M", "qwen3": "Q8_0"}
 SHAPE = Llama(n_layer=6, head_dim=64, n_vocab=2048, n_ctx=1024)
 SMALL = replace(SHAPE, n_layer=2)
 DECODE = 1
@@ -69,28 +71,22 @@ def llama_cpp(*, threads: int, flash: bool, kv: str) -> Engine:
 
 def transformers(dtype: str) -> Engine:
     """transformers, the same weights dequantised."""
-    return Engine(f"transformers, {dtype}", lambda path, tokens, _: _of_transformers(path, dtype, tokens))
 
+    def record(path: Path, tokens: list[int], _: Path) -> Trace:
+        import firstdiff.torch
 
-def _of_transformers(path: Path, dtype: str, tokens: list[int]) -> Trace:
-    import firstdiff.torch
+        return firstdiff.torch.record(_loaded(path, dtype), tokens, decode=DECODE)
 
-    return firstdiff.torch.record(_loaded(path, dtype), tokens, decode=DECODE)
+    return Engine(f"transformers, {dtype}", record)
 
 
 @cache
 def _loaded(path: Path, dtype: str) -> object:
     import torch
-    from transformers import AutoModelForCausalLM, GgufConfig, utils
+    from builders.hugging_face import hugging_face_model
 
-    utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
-    return AutoModelForCausalLM.from_pretrained(
-        str(path.parent),
-        gguf_file=path.name,
-        dtype=getattr(torch, dtype),
-        quantization_config=GgufConfig(dequantize=True),
-    )
+    return hugging_face_model(path, getattr(torch, dtype))
 
 
 def in_c(build: Path, bug: str | None = None) -> Engine:
@@ -103,8 +99,8 @@ def in_c(build: Path, bug: str | None = None) -> Engine:
     return Engine("the C engine" if bug is None else f"the C engine, {bug}", record)
 
 
-def engines(build: Path, bug: str | None = None, *, quick: bool) -> Iterator[Engine]:
-    """All of them, or a few quick ones."""
+def engines(build: Path, arch: str, bug: str | None = None, *, quick: bool) -> Iterator[Engine]:
+    """All that run an architecture, or a few quick ones."""
     if quick:
         yield llama_cpp(threads=1, flash=False, kv="f16")
         yield llama_cpp(threads=2, flash=True, kv="q8_0")
@@ -113,7 +109,8 @@ def engines(build: Path, bug: str | None = None, *, quick: bool) -> Iterator[Eng
             for kv in ("f16", "q8_0"):
                 yield from (llama_cpp(threads=threads, flash=flash, kv=kv) for threads in (1, 2))
         yield from map(transformers, ("float32", "bfloat16", "float16"))
-    yield in_c(build, bug)
+    if arch == "llama":
+        yield in_c(build, bug)
 
 
 # Judging
@@ -179,10 +176,13 @@ def report(bug: str | None = None, *, quick: bool) -> Iterator[tuple[str, int]]:
         folder = Path(name)
         plain = write_llama(folder / "plain.gguf", SMALL if quick else SHAPE)
         small = quantised(plain, FILE_TYPES["Q8_0"], folder / "synthetic.gguf")
-        models = {"synthetic, Q8_0": small} | ({} if quick else {"SmolLM2-135M, Q4_1": SMOLLM2})
+        models = {"synthetic, Q8_0": small}
+        if not quick:
+            models |= {f"{arch}, {kind}": tiny(arch, folder, file_type=kind, n_layer=6) for arch, kind in TINY.items()}
+            models["SmolLM2-135M, Q4_1"] = SMOLLM2
         for title, path in models.items():
             yield from ((line, 0) for line in (title, "", HEAD))
-            for engine in engines(folder, bug, quick=quick):
+            for engine in engines(folder, open_model(path).architecture, bug, quick=quick):
                 for made in row(path, engine, lengths):
                     yield str(made), len(made.diverging)
                     for length, s in made.diverging[:10]:
