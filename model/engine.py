@@ -52,13 +52,17 @@ class Model:
         """llama.cpp's nodes, and which points they are."""
         return ARCHITECTURES[self.architecture].NODES
 
-    def forward(self, steps: Sequence[StepLike], probe: Probe) -> Iterator[Array]:
+    def forward(self, steps: Sequence[StepLike], probe: Probe, *, past: int = 0) -> Iterator[Array]:
         """Run the steps one after another through a KV cache, yielding logits [T, n_vocab] of each.
 
-        Every operation goes through `probe`, whose `step` and `layer` are set here.
+        Every operation goes through `probe`, whose `step` and `layer` are set here. Where the cache holds `past` tokens
+        already and nobody knows which, the probe is given a step -1 that stands for them, and says what it makes of it.
         """
         architecture = ARCHITECTURES[self.architecture]
         cache = architecture.Cache()
+        if past:
+            probe.step, probe.layer = -1, None
+            architecture.forward(probe, (0,) * past, tuple(range(past)), self.weights, self.hp, cache)
         for index, step in enumerate(steps):
             probe.step, probe.layer = index, None
             yield architecture.forward(probe, step.tokens, step.positions, self.weights, self.hp, cache).array

@@ -51,13 +51,13 @@ class _Outline(Probe):
         return self.awaited[-1]
 
 
-def outline(model: Model, steps: Sequence[StepLike]) -> list[Awaited]:
+def outline(model: Model, steps: Sequence[StepLike], *, past: int = 0) -> list[Awaited]:
     """Return the value of every call of some steps, in execution order, none of them computed.
 
     An architecture can only hand values to the probe, so that what it calls does not depend on their numbers.
     """
     probe = _Outline(F32)
-    for _ in model.forward(steps, probe):
+    for _ in model.forward(steps, probe, past=past):
         pass
     return probe.awaited
 

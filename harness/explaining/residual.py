@@ -11,7 +11,8 @@ import numpy.typing as npt
 from firstdiff.dumps.points import axes_of
 from firstdiff.hypotheses.products import cut, rowwise, spread
 from firstdiff.judging.case import DOUBTFUL, Case
-from firstdiff.judging.measure import measure, shown, within_f16
+from firstdiff.judging.measure import measure, within_f16
+from firstdiff.judging.rows import shown
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call

@@ -132,6 +132,11 @@ def _computed(arithmetic: Arithmetic, calls: Sequence[Call]) -> float:
     return min(MOST, 2 * own + sum(_rounding(arithmetic, call) for call in calls))
 
 
+def off(arithmetic: Arithmetic, call: Call) -> float:
+    """What one operation may add to the error of rows that are computed from far behind, as a right engine would."""
+    return 2 * (arithmetic.floor + _float32(arithmetic, call)) + _rounding(arithmetic, call)
+
+
 def _exponent(call: Call) -> float:
     """What a rounding of the scores changes their softmax by."""
     return UNIT * _largest(call.argument("kq")) * float(call.argument("scale"))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from firstdiff.dumps import Site, Trace, TraceError
-from firstdiff.dumps.points import Kind, axes_of, carrying, of_kind
-from firstdiff.judging.measure import Mask
+from firstdiff.dumps.points import Kind, axes_of, carrying, of_kind, token_axis
 from firstdiff.judging.readers import (
     Read,
     Shape,
@@ -22,7 +21,9 @@ from firstdiff.judging.readers import (
     plain,
     repeated,
     side_by_side,
+    wider,
 )
+from firstdiff.judging.rows import Mask, Rows, held, placed, usual, with_rows
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 
@@ -39,6 +40,10 @@ class Layout:
         Gives the recorded tensor as the reference has it, or None where its shape does not fit the expected one.
     source
         The candidate's point that holds it, where that is another one (a fused product).
+    width
+        How many numbers a row has there, where they are not as many as the point's own; 0 for as many.
+    reordered
+        Whether the dimensions of each head stand in another order than the reference has them in.
     unscaled
         Of a layout of values times 1 / sqrt(head_dim): the same without this factor.
     """
@@ -46,37 +51,54 @@ class Layout:
     says: str
     read: Read
     source: str | None = None
+    width: int = 0
+    reordered: bool = False
     unscaled: Layout | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """The layout taken for each point; plain where nothing else is said."""
+    """How a trace's tensors lie.
+
+    Parameters
+    ----------
+    layouts
+        The layout of each point that is not laid out plainly.
+    rows
+        Where the rows that count lie, by point and by whether there are more rows than tokens. Where nothing is said
+        it is as :func:`firstdiff.judging.rows.usual` says.
+    """
 
     layouts: dict[str, Layout] = field(default_factory=dict)
+    rows: dict[tuple[str, bool], Rows] = field(default_factory=dict)
 
     def read(self, trace: Trace, site: Site, like: Array) -> tuple[Array | None, str | None]:
         """A site's tensor laid out as `like`; or None, with the reason if it is recorded and does not fit.
 
-        Where only the last token's row is recorded, the others are taken from `like`: :meth:`read_rows` tells.
+        Where only some rows are recorded, the others are taken from `like`: :meth:`read_rows` tells.
         """
         recorded, _, reason = self.read_rows(trace, site, like)
         return recorded, reason
 
     def read_rows(self, trace: Trace, site: Site, like: Array) -> tuple[Array | None, Mask | None, str | None]:
-        """As :meth:`read`, with the rows that are recorded [token, 1] between the two; None for all."""
+        """As :meth:`read`, with a mask of the recorded rows between the two, broadcastable; None for all."""
         layout = self.layouts.get(site.point, PLAIN)
-        held = Site(site.step, site.layer, layout.source or site.point)
-        if held not in trace:
+        source = Site(site.step, site.layer, layout.source or site.point)
+        if source not in trace:
             return None, None, None
-        recorded = trace[held]
+        recorded = trace[source]
         fitted = layout.read(recorded, like.shape)
         if fitted is not None:
             return fitted, None, None
-        row = _last_row(layout, recorded, like.shape)
-        if row is None:
-            return None, None, f"recorded shape {list(recorded.shape)}, expected {list(like.shape)}"
-        return np.concatenate([like[:-1], row]), np.arange(len(like))[:, None] == len(like) - 1, None
+        axes = axes_of(site.point, like.ndim)
+        rows = held(recorded, layout.read, like.shape, axes, layout.width)
+        tokens = like.shape[token_axis(axes)]
+        part = None if rows is None else layout.read(recorded, with_rows(like.shape, axes, rows))
+        if rows is None or part is None:
+            return None, None, unfit(site, recorded.shape, like.shape)
+        so_far = sum(len(step.tokens) for step in trace.steps[: site.step + 1])
+        which = self.rows.get((site.point, rows > tokens)) or usual(rows, tokens, so_far)
+        return *placed(part, like, axes, which), None
 
     def shaped(self, trace: Trace, site: Site, shape: Shape) -> Array | None:
         """A site's tensor in the reference's layout, NaN in rows that are not recorded; None where it does not fit."""
@@ -93,7 +115,7 @@ class Alignment:
         if site.point != "Qcur_rope" or not any(is_scaled(self.layouts.get(point)) for point in QUERIES):
             return None
         if layout.unscaled is not None:
-            recorded, _ = Alignment({site.point: layout.unscaled}).read(trace, site, value)
+            recorded, _ = Alignment({site.point: layout.unscaled}, self.rows).read(trace, site, value)
             if recorded is not None and np.isfinite(recorded).all():
                 return recorded
         return np.asarray(value * value.dtype.type(value.shape[-1] ** -0.5))
@@ -108,12 +130,15 @@ class Alignment:
         return {point: layout.says for point, layout in self.layouts.items() if layout.says}
 
 
-def _last_row(layout: Layout, x: Array, shape: Shape) -> Array | None:
-    """The last token's row [1, feature], where it alone is recorded; None where it is not."""
-    if len(shape) != 2:  # noqa: PLR2004 - [token, feature]
-        return None
-    one = (1, shape[1])
-    return x.reshape(one) if x.size == shape[1] else layout.read(x, one)
+def unfit(site: Site, recorded: Shape, expected: Shape) -> str:
+    """Say that a tensor does not fit, and what that may be."""
+    axes = axes_of(site.point, len(expected))
+    says = f"recorded shape {list(recorded)}, expected {list(expected)}"
+    squeezed = [n for n in recorded if n != 1]
+    keys = axes[-1:] == ("key",) and len(squeezed) > 0 and recorded[-1] < expected[-1]
+    if keys:
+        return f"{says}: {recorded[-1]} keys where {expected[-1]} positions are in the cache"
+    return says
 
 
 def scaled_layout(layout: Layout, head_dim: int) -> Layout:
@@ -125,7 +150,7 @@ def scaled_layout(layout: Layout, head_dim: int) -> Layout:
             return None if y is None else y / y.dtype.type(head_dim**-0.5)
 
     says = f"{layout.says}, {SCALED}" if layout.says else SCALED
-    return Layout(says, read, layout.source, unscaled=layout)
+    return replace(layout, says=says, read=read, unscaled=layout)
 
 
 PLAIN = Layout("", plain)
@@ -143,6 +168,7 @@ ROTATED = carrying("Q", "K")
 
 SCALED = "values times 1 / sqrt(head_dim)"
 SCORES = of_kind(Kind.SCORES)
+LOGITS = of_kind(Kind.LOGITS)
 QUERIES = carrying("Q")
 """Points that may hold the softmax's scale already. An engine that multiplies Q by it has it in all that follow."""
 
@@ -163,8 +189,10 @@ def candidates(point: str, model: Model) -> Iterator[Layout]:
         first, hp = point == "ffn_gate", model.hp
         half = columns_of(0, hp.n_ff) if first else columns_of(hp.n_ff, 2 * hp.n_ff)
         other = columns_of(hp.n_ff, 2 * hp.n_ff) if first else columns_of(0, hp.n_ff)
-        yield Layout("from the fused gate and up, gate first", half, "ffn_gate_up")
-        yield Layout("from the fused gate and up, up first", other, "ffn_gate_up")
+        yield Layout("from the fused gate and up, gate first", half, "ffn_gate_up", 2 * hp.n_ff)
+        yield Layout("from the fused gate and up, up first", other, "ffn_gate_up", 2 * hp.n_ff)
+    if point in LOGITS:
+        yield Layout("more columns than the vocabulary has tokens: the first are the tokens'", wider)
 
 
 def _of_heads(point: str, model: Model) -> Iterator[Layout]:
@@ -174,12 +202,16 @@ def _of_heads(point: str, model: Model) -> Iterator[Layout]:
         ("[head_dim, head, token]", moved(2, 1, 0)),
         ("[feature, token]", merged_last),
     )
+    made = [Layout(says, read) for says, read in orders]
     if point in carrying("K", "V"):
-        orders += tuple((f"{says}, KV heads repeated", repeated(read, model.hp.n_head)) for says, read in orders[:2])
-    yield from (Layout(says, read) for says, read in orders[1:])
+        width = model.hp.n_head * model.hp.head_dim
+        made += [
+            Layout(f"{says}, KV heads repeated", repeated(read, model.hp.n_head), width=width)
+            for says, read in orders[:2]
+        ]
+    yield from made[1:]
     if point in ROTATED and model.rotation is not None:
-        of, reorder = OTHER_ORDERS[model.rotation.pairing]
-        yield from (Layout(of if read is plain else f"{says}, {of}", reorder(read)) for says, read in orders)
+        yield from (_reordered(layout, model.rotation.pairing, plain=layout.read is plain) for layout in made)
     if point in ("Qcur", "Kcur", "Vcur"):
         yield from _fused(point, model)
 
@@ -197,10 +229,18 @@ def _fused(point: str, model: Model) -> Iterator[Layout]:
         ("from the fused product, blocks of Q, K and V", columns_of(*blocks)),
         ("from the fused product, interleaved by KV head", per_group(part[point], (group + 2) * d)),
     ):
-        yield Layout(says, read, "wqkv")
+        layout = Layout(says, read, "wqkv", q + 2 * kv)
+        yield layout
         if point in ROTATED and model.rotation is not None:
-            of, reorder = OTHER_ORDERS[model.rotation.pairing]
-            yield Layout(f"{says}, {of}", reorder(read), "wqkv")
+            yield _reordered(layout, model.rotation.pairing)
+
+
+def _reordered(layout: Layout, pairing: str, *, plain: bool = False) -> Layout:
+    """The same layout with the dimensions of each head in the order of the other pairing."""
+    says, reorder = OTHER_ORDERS[pairing]
+    return replace(
+        layout, says=says if plain else f"{layout.says}, {says}", read=reorder(layout.read), reordered=True
+    )
 
 
 def stated(trace: Trace) -> Alignment:
@@ -223,7 +263,7 @@ def stated(trace: Trace) -> Alignment:
 
 def is_reordered(layout: Layout | None) -> bool:
     """Whether a layout has the dimensions of each head in another order than the reference."""
-    return layout is not None and any(of in layout.says for of, _ in OTHER_ORDERS.values())
+    return layout is not None and layout.reordered
 
 
 def is_scaled(layout: Layout | None) -> bool:

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps.points import token_axis
+from firstdiff.judging.rows import Mask, shown
 from firstdiff.verdict import Element
 from firstdiff.verdict.ranges import spans
 
 Real = npt.NDArray[np.floating]
-Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
 
 LOCATED = 10.0
@@ -100,13 +100,6 @@ def measure(
     scaled = np.abs(delta) / np.where(size > 0, size, 1.0).reshape(_along(axes, size.shape[0]))
     index = tuple(int(i) for i in np.unravel_index(int(scaled.argmax()), scaled.shape))
     return Difference(float(error.max()), Element(index, float(c[index]), float(r[index])), 0)
-
-
-def shown(seen: Mask | None) -> Indices | None:
-    """The tokens that count, where a mask [token, 1] hides whole ones; None for any other."""
-    if seen is None or seen.ndim != 2 or seen.shape[1] != 1 or seen.all():  # noqa: PLR2004 - [token, 1]
-        return None
-    return np.flatnonzero(seen)
 
 
 def _of_rows(x: Real | None, rows: Indices) -> Real | None:

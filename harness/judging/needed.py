@@ -6,10 +6,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from firstdiff.dumps import Site, Step
 from firstdiff.model.engine import Model
 from firstdiff.model.outline import outline, sources
 from firstdiff.model.probe import Call, Probe
+from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
 
 Wanted = Callable[[Site], bool]
@@ -19,6 +22,19 @@ Wanted = Callable[[Site], bool]
 class Judging(Probe):
     """A probe that goes on with the candidate's recorded values."""
 
+    def run(self, call: Call) -> Value:
+        """Return the value of a call; nothing is computed of what went before a trace begins."""
+        if call.step >= 0:
+            return super().run(call)
+        shape = shape_of(call)
+        if shape is None:
+            shape = call.compute(self.arithmetic).shape
+        return self.unknown(call, shape)
+
+    def unknown(self, _call: Call, shape: tuple[int, ...]) -> Value:
+        """Stand in for what was computed before the trace begins, which nobody knows."""
+        return Value(np.full(shape, np.nan, np.float32))
+
     @abstractmethod
     def known(self, call: Call) -> Value | None:
         """Return the value to go on with where the recording gives it, whatever the call computes; or else None.
@@ -27,17 +43,19 @@ class Judging(Probe):
         """
 
 
-def run(model: Model, steps: Sequence[Step], probe: Judging, wanted: Wanted | None = None) -> None:
+def run(model: Model, steps: Sequence[Step], probe: Judging, wanted: Wanted | None = None, *, past: int = 0) -> None:
     """Run some steps through a probe: all calls, or those of the `wanted` sites and what these need.
+
+    The `past` tokens before the first step are not known.
 
     The calls before a wanted site are run back to those whose values the probe knows from the recording. The probe then
     has for a wanted site what it has in a whole pass, but for whether anything upstream is wrong.
     """
     if wanted is None:
-        for _ in model.forward(steps, probe):
+        for _ in model.forward(steps, probe, past=past):
             pass
         return
-    awaited = outline(model, steps)
+    awaited = outline(model, steps, past=past)
     calls = [a.call for a in awaited]
     todo = [c for c in calls if c.point and wanted(Site(c.step, c.layer, c.point))]
     needed = set(todo)

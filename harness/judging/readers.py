@@ -13,12 +13,13 @@ Read = Callable[[Array, Shape], Array | None]
 
 
 def plain(x: Array, shape: Shape) -> Array | None:
-    """The same numbers in the same order: a batch of one dropped, heads merged or apart."""
+    """The same numbers in the same order: a batch of one dropped, heads merged or apart, one row as a vector."""
     merged = (shape[0], int(np.prod(shape[1:])))
+    fitting = (shape, merged, shape[1:], merged[1:]) if shape[0] == 1 else (shape, merged)
     recorded = x.shape
-    while recorded not in (shape, merged) and recorded[:1] == (1,):
+    while recorded not in fitting and recorded[:1] == (1,):
         recorded = recorded[1:]
-    return x.reshape(shape) if recorded in (shape, merged) else None
+    return x.reshape(shape) if recorded in fitting else None
 
 
 def moved(*axes: int) -> Read:
@@ -83,6 +84,14 @@ def padded(x: Array, shape: Shape) -> Array | None:
         x = x[0]
     fits = x.ndim == len(shape) and x.shape[:-1] == shape[:-1] and x.shape[-1] > shape[-1]
     return x[..., : shape[-1]] if fits else None
+
+
+def wider(x: Array, shape: Shape) -> Array | None:
+    """More columns than there are: the last ones are padding."""
+    if x.shape[-1] <= shape[-1]:
+        return None
+    rows = plain(x, (shape[0], x.shape[-1]))
+    return None if rows is None else np.ascontiguousarray(rows[:, : shape[-1]])
 
 
 def columns_of(start: int, stop: int) -> Read:

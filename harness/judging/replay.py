@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,20 +11,26 @@ from typing import Any, Protocol
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
-from firstdiff.dumps.points import POINTS, Kind, axes_of, kind_of
+from firstdiff.dumps.points import POINTS, Kind, axes_of, kind_of, token_axis
 from firstdiff.judging import floors
 from firstdiff.judging.arithmetic import Levels
 from firstdiff.judging.case import DOUBTFUL, Case, Done
 from firstdiff.judging.layouts import Alignment
-from firstdiff.judging.measure import Mask, locate, measure, stands_in_f16, within_f16
+from firstdiff.judging.measure import locate, measure, stands_in_f16, within_f16
 from firstdiff.judging.needed import Judging
+from firstdiff.judging.rows import Mask, along, of_rows
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import MOVES, visible
+from firstdiff.model.operations import MOVES, append, attend, scores, visible
 from firstdiff.model.probe import Call
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.terms import terms
 from firstdiff.model.value import Value
 from firstdiff.verdict import SiteVerdict, Status
+
+
+NORMED = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
+NO_PAST = "what the cache held before the trace begins was not recorded"
+BEHIND = "it depends on rows that were not recorded, and something before them is wrong"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +51,10 @@ class Traced(Value):
         Whether the candidate stored it in f16 as infinity, and computed in more.
     scaled
         A query as the candidate scales it before the scores; None where it does not.
+    rows
+        The rows that are the candidate's own, recorded or computed of recorded ones; None for all.
+    free
+        By how much the other rows may be off, which were computed from far behind: relative to themselves.
     """
 
     wrong: bool
@@ -52,6 +63,8 @@ class Traced(Value):
     lost: float = 0.0
     overflowed: bool = False
     scaled: Array | None = None
+    rows: Mask | None = None
+    free: float = 0.0
 
     @property
     def pending(self) -> tuple[Done, ...]:
@@ -67,6 +80,8 @@ class _Upstream:
     pending: tuple[Done, ...]
     lost: float
     overflowed: bool
+    rows: Mask | None
+    free: float
 
     @classmethod
     def of(cls, call: Call) -> _Upstream:
@@ -76,11 +91,43 @@ class _Upstream:
             pending=tuple({done.value: done for x in inputs for done in x.pending}.values()),
             lost=max((x.lost for x in inputs), default=0.0),
             overflowed=any(x.overflowed for x in inputs),
+            rows=_own_rows(call, inputs),
+            free=max((x.free for x in inputs), default=0.0),
         )
 
-    def computed(self, call: Call, value: Array, scaled: Array | None = None) -> Traced:
-        """The value of a call that the candidate did not record."""
-        return Traced(value, self.wrong, self.pending, call, self.lost, self.overflowed, scaled)
+    def off(self, by: float) -> float:
+        """By how much rows may be off that are computed from these inputs, by a call that adds so much."""
+        return self.free + by if self.free == np.inf else min(floors.MOST, self.free + by)
+
+    def judged(self, rows: Mask | None) -> tuple[Mask | None, bool]:
+        """Which of the recorded rows are judged, None for all; and whether their inputs were not all recorded."""
+        if self.rows is None:
+            return rows, False
+        own = self.rows if rows is None else self.rows & rows
+        return (own, False) if own.any() else (rows, True)
+
+    def computed(self, call: Call, value: Array, by: float, scaled: Array | None = None) -> Traced:
+        """The value of a call that the candidate did not record; the call may put other rows off `by` so much."""
+        free = 0.0 if self.rows is None else self.off(by)
+        return Traced(
+            value, self.wrong, self.pending, call, self.lost, self.overflowed, scaled, rows=self.rows, free=free
+        )
+
+
+def _own_rows(call: Call, inputs: Sequence[Traced]) -> Mask | None:
+    """The rows of a result that are made of nothing but the candidate's own rows; None for all of them."""
+    if all(x.rows is None for x in inputs):
+        return None
+    if call.op is append:
+        return np.concatenate([np.ones(len(x), bool) if x.rows is None else x.rows for x in inputs])
+    if call.op in (scores, attend) and isinstance(call.sources[1], Traced) and call.sources[1].rows is not None:
+        return np.zeros(len(inputs[0].rows if inputs[0].rows is not None else _queries(call)), bool)
+    return np.logical_and.reduce([x.rows for x in inputs if x.rows is not None])
+
+
+def _queries(call: Call) -> range:
+    """The queries of a call of attention."""
+    return range(len(call.argument("q")) if call.op is scores else call.argument("p").shape[1])
 
 
 class Look(Protocol):
@@ -112,11 +159,18 @@ class Replay(Judging):
     levels: Levels = field(default_factory=Levels)
     details: Look | None = None  # where a closer look at each site is wanted
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
+    leaning: set[Site] = field(default_factory=set, init=False)  # diverging, perhaps by rows that were not recorded
 
     def silent(self, call: Call) -> Value:
         """Compute what nobody records; it belongs to the segment that it stands in."""
         with np.errstate(all="ignore"):
-            return _Upstream.of(call).computed(call, self._computed(call, self.arithmetic))
+            return _Upstream.of(call).computed(call, self._computed(call, self.arithmetic), self._off(call))
+
+    def unknown(self, call: Call, shape: tuple[int, ...]) -> Value:
+        """Stand in for what was computed before the trace begins."""
+        zeros = np.zeros(shape, self.arithmetic.dtype)
+        tokens = shape[token_axis(axes_of(call.point, len(shape)))]
+        return Traced(zeros, wrong=False, rows=np.zeros(tokens, bool), free=np.inf)
 
     def known(self, call: Call) -> Value | None:
         """Return the candidate's value where nothing of what is computed goes into it.
@@ -143,16 +197,20 @@ class Replay(Judging):
             computed = self._computed(call, self.arithmetic)
         upstream = _Upstream.of(call)
         site = Site(call.step, call.layer, call.point)
-        recorded, rows, reason = self.alignment.read_rows(self.trace, site, computed)
+        recorded, mask, reason = self.alignment.read_rows(self.trace, site, computed)
         if recorded is None:
             status = Status.NOT_COMPARABLE if reason else Status.NOT_RECORDED
             self.sites.append(_named(site, call, status, inputs_right=not upstream.wrong, reason=reason))
-            return upstream.computed(call, computed, self.alignment.scaled_query(self.trace, site, computed))
+            scaled = self.alignment.scaled_query(self.trace, site, computed)
+            return upstream.computed(call, computed, self._off(call), scaled)
+        axes = axes_of(call.point, computed.ndim)
+        rows = None if mask is None else mask.ravel()
+        judged, leans = upstream.judged(rows)
         dtype = self.alignment.dtype(self.trace, site)
-        held = recorded if rows is None else recorded[rows[:, 0]]
+        held = of_rows(recorded, rows, axes)
         own = floors.stored(self.arithmetic, call, dtype, held)
         calls = (*(done.call for done in upstream.pending), call)
-        tight = self.floor(calls, own=own, inputs=upstream.lost)
+        tight = self.floor(calls, own=own, inputs=upstream.lost) + (upstream.free if leans else 0.0)
         level = self.levels.floor(calls)
         floor = max(tight, level)
         half = dtype == "f16" and own > 0
@@ -161,30 +219,36 @@ class Replay(Judging):
         if half:
             recorded = within_f16(recorded, computed, floor)
             raw = np.where(np.isinf(raw), recorded, raw)
-        seen = counted(call.point, computed) if rows is None else rows
+        seen = counted(call.point, computed)
+        if judged is not None:
+            seen = along(judged, axes) if seen is None else seen & along(judged, axes)
         verdict = self._judge(site, call, recorded, computed, upstream=upstream, floor=floor, seen=seen)
         if level > tight:
             verdict = replace(verdict, tight=tight)
         diverges = verdict.status is Status.DIVERGES
-        if diverges and self._is_normed(site, recorded):
-            reason = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
-            self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not upstream.wrong, reason=reason))
-            return upstream.computed(call, computed)
-        scaled = self.alignment.scaled_query(self.trace, site, recorded)
-        if diverges and upstream.overflowed:
-            reason = "an input was stored in f16 as infinity: what the engine had there is not known"
-            self.sites.append(_named(site, call, Status.NOT_COMPARABLE, inputs_right=not upstream.wrong, reason=reason))
-            return Traced(recorded, upstream.wrong, lost=own, overflowed=overflows, scaled=scaled)
+        off = 0.0 if rows is None else upstream.off(self._off(call))
+
+        def given(*, wrong: bool) -> Traced:
+            scaled = self.alignment.scaled_query(self.trace, site, recorded)
+            return Traced(
+                recorded, wrong, lost=own, overflowed=overflows, scaled=scaled, rows=rows, free=off
+            )
+
+        unknown = self._not_comparable(site, recorded, upstream, diverges=diverges, leans=leans)
+        if unknown is not None:
+            not_compared = Status.NOT_COMPARABLE
+            self.sites.append(_named(site, call, not_compared, inputs_right=not upstream.wrong, reason=unknown))
+            return upstream.computed(call, computed, self._off(call)) if unknown == NORMED else given(wrong=upstream.wrong)
+        if leans and diverges:
+            self.leaning.add(site)
         self.sites.append(verdict)
         if self.details is not None:
-            axes = axes_of(call.point, computed.ndim)
             self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes, seen=seen)
         if diverges:
-            known = raw if rows is None else np.where(rows, raw, np.float32(np.nan))
             case = Case(
                 site,
                 call,
-                known,
+                raw if mask is None else np.where(mask, raw, np.float32(np.nan)),
                 computed,
                 verdict.local_error or 0.0,
                 floor,
@@ -196,7 +260,40 @@ class Replay(Judging):
                 inputs=upstream.lost,
             )
             self.diverged(self._as_scaled(case))
-        return Traced(recorded, upstream.wrong or diverges, lost=own, overflowed=overflows, scaled=scaled)
+        return given(wrong=upstream.wrong or diverges)
+
+    def _not_comparable(
+        self, site: Site, recorded: Array, upstream: _Upstream, *, diverges: bool, leans: bool
+    ) -> str | None:
+        """Why a site that is recorded cannot be judged; None where it can."""
+        if leans and upstream.free == np.inf:
+            return NO_PAST
+        if not diverges:
+            return None
+        if self._is_normed(site, recorded):
+            return NORMED
+        if upstream.overflowed:
+            return "an input was stored in f16 as infinity: what the engine had there is not known"
+        return BEHIND if leans and upstream.wrong else None
+
+    def settled(self) -> list[SiteVerdict]:
+        """The sites, of which none is accused of what may come from rows that were not recorded.
+
+        Where something is wrong in an earlier layer, or earlier in the same, the rows that nobody recorded are wrong in
+        the candidate as well, at whatever step.
+        """
+        wrong = [s.site for s in self.sites if s.status is Status.DIVERGES]
+        first = min((_layer(site) for site in wrong), default=0)
+        own = min((_layer(site) for site in wrong if site not in self.leaning), default=first + 1)
+        return [
+            replace(s, status=Status.NOT_COMPARABLE, reason=BEHIND)
+            if s.site in self.leaning and (_layer(s.site) > first or own <= _layer(s.site))
+            else s
+            for s in self.sites
+        ]
+
+    def _off(self, call: Call) -> float:
+        return floors.off(self.arithmetic, call)
 
     def floor(self, calls: Sequence[Call], *, own: float, inputs: float) -> float:
         """The floor of a segment, as :func:`firstdiff.judging.floors.floor`."""
@@ -283,6 +380,11 @@ def _scaled_query(call: Call) -> Array | None:
 def counted(point: str, computed: Array) -> Mask | None:
     """Which entries of a point count: causally hidden scores do not."""
     return visible(*computed.shape[-2:]) if point in POINTS and POINTS[point].hidden else None
+
+
+def _layer(site: Site) -> int:
+    """A site's layer; what comes before the layers has -1, and what comes behind them more than any."""
+    return site.layer if site.layer is not None else -1 if kind_of(site.point) is Kind.EMBEDDING else sys.maxsize
 
 
 def _named(site: Site, call: Call, status: Status, **rest: Any) -> SiteVerdict:  # noqa: ANN401 - SiteVerdict's fields

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import random
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from statistics import median
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is: more threads spin while they wait
 sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
 from builders.known_faults import SHAPES, Outcome, held, places, plant_known, planted_at, tokens_of

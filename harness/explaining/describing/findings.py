@@ -11,7 +11,7 @@ from firstdiff.dumps.points import INSIDE, POINTS, Kind, axes_of, carrying, is_i
 from firstdiff.explaining.describing.describe import describe
 from firstdiff.hypotheses import Scene
 from firstdiff.judging.case import Case
-from firstdiff.judging.measure import shown
+from firstdiff.judging.rows import shown
 from firstdiff.model.arithmetic import Array
 
 
