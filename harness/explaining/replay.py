@@ -11,6 +11,8 @@ from firstdiff.explaining.failures import Failures
 from firstdiff.explaining.search import Attempt, Fault, attempt, attempts, explaining
 from firstdiff.hypotheses import Hypothesis, Scene
 from firstdiff.judging.case import Case
+from firstdiff.judging.needed import run
+from firstdiff.judging.past import missing_past
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
@@ -147,5 +149,4 @@ def site_of(call: Call) -> Site:
 
 def replay(model: Model, trace: Trace, probe: Replay) -> None:
     """Replay all steps of a trace with a probe."""
-    for _ in model.forward(trace.steps, probe):
-        pass
+    run(model, trace.steps, probe, past=missing_past(model, trace))

@@ -14,6 +14,7 @@ from firstdiff.judging.arithmetic_options import OPTIONS
 from firstdiff.judging.arithmetic_trials import Trial, Trials
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.needed import Wanted, run
+from firstdiff.judging.past import missing_past
 from firstdiff.model.arithmetic import ARITHMETICS, F32, GGML, STORED, Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model
 
@@ -65,7 +66,7 @@ def fingerprint(model: Model, trace: Trace, alignment: Alignment, wanted: Wanted
     fault makes of right numbers. The floor is then a few times the level that each point shows over all layers.
     """
     trials = Trials(F32, trace, alignment)
-    run(model, trace.steps[:2], trials, wanted)
+    run(model, trace.steps[:2], trials, wanted, past=missing_past(model, trace))
     cache = {group: _evidence(group, tried) for group, tried in trials.found.items() if group in ("keys", "values")}
     trials.found |= {"attention": _with_cache(trials.found.get("attention", []), cache)}
     found = {group: _evidence(group, tried) for group, tried in trials.found.items() if tried}

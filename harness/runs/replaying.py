@@ -21,6 +21,7 @@ from firstdiff.judging.floors import STORED
 from firstdiff.judging.layout_search import align
 from firstdiff.judging.layouts import Alignment, stated
 from firstdiff.judging.needed import Wanted, run
+from firstdiff.judging.past import missing_past
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model, open_model
@@ -62,40 +63,58 @@ def replayed_as_found(
     progress: Progress = QUIET,
     details: Details | None = None,
 ) -> Replayed:
-    """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data."""
-    found, sites, alignment = _found(model, trace, progress, details)
+    """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data.
+
+    Layouts and arithmetic are found first, from a handful of layers where these decide; then each site is judged once.
+    """
+    layers = handful(trace)
+    wanted = None if layers is None else _among(trace, layers)
+    found, alignment, judged = _found(model, trace, wanted, progress, details)
+    if wanted is not None and not _decided(found):
+        found, alignment, judged = _found(model, trace, None, progress, details)
+    sites = judged if wanted is None and judged is not None else None
     if sites is None:
         sites = _replay(model, trace, found, alignment, progress, details)
+    if wanted is not None and not found.groups and not fits(sites):  # other layers are not like the handful
+        found, alignment, judged = _found(model, trace, None, progress, details)
+        sites = judged or _replay(model, trace, found, alignment, progress, details)
     return Replayed(found, sites, alignment)
 
 
 def _found(
-    model: Model, trace: Trace, progress: Progress = QUIET, details: Details | None = None, wanted: Wanted | None = None
-) -> tuple[Fingerprint, list[SiteVerdict] | None, Alignment]:
-    """Find a trace's arithmetic and layouts, and judge its sites; None for these where another guess was judged last.
+    model: Model,
+    trace: Trace,
+    wanted: Wanted | None,
+    progress: Progress = QUIET,
+    details: Details | None = None,
+) -> tuple[Fingerprint, Alignment, list[SiteVerdict] | None]:
+    """Find layouts and arithmetic from the `wanted` sites; with these judged, or None where another guess was last.
 
-    Layouts and arithmetics are searched for only where the first guess does not do. What was stored in a narrow dtype
-    fits float32 for that alone, whatever it was computed in: it is no guess that does. With `wanted` all of it is done
-    with these sites only.
+    The arithmetic that the trace states is taken where it does, and else float32 where that does: `groups` are empty
+    then. What was stored in a narrow dtype fits float32 for that alone, whatever it was computed in, so that it is
+    looked at closely. In a trace that states its arithmetic layouts are sought only where something does not fit: it is
+    mostly a recording of our own.
     """
     stands = declared(model, trace)
-    first = Fingerprint(stands or F32)
-    alignment = stated(trace)
-    sites = _replay(model, trace, first, alignment, progress, details, wanted)
-    if _misread(sites, [site for site in trace if wanted is None or wanted(site)]):
+    first, alignment = Fingerprint(stands or F32), stated(trace)
+    sites: list[SiteVerdict] | None = None
+    if stands is not None:
+        sites = _replay(model, trace, first, alignment, progress, details, wanted)
+    if sites is None or _misread(sites, [site for site in trace if wanted is None or wanted(site)]):
         other = align(model, trace, alignment, wanted)
-        if other != alignment:
-            alignment = other
-            sites = _replay(model, trace, first, alignment, progress, details, wanted)
-    if fits(sites) and (stands is not None or not _narrow(trace)):
-        return first, sites, alignment
+        if sites is None or other != alignment:
+            alignment, sites = other, None
+    if stands is not None or not _narrow(trace):
+        sites = sites or _replay(model, trace, first, alignment, progress, details, wanted)
+        if fits(sites):
+            return first, alignment, sites
     found = fingerprint(model, trace, alignment, wanted)
     if stands is not None and not found.better:
-        return first, sites, alignment
+        return first, alignment, sites
     if stands is not None and found.arithmetic != stands:
         found = replace(found, instead=stands.name)
     same = found.arithmetic == first.arithmetic and not found.levels
-    return found, sites if same else None, alignment
+    return found, alignment, sites if same else None
 
 
 def understood(model: Model, trace: Trace, *, logits: bool = False) -> tuple[Fingerprint, Alignment]:
@@ -116,18 +135,23 @@ def understood(model: Model, trace: Trace, *, logits: bool = False) -> tuple[Fin
 
 @lru_cache(maxsize=8)  # one investigation asks for many sites of a trace
 def _understood(trace: Trace, path: Path, *, logits: bool) -> tuple[Fingerprint, Alignment]:
-    model, layers = open_model(path), _handful(trace)
+    model, layers = open_model(path), handful(trace)
     if layers is not None:
-
-        def wanted(site: Site) -> bool:
-            if site.layer is None:
-                return site in trace and site.step == 0 and (logits or kind_of(site.point) is not Kind.LOGITS)
-            return site.layer in layers and (site.step == 0 or kind_of(site.point) is Kind.CACHE)
-
-        found, _, alignment = _found(model, replace(trace, steps=trace.steps[:2]), wanted=wanted)
+        found, alignment, _ = _found(model, trace, _among(trace, layers, logits=logits))
         if _decided(found):
             return found, alignment
     return _of_all_layers(trace, path)
+
+
+def _among(trace: Trace, layers: frozenset[int], *, logits: bool = True) -> Wanted:
+    """Sites that stand for all of a trace: of some layers, and outside the layers, of the first step."""
+
+    def wanted(site: Site) -> bool:
+        if site.layer is None:
+            return site in trace and site.step == 0 and (logits or kind_of(site.point) is not Kind.LOGITS)
+        return site.layer in layers and (site.step == 0 or kind_of(site.point) is Kind.CACHE)
+
+    return wanted
 
 
 @lru_cache(maxsize=8)
@@ -136,7 +160,7 @@ def _of_all_layers(trace: Trace, path: Path) -> tuple[Fingerprint, Alignment]:
     return whole.found, whole.alignment
 
 
-def _handful(trace: Trace) -> frozenset[int] | None:
+def handful(trace: Trace) -> frozenset[int] | None:
     """Layers that stand for all of a trace's layers, evenly spread; None where no handful of them does.
 
     They are as many as the search for an arithmetic asks for: the caches of two steps count twice. The first layer, of
@@ -183,8 +207,8 @@ def _replay(
         details.clear()
     probe = Replay(found.arithmetic, trace, alignment, found.levels, details)
     probe.watch = progress.layers(model.hp.n_layer, len(trace.steps))
-    run(model, trace.steps, probe, wanted)
-    return probe.sites
+    run(model, trace.steps, probe, wanted, past=missing_past(model, trace))
+    return probe.settled()
 
 
 def _misread(sites: Sequence[SiteVerdict], recorded: Sequence[Site]) -> bool:
