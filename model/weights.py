@@ -48,6 +48,9 @@ class Weight:
         Values that stand in for what `raw` holds, float32 of `shape`. Only a hypothesis sets them.
     decode
         Decodes blocks, uint8 [n, bytes] -> float32 [n, block], in place of ggml's way. Only a hypothesis sets it.
+    filed
+        Of a weight whose rows an engine has in another order: the weight as the file has it, and which of its rows each
+        row is.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Weight:
     raw: npt.NDArray[np.uint8]
     dense: npt.NDArray[np.float32] | None = None
     decode: Decode | None = None
+    filed: tuple[Weight, npt.NDArray[np.integer]] | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -94,6 +98,18 @@ class Weight:
             return replace(self, shape=shape, dense=self.values()[rows])
         raw = self.raw.reshape(self.shape[0], self.row_bytes)[rows]
         return replace(self, shape=shape, raw=raw.reshape(-1))
+
+    def reordered(self, rows: npt.NDArray[np.integer]) -> Weight:
+        """The weight as an engine has it that puts the file's rows in this order."""
+        return replace(self.pick(rows), filed=(self, rows))
+
+    def read_as(self, change: Callable[[Weight], Weight | None]) -> Weight | None:
+        """The weight if its bytes are read otherwise, which an engine does before it puts rows in another order."""
+        if self.filed is None:
+            return change(self)
+        of, rows = self.filed
+        changed = change(of)
+        return None if changed is None else changed.reordered(rows)
 
     def minima(self, start: int, stop: int) -> npt.NDArray[np.float32] | None:
         """Block minima of the rows, float32 [stop - start, in / 32], for types whose product keeps them apart."""

@@ -56,7 +56,7 @@ class Repaired(Replay):
         fault = self.faults.get((call.step, call.order))
         if fault is not None:
             with self.explaining.failures.at(site_of(call), *fault.hypotheses):
-                return fault.change(-1 if fault.on is None else fault.on, call, self.explaining.scene)
+                return self.explaining.as_changed(fault, -1 if fault.on is None else fault.on, call)
         return None
 
 

@@ -12,6 +12,7 @@ from firstdiff.explaining.search import Attempt, Fault, attempt, attempts, expla
 from firstdiff.hypotheses import Hypothesis, Scene
 from firstdiff.judging.case import Case
 from firstdiff.judging.needed import run
+from firstdiff.judging.own_layout import OwnLayout, own_layout
 from firstdiff.judging.past import missing_past
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import Array
@@ -49,7 +50,11 @@ class Group:
 
 @dataclass(kw_only=True)
 class Explaining(Replay):
-    """Explains the sites in `wanted`, as it replays the candidate once more."""
+    """Explains the sites in `wanted`, as it replays the candidate once more.
+
+    Hypotheses work on what the candidate has: where its head dimensions stand in another order, on its own rows, and
+    `model` is the model as the candidate has it.
+    """
 
     model: Model
     wanted: frozenset[Site]
@@ -60,9 +65,15 @@ class Explaining(Replay):
     groups: list[Group] = field(default_factory=list, init=False)
     unexplained: list[Unexplained] = field(default_factory=list, init=False)
     progress: Callable[[str], None] = lambda _: None
+    own: OwnLayout | None = field(default=None, init=False)
     _shapes: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict, init=False)
     _ran: dict[Site, int] = field(default_factory=dict, init=False)
     _searches: dict[str, int] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.own = own_layout(self.model, self.alignment)
+        if self.own is not None:
+            self.model = self.own.model
 
     @property
     def scene(self) -> Scene:
@@ -80,6 +91,8 @@ class Explaining(Replay):
         """Find out why: by what explains another site already, or by trying everything."""
         if case.site not in self.wanted:
             return
+        if self.own is not None:
+            case = self.own.case(case)
         segment = tuple(done.call.point for done in case.segment if done.call.point)
         noise = self.noise.get((case.site.point, segment), self.noise.get((case.site.point, bool(segment)), case.floor))
         case = replace(case, noise=min(noise, case.floor))
@@ -139,7 +152,15 @@ class Explaining(Replay):
 
     def _lookup(self, site: Site) -> Array | None:
         shape = self._shapes.get((site.point, site.step))
-        return None if shape is None else self.alignment.shaped(self.trace, site, shape)
+        found = None if shape is None else self.alignment.shaped(self.trace, site, shape)
+        return found if found is None or self.own is None else self.own.there(site.point, found)
+
+    def as_changed(self, fault: Fault, number: int, call: Call) -> Call | None:
+        """One of the reference's calls with a fault made in it as the candidate makes it; None where none is."""
+        if self.own is None or not call.point:
+            return fault.change(number, call, self.scene)
+        changed = fault.change(number, self.own.own(call), self.scene)
+        return None if changed is None else self.own.laid_back(changed)
 
 
 def site_of(call: Call) -> Site:

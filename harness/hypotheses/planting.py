@@ -62,6 +62,11 @@ class Planting(Recording):
     _ran: dict[Site, int] = field(default_factory=dict, init=False)
     _ways: dict[tuple[str, str], Values] = field(default_factory=dict, init=False)
 
+    @property
+    def scene(self) -> Scene:
+        """What surrounds the call at hand."""
+        return Scene(self.model, self.arithmetic, lambda other: self.tensors.get(other.key), self._ran)
+
     def value(self, call: Call) -> Value:
         """Compute the value, wrongly where a plant says so, and keep it."""
         site = Site(call.step, call.layer, call.point)
@@ -98,7 +103,7 @@ class Planting(Recording):
         """The call in the plant's own way, or in the first that applied to the point: a faulty engine keeps to one."""
         if not plant.touches(call):
             return None
-        scene = Scene(self.model, self.arithmetic, lambda other: self.tensors.get(other.key), self._ran)
+        scene = self.scene
         values = plant.values or self._ways.get((plant.hypothesis.id, call.point))
         if values is not None:
             return plant.hypothesis.apply(call, scene, values)

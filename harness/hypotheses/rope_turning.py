@@ -11,7 +11,7 @@ import numpy.typing as npt
 from firstdiff.hypotheses.hypothesis import Scene, Values, replaced, with_op
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.engine import Model
+from firstdiff.model.engine import ARCHITECTURES, Model
 from firstdiff.model.operations import append, rope
 from firstdiff.model.probe import Call
 from firstdiff.model.rope import angles
@@ -198,9 +198,9 @@ NAMES = {"interleaved": "interleaved", "half": "half-split"}
 def paired(model: Model | None) -> str:
     """Say that the dimensions are paired otherwise than the model's."""
     if model is None or model.rotation is None:
-        return "dimensions paired the other way: half-split in place of interleaved, or the reverse"
+        return "half-split pairs, where the order of the head dimensions needs interleaved ones, or the reverse"
     own = model.rotation.pairing
-    return f"dimensions paired {NAMES[_other(own)]} in place of {NAMES[own]}"
+    return f"{NAMES[_other(own)]} pairs, where the order of the head dimensions needs {NAMES[own]} ones"
 
 
 def pair_rightly(model: Model | None) -> str:
@@ -209,4 +209,9 @@ def pair_rightly(model: Model | None) -> str:
         return "turn the dimensions together that the architecture pairs, on rows in the order that belongs to it"
     if model.rotation.pairing == "interleaved":
         return "turn dimensions (2i, 2i + 1) together, or permute the rows of Q and K back to Hugging Face's order"
-    return f"turn dimensions (i, i + head_dim / 2) together: the file has {model.architecture}'s rows unpermuted"
+    if ARCHITECTURES[model.architecture].rotation(model.hp) == model.rotation:
+        return f"turn dimensions (i, i + head_dim / 2) together: the file has {model.architecture}'s rows unpermuted"
+    return (
+        "turn dimensions (i, i + head_dim / 2) together: your rows of Q and K are in Hugging Face's order; "
+        "or keep your pairs, and leave the rows in GGUF's order"
+    )

@@ -15,10 +15,11 @@ from firstdiff.dumps.tensors import Held
 from firstdiff.explaining.explanations import explain
 from firstdiff.explaining.failures import Failures
 from firstdiff.explaining.replay import PAIR_SEARCHES
-from firstdiff.hypotheses import TABLE, Hypothesis
+from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.hypotheses.planting import Planted, Planting, untouched
 from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.judging.layouts import is_reordered
+from firstdiff.judging.own_layout import OwnLayout
 from firstdiff.judging.measure import LARGEST_F16, SMALLEST_F16, measure
 from firstdiff.judging.replay import counted
 from firstdiff.model.arithmetic import F32, F64
@@ -74,6 +75,30 @@ class Knowing(Planting):
         return value
 
 
+@dataclass
+class OwnKnowing(Knowing):
+    """The same of an engine whose head dimensions stand in the other order, and that goes wrong on its own rows."""
+
+    own: OwnLayout | None = None
+
+    @property
+    def scene(self) -> Scene:
+        """What surrounds a call, as the engine has it."""
+        assert self.own is not None
+        there = self.own.there
+
+        def lookup(site: Site) -> Array | None:
+            x = self.tensors.get(site.key)
+            return None if x is None else there(site.point, x)
+
+        return Scene(self.own.model, self.arithmetic, lookup, self._ran)
+
+    def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
+        assert self.own is not None
+        wrong = super()._gone_wrong(plant, self.own.own(call))
+        return None if wrong is None else self.own.laid_back(wrong)
+
+
 def _size(point: str, wrong: Array, right: Array) -> float:
     """How large a change is, as a local error."""
     return measure(wrong, right, axes=axes_of(point), floor=0.0, seen=counted(point, right)).error
@@ -119,15 +144,24 @@ def _stored(x: Array, dtype: str) -> Array:
 
 
 def plant_known(
-    model: Model, tokens: Sequence[int], faults: Sequence[Planted], layers: str, *, decode: int = 1
+    model: Model,
+    tokens: Sequence[int],
+    faults: Sequence[Planted],
+    layers: str,
+    *,
+    decode: int = 1,
+    own: OwnLayout | None = None,
 ) -> Plant | None:
     """Record the reference in float64 with faults in it; None where one of them does not apply.
+
+    With `own` it is a dump of an engine of this layout, which goes wrong on its own rows.
 
     Faults that round what they are fed are planted in float32: rounded from float64, a value now and then falls on the
     other side than from the float32 that the dump holds, which no engine in float32 does.
     """
     rounds = any(fault.hypothesis.rounds for fault in faults)
-    probe = Knowing(F32 if rounds else F64, model, faults)
+    arithmetic = F32 if rounds else F64
+    probe = Knowing(arithmetic, model, faults) if own is None else OwnKnowing(arithmetic, model, faults, own=own)
     steps = [Step(tuple(tokens), tuple(range(len(tokens))))]
     tensors: dict[Site, Array] = {}
     passes = model.forward(steps, probe)
@@ -142,6 +176,8 @@ def plant_known(
     made = probe.made or {faults[0].hypothesis.id: probe.changes}
     if any(not max(made.get(fault.hypothesis.id, {}).values(), default=0.0) for fault in faults):
         return None  # one of them does not apply, or changes nothing here
+    if own is not None:
+        tensors = {site: own.there(site.point, x) for site, x in tensors.items()}
     return Plant(tuple(f.hypothesis.id for f in faults), layers, tuple(steps), tensors, probe.changes, made)
 
 

@@ -12,6 +12,7 @@ from firstdiff.hypotheses.where import Where
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.operations import embed, linear
 from firstdiff.model.probe import Call
+from firstdiff.model.weights import Weight
 
 WHERE = Where((linear, embed))
 BYTES = 1  # stage
@@ -36,8 +37,12 @@ def _moved(fault: BufferFault) -> Hypothesis:
         way = ways.get((weight.kind.name, values["way"]))
         if way is None:
             return None
-        raw = way.change(weight.raw, weight.kind, weight.shape[-1] // weight.kind.block)
-        return call.with_arguments(weight=replace(weight, raw=raw))
+        change = way.change
+
+        def moved(weight: Weight) -> Weight:
+            return replace(weight, raw=change(weight.raw, weight.kind, weight.shape[-1] // weight.kind.block))
+
+        return call.with_arguments(weight=weight.read_as(moved))
 
     return _hypothesis(fault, change)
 
@@ -52,10 +57,14 @@ def _hypothesis(fault: BlockFault | BufferFault, change: Change) -> Hypothesis:
 
 
 def _shifted(call: Call, scene: Scene, values: Values) -> Call | None:
-    weight = call.argument("weight")
     gguf = scene.model.gguf
-    raw = shifted(gguf, weight.name, values["bytes"]) if weight.name in gguf.tensors else None
-    return None if raw is None else call.with_arguments(weight=replace(weight, raw=raw))
+
+    def moved(weight: Weight) -> Weight | None:
+        raw = shifted(gguf, weight.name, values["bytes"]) if weight.name in gguf.tensors else None
+        return None if raw is None else replace(weight, raw=raw)
+
+    weight = call.argument("weight").read_as(moved)
+    return None if weight is None else call.with_arguments(weight=weight)
 
 
 def _shifts(call: Call, scene: Scene, _observed: Array | None) -> Iterator[dict[str, object]]:
