@@ -24,8 +24,10 @@ def sentences(verdict: Verdict, where: str | None = None) -> list[str]:
         told = _divergence(verdict, verdict.first, where)
     elif verdict.judged and (verdict.beside or verdict.broken_beside):
         told = [_beside(verdict, where), _agreement(verdict)]
-    elif verdict.judged:
+    elif verdict.judged and not verdict.uncompared:
         told = [_agreement(verdict)]
+    elif verdict.judged:
+        told = [f"This is no pass: {verdict.uncompared}.", _why_not(verdict), _agreement(verdict)]
     else:
         told = ["Nothing could be compared: this is no pass.", _why(verdict)]
     return [x for x in (*contract(verdict), *told, untried(verdict.failed, where), _judged(verdict)) if x]
@@ -94,6 +96,11 @@ def _why(verdict: Verdict) -> str:
     return f"Of {counted(len(verdict.sites), 'site')}, {missing:,} not recorded" + (f", {why}." if why else ".")
 
 
+def _why_not(verdict: Verdict) -> str:
+    why = reasons(verdict)
+    return f"{why[:1].upper()}{why[1:]}." if why else ""
+
+
 def untried(failed: Sequence[Failed], where: str | None = None) -> str:
     """Say which hypotheses could not be tried, where, and why; nothing where all could."""
     if not failed:
@@ -148,7 +155,9 @@ def _element(site: SiteVerdict) -> str:
     at = ""
     if site.worst is not None:
         candidate, reference = apart(site.worst.candidate, site.worst.reference, digits=4)
-        at = f"{list(site.worst.index)}: {candidate}, expected {reference}."
+        own, index = site.worst.there, list(site.worst.index)
+        place = f"{index}" if own is None else f"{list(own)} of your tensor ({index} in the reference's layout)"
+        at = f"{place}: {candidate}, expected {reference}."
     if site.not_finite:
         broken = f"NaN or infinity in {counted(site.not_finite, 'element')}"
         return f"{broken}; the first at {at}" if at else f"{broken}."

@@ -19,6 +19,7 @@ from firstdiff.judging.readers import (
     padded,
     per_group,
     plain,
+    reordered,
     repeated,
     side_by_side,
     wider,
@@ -42,8 +43,8 @@ class Layout:
         The candidate's point that holds it, where that is another one (a fused product).
     width
         How many numbers a row has there, where they are not as many as the point's own; 0 for as many.
-    reordered
-        Whether the dimensions of each head stand in another order than the reference has them in.
+    pairing
+        The reference's pairing, where the dimensions of each head stand in the order of the other one; else empty.
     unscaled
         Of a layout of values times 1 / sqrt(head_dim): the same without this factor.
     """
@@ -52,8 +53,17 @@ class Layout:
     read: Read
     source: str | None = None
     width: int = 0
-    reordered: bool = False
+    pairing: str = ""
     unscaled: Layout | None = None
+
+    @property
+    def reordered(self) -> bool:
+        """Whether the dimensions of each head stand in another order than the reference has them in."""
+        return bool(self.pairing)
+
+    def there(self, x: Array) -> Array:
+        """The reference's values with the dimensions of each head as the candidate has them."""
+        return reordered(self.pairing, x) if self.pairing else x
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +96,11 @@ class Alignment:
         source = Site(site.step, site.layer, layout.source or site.point)
         if source not in trace:
             return None, None, None
-        recorded = trace[source]
+        return self._placed(trace, site, layout, trace[source], like)
+
+    def _placed(
+        self, trace: Trace, site: Site, layout: Layout, recorded: Array, like: Array
+    ) -> tuple[Array | None, Mask | None, str | None]:
         fitted = layout.read(recorded, like.shape)
         if fitted is not None:
             return fitted, None, None
@@ -96,9 +110,40 @@ class Alignment:
         part = None if rows is None else layout.read(recorded, with_rows(like.shape, axes, rows))
         if rows is None or part is None:
             return None, None, unfit(site, recorded.shape, like.shape)
+        return *placed(part, like, axes, self._which(trace, site, rows, tokens)), None
+
+    def cut(self, trace: Trace, site: Site, shape: Shape) -> tuple[int, int, Rows] | None:
+        """How many rows a recorded tensor has, how many tokens there are, and which rows count; None if as many.
+
+        `shape` is what the tensor has in the reference's layout with all rows.
+        """
+        layout = self.layouts.get(site.point, PLAIN)
+        recorded = trace.shape(Site(site.step, site.layer, layout.source or site.point))
+        empty = np.broadcast_to(np.float32(0), recorded)
+        if layout.read(empty, shape) is not None:
+            return None
+        axes = axes_of(site.point, len(shape))
+        rows, tokens = held(empty, layout.read, shape, axes, layout.width), shape[token_axis(axes)]
+        return None if rows is None else (rows, tokens, self._which(trace, site, rows, tokens))
+
+    def _which(self, trace: Trace, site: Site, rows: int, tokens: int) -> Rows:
         so_far = sum(len(step.tokens) for step in trace.steps[: site.step + 1])
-        which = self.rows.get((site.point, rows > tokens)) or usual(rows, tokens, so_far)
-        return *placed(part, like, axes, which), None
+        return self.rows.get((site.point, rows > tokens)) or usual(rows, tokens, so_far)
+
+    def there(self, trace: Trace, site: Site, shape: Shape, index: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Where an element of a site's tensor lies in what the candidate recorded; None where that is the same place.
+
+        `shape` is what the tensor has in the reference's layout, `index` the element's place there.
+        """
+        layout = self.layouts.get(site.point, PLAIN)
+        recorded = trace.shape(Site(site.step, site.layer, layout.source or site.point))
+        places = np.arange(np.prod(recorded), dtype=np.float64).reshape(recorded)
+        like = np.broadcast_to(np.float64(np.nan), shape)
+        found, _, _ = self._placed(trace, site, layout.unscaled or layout, places, like)
+        if found is None or np.isnan(found[index]):
+            return None
+        own = tuple(int(i) for i in np.unravel_index(int(found[index]), recorded))
+        return None if own == index else own
 
     def shaped(self, trace: Trace, site: Site, shape: Shape) -> Array | None:
         """A site's tensor in the reference's layout, NaN in rows that are not recorded; None where it does not fit."""
@@ -239,7 +284,7 @@ def _reordered(layout: Layout, pairing: str, *, plain: bool = False) -> Layout:
     """The same layout with the dimensions of each head in the order of the other pairing."""
     says, reorder = OTHER_ORDERS[pairing]
     return replace(
-        layout, says=says if plain else f"{layout.says}, {says}", read=reorder(layout.read), reordered=True
+        layout, says=says if plain else f"{layout.says}, {says}", read=reorder(layout.read), pairing=pairing
     )
 
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from firstdiff.dumps import Step
 from firstdiff.judging.case import Case, Done
 from firstdiff.judging.layouts import ROTATED, Alignment, is_reordered
+from firstdiff.judging.readers import Indices, order, reordered, restored
 from firstdiff.model.architecture import Rotation
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.engine import Model
@@ -23,27 +23,6 @@ from firstdiff.model.operations import Derived, append, linear, rms_norm, rope, 
 from firstdiff.model.outline import outline
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import Weight, Weights
-
-Indices = npt.NDArray[np.int64]
-
-
-def order(pairing: str, head_dim: int) -> Indices:
-    """Which of the reference's dimensions each of the candidate's is, where the reference has this pairing."""
-    dims = np.arange(head_dim)
-    if pairing == "interleaved":
-        return np.concatenate([dims[0::2], dims[1::2]])
-    return np.stack(np.split(dims, 2), -1).reshape(-1)
-
-
-def reordered(pairing: str, x: Array) -> Array:
-    """Heads [..., head_dim] of a reference of this pairing, in the candidate's order."""
-    return x[..., order(pairing, x.shape[-1])]
-
-
-def restored(pairing: str, x: Array) -> Array:
-    """The inverse of :func:`reordered`."""
-    return x[..., np.argsort(order(pairing, x.shape[-1]))]
-
 
 class _OwnWeights(Weights):
     """The tensors of a file, some with their rows in the candidate's order."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from firstdiff.model.arithmetic import Array
 
 Shape = tuple[int, ...]
 Read = Callable[[Array, Shape], Array | None]
+Indices = npt.NDArray[np.int64]
 
 
 def plain(x: Array, shape: Shape) -> Array | None:
@@ -114,3 +116,21 @@ def per_group(part: slice, width: int) -> Read:
         return plain(np.ascontiguousarray(rows.reshape(shape[0], -1, width)[:, :, part]).reshape(shape[0], -1), shape)
 
     return read
+
+
+def order(pairing: str, head_dim: int) -> Indices:
+    """Which of the reference's dimensions each of the candidate's is, where the reference has this pairing."""
+    dims = np.arange(head_dim)
+    if pairing == "interleaved":
+        return np.concatenate([dims[0::2], dims[1::2]])
+    return np.stack(np.split(dims, 2), -1).reshape(-1)
+
+
+def reordered(pairing: str, x: Array) -> Array:
+    """Heads [..., head_dim] of a reference of this pairing, in the candidate's order."""
+    return x[..., order(pairing, x.shape[-1])]
+
+
+def restored(pairing: str, x: Array) -> Array:
+    """The inverse of :func:`reordered`."""
+    return x[..., np.argsort(order(pairing, x.shape[-1]))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,9 +16,10 @@ from firstdiff.dumps.points import POINTS, Kind, axes_of, kind_of, token_axis
 from firstdiff.judging import floors
 from firstdiff.judging.arithmetic import Levels
 from firstdiff.judging.case import DOUBTFUL, Case, Done
-from firstdiff.judging.layouts import Alignment
+from firstdiff.judging.layouts import PLAIN, Alignment
 from firstdiff.judging.measure import locate, measure, stands_in_f16, within_f16
 from firstdiff.judging.needed import Judging
+from firstdiff.judging.partial import Cut
 from firstdiff.judging.rows import Mask, along, of_rows
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import MOVES, append, attend, scores, visible
@@ -159,6 +161,7 @@ class Replay(Judging):
     levels: Levels = field(default_factory=Levels)
     details: Look | None = None  # where a closer look at each site is wanted
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
+    cut: dict[Site, Cut] = field(default_factory=dict, init=False)  # tensors of other rows than the step's tokens
     leaning: set[Site] = field(default_factory=set, init=False)  # diverging, perhaps by rows that were not recorded
 
     def silent(self, call: Call) -> Value:
@@ -205,6 +208,9 @@ class Replay(Judging):
             return upstream.computed(call, computed, self._off(call), scaled)
         axes = axes_of(call.point, computed.ndim)
         rows = None if mask is None else mask.ravel()
+        if mask is not None or self._size(site) != computed.size:
+            cut = self.alignment.cut(self.trace, site, computed.shape)
+            self.cut |= {} if cut is None else {site: cut}
         judged, leans = upstream.judged(rows)
         dtype = self.alignment.dtype(self.trace, site)
         held = of_rows(recorded, rows, axes)
@@ -292,6 +298,10 @@ class Replay(Judging):
             for s in self.sites
         ]
 
+    def _size(self, site: Site) -> int:
+        """How many numbers the candidate recorded of a site under its own name; 0 for none."""
+        return math.prod(self.trace.shape(site)) if site in self.trace else 0
+
     def _off(self, call: Call) -> float:
         return floors.off(self.arithmetic, call)
 
@@ -330,14 +340,16 @@ class Replay(Judging):
                 inputs_right=not upstream.wrong,
                 segment=segment,
             )
+        layout, worst = self.alignment.layouts.get(site.point, PLAIN), difference.worst
+        there = None if worst is None else self.alignment.there(self.trace, site, computed.shape, worst.index)
         return _named(
             site,
             call,
             Status.DIVERGES,
             local_error=difference.error,
             floor=floor,
-            worst=difference.worst,
-            where=locate(recorded, computed, axes=axes, floor=floor, seen=seen),
+            worst=None if worst is None else replace(worst, there=there),
+            where=locate(layout.there(recorded), layout.there(computed), axes=axes, floor=floor, seen=seen),
             not_finite=difference.not_finite,
             inputs_right=not upstream.wrong,
             segment=segment,

@@ -14,6 +14,7 @@ from firstdiff.explaining.failures import Failures
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.drift import Drift, between
 from firstdiff.judging.layouts import Alignment
+from firstdiff.judging.partial import padding
 from firstdiff.judging.logits import last_logits, logits_against
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
@@ -87,6 +88,7 @@ def judge(
     explanations, counter_check = explain(
         model, trace, done.found, done.alignment, sites, failures=failures, table=run.table, progress=run.progress.say
     )
+    padded, wins = padding(trace, model.hp.n_vocab)
     return Verdict(
         candidate=engine_name(trace),
         against=beside.against,
@@ -97,8 +99,8 @@ def judge(
         logits=tuple(logits_against(trace, done.alignment, beside.free)),
         layouts=done.alignment.described(),
         witness=beside.witness,
-        preflight=candidate.preflight,
-        notes=(*candidate.notes, *done.found.notes, *(f"witness: {n}" for n in (witness.notes if witness else ()))),
+        preflight=candidate.preflight | ({} if wins is None else {"vocabulary": wins}),
+        notes=(*candidate.notes, *padded, *done.notes, *(f"witness: {n}" for n in (witness.notes if witness else ()))),
         pieces=candidate.pieces or (witness.pieces if witness else ()),
         explanations=explanations,
         counter_check=counter_check,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from firstdiff.judging.floors import STORED
 from firstdiff.judging.layout_search import align
 from firstdiff.judging.layouts import Alignment, stated
 from firstdiff.judging.needed import Wanted, run
+from firstdiff.judging.partial import Cut, rows_told
 from firstdiff.judging.past import missing_past
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import F32
@@ -31,11 +32,20 @@ from firstdiff.verdict import SiteVerdict, Status
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replayed:
-    """A trace's sites judged, and the arithmetic and layouts that they were judged in."""
+    """A trace's sites judged, and the arithmetic and layouts that they were judged in.
+
+    `cut` are the tensors that have other rows than their step has tokens.
+    """
 
     found: Fingerprint
     sites: list[SiteVerdict]
     alignment: Alignment
+    cut: Mapping[Site, Cut] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know of how the trace was read."""
+        return (*rows_told(self.cut), *self.found.notes)
 
 
 @np.errstate(all="ignore")
@@ -54,7 +64,7 @@ def replayed(
     if not found.levels or not has_faults(model, candidate, found, alignment, guess.sites, failures=noted, table=table):
         return guess
     found = replace(found, levels=Levels())
-    return Replayed(found, _replay(model, candidate, found, alignment, progress, details), alignment)
+    return _replay(model, candidate, found, alignment, progress, details)
 
 
 def replayed_as_found(
@@ -68,17 +78,16 @@ def replayed_as_found(
     Layouts and arithmetic are found first, from a handful of layers where these decide; then each site is judged once.
     """
     layers = handful(trace)
-    wanted = None if layers is None else _among(trace, layers)
-    found, alignment, judged = _found(model, trace, wanted, progress, details)
-    if wanted is not None and not _decided(found):
-        found, alignment, judged = _found(model, trace, None, progress, details)
-    sites = judged if wanted is None and judged is not None else None
-    if sites is None:
-        sites = _replay(model, trace, found, alignment, progress, details)
-    if wanted is not None and not found.groups and not fits(sites):  # other layers are not like the handful
-        found, alignment, judged = _found(model, trace, None, progress, details)
-        sites = judged or _replay(model, trace, found, alignment, progress, details)
-    return Replayed(found, sites, alignment)
+    found, alignment, done = _found(model, trace, None if layers is None else _among(trace, layers), progress, details)
+    if layers is None or not _decided(found):
+        if layers is not None:
+            found, alignment, done = _found(model, trace, None, progress, details)
+        return done or _replay(model, trace, found, alignment, progress, details)
+    done = _replay(model, trace, found, alignment, progress, details)
+    if found.groups or fits(done.sites):
+        return done
+    found, alignment, done = _found(model, trace, None, progress, details)  # other layers are not like the handful
+    return done or _replay(model, trace, found, alignment, progress, details)
 
 
 def _found(
@@ -87,7 +96,7 @@ def _found(
     wanted: Wanted | None,
     progress: Progress = QUIET,
     details: Details | None = None,
-) -> tuple[Fingerprint, Alignment, list[SiteVerdict] | None]:
+) -> tuple[Fingerprint, Alignment, Replayed | None]:
     """Find layouts and arithmetic from the `wanted` sites; with these judged, or None where another guess was last.
 
     The arithmetic that the trace states is taken where it does, and else float32 where that does: `groups` are empty
@@ -97,24 +106,24 @@ def _found(
     """
     stands = declared(model, trace)
     first, alignment = Fingerprint(stands or F32), stated(trace)
-    sites: list[SiteVerdict] | None = None
+    done: Replayed | None = None
     if stands is not None:
-        sites = _replay(model, trace, first, alignment, progress, details, wanted)
-    if sites is None or _misread(sites, [site for site in trace if wanted is None or wanted(site)]):
+        done = _replay(model, trace, first, alignment, progress, details, wanted)
+    if done is None or _misread(done.sites, [site for site in trace if wanted is None or wanted(site)]):
         other = align(model, trace, alignment, wanted)
-        if sites is None or other != alignment:
-            alignment, sites = other, None
+        if done is None or other != alignment:
+            alignment, done = other, None
     if stands is not None or not _narrow(trace):
-        sites = sites or _replay(model, trace, first, alignment, progress, details, wanted)
-        if fits(sites):
-            return first, alignment, sites
+        done = done or _replay(model, trace, first, alignment, progress, details, wanted)
+        if fits(done.sites):
+            return first, alignment, done
     found = fingerprint(model, trace, alignment, wanted)
     if stands is not None and not found.better:
-        return first, alignment, sites
+        return first, alignment, done
     if stands is not None and found.arithmetic != stands:
         found = replace(found, instead=stands.name)
     same = found.arithmetic == first.arithmetic and not found.levels
-    return found, alignment, sites if same else None
+    return found, alignment, replace(done, found=found) if same and done is not None else None
 
 
 def understood(model: Model, trace: Trace, *, logits: bool = False) -> tuple[Fingerprint, Alignment]:
@@ -202,13 +211,13 @@ def _replay(
     progress: Progress,
     details: Details | None,
     wanted: Wanted | None = None,
-) -> list[SiteVerdict]:
+) -> Replayed:
     if details is not None:
         details.clear()
     probe = Replay(found.arithmetic, trace, alignment, found.levels, details)
     probe.watch = progress.layers(model.hp.n_layer, len(trace.steps))
     run(model, trace.steps, probe, wanted, past=missing_past(model, trace))
-    return probe.settled()
+    return Replayed(found, probe.settled(), alignment, probe.cut)
 
 
 def _misread(sites: Sequence[SiteVerdict], recorded: Sequence[Site]) -> bool:

@@ -20,11 +20,22 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """One element of a tensor, with both values."""
+    """One element of a tensor, with both values.
+
+    Parameters
+    ----------
+    index
+        Its place in the reference's layout.
+    candidate, reference
+        The values.
+    there
+        Its place in the tensor that the candidate recorded, where that is another one.
+    """
 
     index: tuple[int, ...]
     candidate: float
     reference: float
+    there: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,10 @@ PASSED = ("agrees", "not recorded", "not checked")
 """What preflight says of a check that found nothing wrong."""
 
 
+UNCOMPARED = 0.1
+"""Where more than this share of the recorded sites could not be compared, that the others agree is no pass."""
+
+
 def broken(preflight: Mapping[str, str]) -> dict[str, str]:
     """What of the input contract (tokens, positions, weights, model) does not hold, and how."""
     return {check: says for check, says in preflight.items() if says not in PASSED}
@@ -119,10 +123,22 @@ class Verdict:
 
     @property
     def verdict(self) -> str:
-        """``agrees``, ``diverges``, or ``incomparable`` where nothing could be compared: an error, never a pass."""
-        if not self.judged:
-            return "incomparable"
-        return "diverges" if self.first or self.broken or self.beside or self.broken_beside else "agrees"
+        """``agrees``, ``diverges``, or ``incomparable`` where too little could be compared: an error, never a pass."""
+        if self.judged and (self.first or self.broken or self.beside or self.broken_beside):
+            return "diverges"
+        return "agrees" if self.judged and not self.uncompared else "incomparable"
+
+    @property
+    def uncompared(self) -> str:
+        """Why this is no pass although nothing diverges: what of the recorded could not be compared; else empty."""
+        logits = [s for s in self.sites if s.point == "result_output" and s.status is Status.NOT_COMPARABLE]
+        if logits:
+            return f"the logits could not be compared at {len(logits)} of {len(self.tokens)} steps"
+        count = self.coverage
+        missed, recorded = count["not_comparable"], count["recorded"]
+        if missed > UNCOMPARED * recorded:
+            return f"{missed:,} of {recorded:,} recorded sites could not be compared"
+        return ""
 
     @property
     def beside(self) -> tuple[Site, ...]:
