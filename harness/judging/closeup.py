@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from firstdiff.dumps import Site
 from firstdiff.dumps.points import token_axis
-from firstdiff.judging.measure import Mask, Real
+from firstdiff.judging.measure import Real
+from firstdiff.judging.rows import Mask
 from firstdiff.verdict import Detail, Element, Histogram, Profile, Statistics, Status
 
 BINS = 24  # of a histogram: the width of half a column of text

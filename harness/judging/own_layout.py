@@ -1,13 +1,14 @@
 """A candidate whose head dimensions stand in the other order: model, calls and results as the candidate has them.
 
-Where the reference pairs neighbours and the candidate halves, or the reverse, the rows of its weights of Q and K stand in
-another order, and it turns its own pairs. Whatever went wrong, went wrong on these rows.
+Where the reference pairs neighbours and the candidate halves, or the reverse, the rows of its weights of Q and K stand
+in another order, and it turns its own pairs. Whatever went wrong, went wrong on these rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from firstdiff.model.operations import Derived, append, linear, rms_norm, rope, 
 from firstdiff.model.outline import outline
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import Weight, Weights
+
 
 class _OwnWeights(Weights):
     """The tensors of a file, some with their rows in the candidate's order."""
@@ -82,7 +84,7 @@ class OwnLayout:
 
     def own(self, call: Call) -> Call:
         """One of the reference's calls, as the candidate makes it."""
-        turned = {
+        turned: dict[str, Any] = {
             name: x if x is None else reordered(self.pairing, x)
             for name in _HEADS.get(call.op, ())
             if call.point in ROTATED or call.op is scores

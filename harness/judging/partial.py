@@ -35,7 +35,9 @@ def _told(cut: Mapping[Site, Cut], what: str) -> str:
     tensors = "1 tensor has" if count == 1 else f"{count:,} tensors have"
     example = f"{site}: {rows} row{'s' * (rows != 1)}, {tokens} token{'s' * (tokens != 1)}"
     if rows < tokens:
-        judged = f"{'it is' if rows == 1 else 'they are'} taken for the {which} of the step's tokens, and judged as that"
+        judged = (
+            f"{'it is' if rows == 1 else 'they are'} taken for the {which} of the step's tokens, and judged as that"
+        )
     else:
         judged = f"the {which} rows are judged, the others are not"
     return f"{tensors} {what} ({example}): {judged}"

@@ -15,121 +15,24 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import POINTS, Kind, axes_of, kind_of, token_axis
 from firstdiff.judging import floors
 from firstdiff.judging.arithmetic import Levels
-from firstdiff.judging.case import DOUBTFUL, Case, Done
+from firstdiff.judging.case import DOUBTFUL, Case
 from firstdiff.judging.layouts import PLAIN, Alignment
 from firstdiff.judging.measure import locate, measure, stands_in_f16, within_f16
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.partial import Cut
-from firstdiff.judging.rows import Mask, along, of_rows
+from firstdiff.judging.rows import Mask, along, both, of_rows
+from firstdiff.judging.traced import Traced, Upstream
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import MOVES, append, attend, scores, visible
+from firstdiff.model.operations import MOVES, visible
 from firstdiff.model.probe import Call
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.terms import terms
 from firstdiff.model.value import Value
 from firstdiff.verdict import SiteVerdict, Status
 
-
 NORMED = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
 NO_PAST = "what the cache held before the trace begins was not recorded"
 BEHIND = "it depends on rows that were not recorded, and something before them is wrong"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Traced(Value):
-    """A value of a replay, and where it comes from.
-
-    Parameters
-    ----------
-    wrong
-        Whether something upstream diverges.
-    before
-        The calls between the last recorded values and this one, without its own.
-    call
-        The call that computed it; None where the candidate recorded it.
-    lost
-        The relative error that storing the value in a narrow dtype may have caused.
-    overflowed
-        Whether the candidate stored it in f16 as infinity, and computed in more.
-    scaled
-        A query as the candidate scales it before the scores; None where it does not.
-    rows
-        The rows that are the candidate's own, recorded or computed of recorded ones; None for all.
-    free
-        By how much the other rows may be off, which were computed from far behind: relative to themselves.
-    """
-
-    wrong: bool
-    before: tuple[Done, ...] = ()
-    call: Call | None = None
-    lost: float = 0.0
-    overflowed: bool = False
-    scaled: Array | None = None
-    rows: Mask | None = None
-    free: float = 0.0
-
-    @property
-    def pending(self) -> tuple[Done, ...]:
-        """The calls since the last recorded values."""
-        return self.before if self.call is None else (*self.before, Done(self.call, self))
-
-
-@dataclass(frozen=True, slots=True)
-class _Upstream:
-    """What is known of all inputs of a call together: see :class:`Traced`."""
-
-    wrong: bool
-    pending: tuple[Done, ...]
-    lost: float
-    overflowed: bool
-    rows: Mask | None
-    free: float
-
-    @classmethod
-    def of(cls, call: Call) -> _Upstream:
-        inputs = [x for x in call.sources if isinstance(x, Traced)]
-        return cls(
-            wrong=any(x.wrong for x in inputs),
-            pending=tuple({done.value: done for x in inputs for done in x.pending}.values()),
-            lost=max((x.lost for x in inputs), default=0.0),
-            overflowed=any(x.overflowed for x in inputs),
-            rows=_own_rows(call, inputs),
-            free=max((x.free for x in inputs), default=0.0),
-        )
-
-    def off(self, by: float) -> float:
-        """By how much rows may be off that are computed from these inputs, by a call that adds so much."""
-        return self.free + by if self.free == np.inf else min(floors.MOST, self.free + by)
-
-    def judged(self, rows: Mask | None) -> tuple[Mask | None, bool]:
-        """Which of the recorded rows are judged, None for all; and whether their inputs were not all recorded."""
-        if self.rows is None:
-            return rows, False
-        own = self.rows if rows is None else self.rows & rows
-        return (own, False) if own.any() else (rows, True)
-
-    def computed(self, call: Call, value: Array, by: float, scaled: Array | None = None) -> Traced:
-        """The value of a call that the candidate did not record; the call may put other rows off `by` so much."""
-        free = 0.0 if self.rows is None else self.off(by)
-        return Traced(
-            value, self.wrong, self.pending, call, self.lost, self.overflowed, scaled, rows=self.rows, free=free
-        )
-
-
-def _own_rows(call: Call, inputs: Sequence[Traced]) -> Mask | None:
-    """The rows of a result that are made of nothing but the candidate's own rows; None for all of them."""
-    if all(x.rows is None for x in inputs):
-        return None
-    if call.op is append:
-        return np.concatenate([np.ones(len(x), bool) if x.rows is None else x.rows for x in inputs])
-    if call.op in (scores, attend) and isinstance(call.sources[1], Traced) and call.sources[1].rows is not None:
-        return np.zeros(len(inputs[0].rows if inputs[0].rows is not None else _queries(call)), bool)
-    return np.logical_and.reduce([x.rows for x in inputs if x.rows is not None])
-
-
-def _queries(call: Call) -> range:
-    """The queries of a call of attention."""
-    return range(len(call.argument("q")) if call.op is scores else call.argument("p").shape[1])
 
 
 class Look(Protocol):
@@ -167,7 +70,7 @@ class Replay(Judging):
     def silent(self, call: Call) -> Value:
         """Compute what nobody records; it belongs to the segment that it stands in."""
         with np.errstate(all="ignore"):
-            return _Upstream.of(call).computed(call, self._computed(call, self.arithmetic), self._off(call))
+            return Upstream.of(call).computed(call, self._computed(call, self.arithmetic), self._off(call))
 
     def unknown(self, call: Call, shape: tuple[int, ...]) -> Value:
         """Stand in for what was computed before the trace begins."""
@@ -198,78 +101,71 @@ class Replay(Judging):
         """Compare the computed value with the candidate's at this site, and return the candidate's."""
         with np.errstate(all="ignore"):  # a candidate's NaN and infinities are judged, not warned of
             computed = self._computed(call, self.arithmetic)
-        upstream = _Upstream.of(call)
+        upstream = Upstream.of(call)
         site = Site(call.step, call.layer, call.point)
         recorded, mask, reason = self.alignment.read_rows(self.trace, site, computed)
-        if recorded is None:
-            status = Status.NOT_COMPARABLE if reason else Status.NOT_RECORDED
-            self.sites.append(_named(site, call, status, inputs_right=not upstream.wrong, reason=reason))
-            scaled = self.alignment.scaled_query(self.trace, site, computed)
-            return upstream.computed(call, computed, self._off(call), scaled)
-        axes = axes_of(call.point, computed.ndim)
+        if recorded is not None:
+            return self._compared(call, upstream, computed, recorded, mask)
+        status = Status.NOT_COMPARABLE if reason else Status.NOT_RECORDED
+        self.sites.append(_named(site, call, status, inputs_right=not upstream.wrong, reason=reason))
+        scaled = self.alignment.scaled_query(self.trace, site, computed)
+        return upstream.computed(call, computed, self._off(call), scaled)
+
+    def _compared(self, call: Call, upstream: Upstream, computed: Array, raw: Array, mask: Mask | None) -> Value:
+        """Judge what was recorded, `raw`, of which `mask` tells the rows; give the value to go on with."""
+        site, axes = Site(call.step, call.layer, call.point), axes_of(call.point, computed.ndim)
         rows = None if mask is None else mask.ravel()
-        if mask is not None or self._size(site) != computed.size:
-            cut = self.alignment.cut(self.trace, site, computed.shape)
-            self.cut |= {} if cut is None else {site: cut}
+        self._note_rows(site, computed, mask)
         judged, leans = upstream.judged(rows)
+        held = of_rows(raw, rows, axes)
         dtype = self.alignment.dtype(self.trace, site)
-        held = of_rows(recorded, rows, axes)
         own = floors.stored(self.arithmetic, call, dtype, held)
+        half = dtype == "f16" and own > 0
         calls = (*(done.call for done in upstream.pending), call)
         tight = self.floor(calls, own=own, inputs=upstream.lost) + (upstream.free if leans else 0.0)
-        level = self.levels.floor(calls)
-        floor = max(tight, level)
-        half = dtype == "f16" and own > 0
-        overflows = half and bool(np.isinf(held).any())
-        raw = recorded
-        if half:
-            recorded = within_f16(recorded, computed, floor)
-            raw = np.where(np.isinf(raw), recorded, raw)
-        seen = counted(call.point, computed)
-        if judged is not None:
-            seen = along(judged, axes) if seen is None else seen & along(judged, axes)
+        floor = max(tight, self.levels.floor(calls))
+        recorded = within_f16(raw, computed, floor) if half else raw
+        seen = both(counted(call.point, computed), None if judged is None else along(judged, axes))
         verdict = self._judge(site, call, recorded, computed, upstream=upstream, floor=floor, seen=seen)
-        if level > tight:
+        if floor > tight:
             verdict = replace(verdict, tight=tight)
         diverges = verdict.status is Status.DIVERGES
-        off = 0.0 if rows is None else upstream.off(self._off(call))
-
-        def given(*, wrong: bool) -> Traced:
-            scaled = self.alignment.scaled_query(self.trace, site, recorded)
-            return Traced(
-                recorded, wrong, lost=own, overflowed=overflows, scaled=scaled, rows=rows, free=off
-            )
-
         unknown = self._not_comparable(site, recorded, upstream, diverges=diverges, leans=leans)
         if unknown is not None:
-            not_compared = Status.NOT_COMPARABLE
-            self.sites.append(_named(site, call, not_compared, inputs_right=not upstream.wrong, reason=unknown))
-            return upstream.computed(call, computed, self._off(call)) if unknown == NORMED else given(wrong=upstream.wrong)
-        if leans and diverges:
-            self.leaning.add(site)
+            verdict = _named(site, call, Status.NOT_COMPARABLE, inputs_right=not upstream.wrong, reason=unknown)
         self.sites.append(verdict)
-        if self.details is not None:
+        if unknown == NORMED:
+            return upstream.computed(call, computed, self._off(call))
+        if unknown is None and self.details is not None:
             self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes, seen=seen)
-        if diverges:
+        if unknown is None and diverges:
+            self.leaning |= {site} if leans else set()
+            finite = np.where(np.isinf(raw), recorded, raw) if half else raw
+            known = finite if mask is None else np.where(mask, finite, np.float32(np.nan))
+            error = verdict.local_error or 0.0
             case = Case(
-                site,
-                call,
-                raw if mask is None else np.where(mask, raw, np.float32(np.nan)),
-                computed,
-                verdict.local_error or 0.0,
-                floor,
-                0.0,
-                seen,
-                upstream.pending,
-                half=half,
-                stored=own,
-                inputs=upstream.lost,
+                site, call, known, computed, error, floor, 0.0, seen, upstream.pending, half, own, upstream.lost
             )
             self.diverged(self._as_scaled(case))
-        return given(wrong=upstream.wrong or diverges)
+        return Traced(
+            recorded,
+            upstream.wrong or (unknown is None and diverges),
+            lost=own,
+            overflowed=half and bool(np.isinf(held).any()),
+            scaled=self.alignment.scaled_query(self.trace, site, recorded),
+            rows=rows,
+            free=0.0 if rows is None else upstream.off(self._off(call)),
+        )
+
+    def _note_rows(self, site: Site, computed: Array, mask: Mask | None) -> None:
+        """Note a tensor that has other rows than its step has tokens."""
+        size = math.prod(self.trace.shape(site)) if site in self.trace else 0
+        if mask is not None or size != computed.size:
+            cut = self.alignment.cut(self.trace, site, computed.shape)
+            self.cut |= {} if cut is None else {site: cut}
 
     def _not_comparable(
-        self, site: Site, recorded: Array, upstream: _Upstream, *, diverges: bool, leans: bool
+        self, site: Site, recorded: Array, upstream: Upstream, *, diverges: bool, leans: bool
     ) -> str | None:
         """Why a site that is recorded cannot be judged; None where it can."""
         if leans and upstream.free == np.inf:
@@ -298,10 +194,6 @@ class Replay(Judging):
             for s in self.sites
         ]
 
-    def _size(self, site: Site) -> int:
-        """How many numbers the candidate recorded of a site under its own name; 0 for none."""
-        return math.prod(self.trace.shape(site)) if site in self.trace else 0
-
     def _off(self, call: Call) -> float:
         return floors.off(self.arithmetic, call)
 
@@ -316,7 +208,7 @@ class Replay(Judging):
         recorded: Array,
         computed: Array,
         *,
-        upstream: _Upstream,
+        upstream: Upstream,
         floor: float,
         seen: Mask | None,
     ) -> SiteVerdict:

@@ -95,6 +95,11 @@ def along(mask: Mask, axes: Sequence[str]) -> Mask:
     return mask.reshape([-1 if i == axis else 1 for i in range(len(axes))])
 
 
+def both(a: Mask | None, b: Mask | None) -> Mask | None:
+    """What two masks show, broadcast together; None for all."""
+    return b if a is None else a if b is None else a & b
+
+
 def of_rows(x: Array, rows: Mask | None, axes: Sequence[str]) -> Array:
     """Some rows of a tensor; `rows` is None for all."""
     return x if rows is None else np.compress(rows, x, axis=token_axis(axes))

@@ -14,8 +14,8 @@ from firstdiff.explaining.failures import Failures
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.drift import Drift, between
 from firstdiff.judging.layouts import Alignment
-from firstdiff.judging.partial import padding
 from firstdiff.judging.logits import last_logits, logits_against
+from firstdiff.judging.partial import padding
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
 from firstdiff.runs.admission import Admitted, admitted

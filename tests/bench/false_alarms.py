@@ -84,6 +84,7 @@ def transformers(dtype: str) -> Engine:
 @cache
 def _loaded(path: Path, dtype: str) -> object:
     import torch
+
     from builders.hugging_face import hugging_face_model
 
     torch.set_num_threads(1)

@@ -19,8 +19,8 @@ from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.hypotheses.planting import Planted, Planting, untouched
 from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.judging.layouts import is_reordered
-from firstdiff.judging.own_layout import OwnLayout
 from firstdiff.judging.measure import LARGEST_F16, SMALLEST_F16, measure
+from firstdiff.judging.own_layout import OwnLayout
 from firstdiff.judging.replay import counted
 from firstdiff.model.arithmetic import F32, F64
 from firstdiff.model.engine import Model

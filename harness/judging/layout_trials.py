@@ -1,0 +1,267 @@
+"""Trying layouts: what each leaves of a candidate's results, on the candidate's own inputs."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.dumps import Site, Trace
+from firstdiff.dumps.points import Kind, axes_of, carrying, kind_of, of_kind, token_axis
+from firstdiff.judging.layout_options import candidates
+from firstdiff.judging.layouts import (
+    QUERIES,
+    ROTATED,
+    SCORES,
+    Alignment,
+    Layout,
+    is_scaled,
+    scaled_layout,
+)
+from firstdiff.judging.needed import Judging
+from firstdiff.judging.rows import Rows, held, placed, usual, with_rows
+from firstdiff.model.arithmetic import Array
+from firstdiff.model.engine import Model
+from firstdiff.model.operations import visible
+from firstdiff.model.probe import Call
+from firstdiff.model.shapes import shape_of
+from firstdiff.model.value import Value
+
+PLAUSIBLE = 0.1
+"""Median error up to which a layout can be the right one: quantised activations alone make up to 0.04."""
+
+BETTER = 0.2
+"""A layout other than the plain one is taken where it leaves less than this share of the plain one's median error."""
+
+TELLS = 0.7
+"""An order of dimensions is told by a result that leaves less than this share of what the other order leaves. Two wrong
+orders of numbers that have nothing to do with each other differ by a few hundredths."""
+
+KEYS = tuple(point for point in carrying("K") if point in of_kind(Kind.NORM, Kind.ROTATION, Kind.CACHE))
+"""What scores have for keys, and its norm: a factor on Q and K alike is not a scale that was folded into Q."""
+
+VOTERS = (Kind.PRODUCT, Kind.NORM, Kind.ROTATION)
+"""Kinds of results that tell the order of dimensions, the one that is believed before the next first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Own(Value):
+    """A recorded value of Q or K, read in both orders of dimensions; `array` is the one that is gone on with."""
+
+    plain: Array
+    other: Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Vote:
+    """What one result leaves if the dimensions are in the reference's order, and in the other one."""
+
+    kind: Kind
+    plain: float
+    other: float
+
+    @property
+    def tells(self) -> bool | None:
+        """Whether it is the other order; None where the result does not tell."""
+        small, large = sorted((self.plain, self.other))
+        return None if not small <= TELLS * large else self.other < self.plain
+
+
+@dataclass
+class Trial(Judging):
+    """Measures every layout of every point on the candidate's own inputs.
+
+    Rows that were not recorded are NaN, and so is what is computed of them: it says nothing.
+    """
+
+    trace: Trace
+    model: Model
+    given: Alignment
+    scaled: tuple[str, ...]  # points that may be
+    errors: dict[str, dict[int, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    rows: dict[tuple[str, bool], dict[Rows, list[float]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
+    votes: list[_Vote] = field(default_factory=list)
+    _known: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
+
+    def layouts(self, point: str) -> tuple[Layout, ...]:
+        """The layouts that are tried for a point: of a given one that is scaled, the unscaled one too."""
+        if point not in self._known:
+            given = self.given.layouts.get(point)
+            layouts = tuple(candidates(point, self.model)) if given is None else (given,)
+            if point in self.scaled:
+                layouts += tuple(scaled_layout(layout, self.model.hp.head_dim) for layout in layouts)
+            elif given is not None and given.unscaled is not None:
+                layouts += (given.unscaled,)
+            self._known[point] = layouts
+        return self._known[point]
+
+    def value(self, call: Call) -> Value:
+        """Measure each layout that fits, and go on with the one that fits best here."""
+        computed = {False: self._computed(call, other=False)}
+        if any(isinstance(source, _Own) for source in call.sources) and call.point in ROTATED:
+            computed[True] = self._computed(call, other=True)
+        site = Site(call.step, call.layer, call.point)
+        best: dict[bool, tuple[float, Array]] = {}
+        for index, layout in enumerate(self.layouts(call.point)):
+            expected = computed.get(layout.reordered, computed[False])
+            read = self._read(site, layout, expected)
+            if read is None:
+                continue
+            error = _error(call.point, read, expected)
+            if error is None:
+                best.setdefault(layout.reordered, (np.inf, read))
+                continue
+            self.errors[call.point][index].append(error)
+            if layout.reordered not in best or error < BETTER * best[layout.reordered][0]:
+                best[layout.reordered] = error, read
+        if not best:
+            return Value(computed[False])
+        if len(best) == 1:
+            return Value(next(iter(best.values()))[1])
+        self._vote(call, best, computed)
+        plain, other = best[False], best[True]
+        reordered = self.reordered if self.votes else other[0] < BETTER * plain[0]
+        return _Own(other[1] if reordered else plain[1], plain[1], other[1])
+
+    def _computed(self, call: Call, *, other: bool) -> Array:
+        """What the call gives on inputs read in the reference's order of dimensions, or in the other one."""
+        if call.point in ROTATED:
+            own: dict[Value, Array] = {s: s.other if other else s.plain for s in call.sources if isinstance(s, _Own)}
+            call = call.with_inputs(own)
+        with np.errstate(all="ignore"):
+            return call.compute(self.arithmetic)
+
+    def _read(self, site: Site, layout: Layout, expected: Array) -> Array | None:
+        """The recorded tensor as the layout has it, NaN in rows that are not recorded; None where it does not fit."""
+        source = Site(site.step, site.layer, layout.source or site.point)
+        if source not in self.trace:
+            return None
+        x = self.trace[source]
+        whole = layout.read(x, expected.shape)
+        if whole is not None:
+            return whole
+        axes = axes_of(site.point, expected.ndim)
+        count, tokens = held(x, layout.read, expected.shape, axes, layout.width), expected.shape[token_axis(axes)]
+        part = None if count is None else layout.read(x, with_rows(expected.shape, axes, count))
+        if count is None or part is None:
+            return None
+        like = np.full(expected.shape, np.nan, np.float32)
+        usually = usual(count, tokens, sum(len(step.tokens) for step in self.trace.steps[: site.step + 1]))
+        made: Array | None = None
+        for which in (usually, *(set(Rows) - {usually})):
+            read, _ = placed(part, like, axes, which)
+            error = _error(site.point, read, expected)
+            if error is not None and not layout.reordered:
+                self.rows[site.point, count > tokens][which].append(error)
+            made = read if made is None else made
+        return made
+
+    def _vote(self, call: Call, best: dict[bool, tuple[float, Array]], computed: dict[bool, Array]) -> None:
+        """Let a result say in which order the dimensions are."""
+        kind, rotation = kind_of(call.point), self.model.rotation
+        errors = {other: error for other, (error, _) in best.items()}
+        if kind is Kind.ROTATION and True not in computed and rotation is not None:
+            # The product was not recorded. Whatever the angles, they leave the norm of each pair as it is.
+            kind = Kind.PRODUCT
+            pairs = _pair_norms(computed[False], rotation.pairing)
+            found = {o: _error("", _pair_norms(x, rotation.pairing), pairs) for o, (_, x) in best.items()}
+            errors = {o: np.inf if e is None else e for o, e in found.items()}
+        if kind in VOTERS and np.isfinite(list(errors.values())).any():
+            self.votes.append(_Vote(kind, errors[False], errors[True]))
+
+    @property
+    def reordered(self) -> bool:
+        """Whether the dimensions of the heads of Q and K are in the other order."""
+        for kind in VOTERS:
+            told = Counter(vote.tells for vote in self.votes if vote.kind is kind and vote.tells is not None)
+            if told[True] != told[False]:
+                return told[True] > told[False]
+        return self._as_named()
+
+    def _as_named(self) -> bool:
+        """What the names of the tensors say: those of Hugging Face's modules have its order, as a rule."""
+        names = self.trace.names
+        theirs = names == "hf" or (isinstance(names, dict) and any("q_proj" in name for name in names))
+        rotation = self.model.rotation
+        return bool(theirs and self.votes and rotation is not None and rotation.pairing == "interleaved")
+
+    def chosen(self) -> dict[str, Layout]:
+        """The layout of each point that is not laid out plainly."""
+        chosen, reordered = {}, self.reordered
+        for point, errors in self.errors.items():
+            layouts = self.layouts(point)
+            middle = {i: median(of) for i, of in errors.items()}
+            settled = point in ROTATED and point not in self.given.layouts
+            ordered = {i: e for i, e in middle.items() if not settled or layouts[i].reordered is reordered}
+            best = _choice(ordered or middle)
+            if best:
+                chosen[point] = layouts[best]
+        return chosen
+
+    def placed_rows(self) -> dict[tuple[str, bool], Rows]:
+        """Where the rows that count lie, by point, where numbers speak clearly against what is usual."""
+        found = {}
+        for key, errors in self.rows.items():
+            first, *others = errors
+            for other in others:
+                if median(errors[other]) <= min(PLAUSIBLE, BETTER * median(errors[first])):
+                    found[key] = other
+        return found
+
+    def agree(self, chosen: dict[str, Layout]) -> bool:
+        """Whether what follows a scaled Q is scaled as well, and K is right: a factor on both is no scale."""
+        points = [p for p in (*QUERIES, *SCORES) if p in self.errors]
+        scaled = [is_scaled(chosen.get(p)) for p in points]
+        if not any(s for p, s in zip(points, scaled, strict=True) if p in QUERIES):
+            return True
+        keys = [self.errors[p] for p in KEYS if p in self.errors]
+        right = all(min(median(e) for e in errors.values()) <= PLAUSIBLE for errors in keys)
+        return right and scaled == sorted(scaled)
+
+    def known(self, call: Call) -> Value | None:
+        """Return the recorded value where only one layout fits its shape: any other choice needs the numbers."""
+        shape = shape_of(call)
+        if shape is None:
+            return None
+        site = Site(call.step, call.layer, call.point)
+        like = np.broadcast_to(np.float32(np.nan), shape)
+        read = [self._read(site, layout, like) for layout in self.layouts(call.point)]
+        fitting = [x for x in read if x is not None]
+        return Value(fitting[0]) if len(fitting) == 1 else None
+
+
+def _pair_norms(x: Array, pairing: str) -> Array:
+    """The norm of each pair of dimensions that a rotation turns together, [token, head, head_dim / 2]."""
+    half = x.shape[-1] // 2
+    a, b = (x[..., 0::2], x[..., 1::2]) if pairing == "interleaved" else (x[..., :half], x[..., half:])
+    with np.errstate(all="ignore"):
+        return np.hypot(a, b)
+
+
+def _error(point: str, read: Array, computed: Array) -> float | None:
+    """The norm of the difference over that of what was computed, where both are known; None where nothing is."""
+    seen: npt.NDArray[np.bool_] = np.isfinite(computed)
+    if point in SCORES:
+        seen &= visible(*computed.shape[-2:])
+    seen &= ~np.isnan(read)
+    if not seen.any():
+        return None
+    c, r = (np.asarray(x[seen], np.float64) for x in (read, computed))
+    if not np.isfinite(c).all():
+        return float("inf")
+    size, difference = float(np.linalg.norm(r)), float(np.linalg.norm(c - r))
+    return difference / size if size else (float("inf") if difference else 0.0)
+
+
+def _choice(middle: dict[int, float]) -> int:
+    """Index of the layout to take: plain (0) unless its shape does not fit, or another one's numbers fit far better."""
+    first = min(middle)
+    best = min(middle, key=lambda index: middle[index])
+    if best != first and middle[best] <= PLAUSIBLE and middle[best] < BETTER * middle[first]:
+        return best
+    return first
