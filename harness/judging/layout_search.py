@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from firstdiff.dumps import Trace
+from firstdiff.dumps import Site, Trace
 from firstdiff.judging.layout_trials import PLAUSIBLE, Trial
 from firstdiff.judging.layouts import QUERIES, SCORES, Alignment, is_scaled, stated
 from firstdiff.judging.needed import Wanted, run
@@ -24,7 +24,7 @@ def aligned(model: Model, trace: Trace) -> Alignment:
 
 
 def align(model: Model, trace: Trace, given: Alignment, wanted: Wanted | None = None) -> Alignment:
-    """Find the layout of every point of a trace, from the first two steps that are recorded; a `given` one stays.
+    """Find the layout of every point of a trace, from the first step that is recorded; a `given` one stays.
 
     With `wanted` it is found from these sites only.
 
@@ -45,7 +45,7 @@ def _tried(
     trial = Trial(F32, trace, model, given, scaled)
     past = missing_past(model, trace)
     first = min((site.step for site in trace), default=0)
-    run(model, trace.steps[: first + 2], trial, _from_step(first, wanted), past=past)
+    run(model, trace.steps[: first + 1], trial, _of_step(first, wanted), past=past)
     chosen = trial.chosen()
     alignment = Alignment(given.layouts | chosen, trial.placed_rows())
     found = [point for point, layout in chosen.items() if is_scaled(layout)]
@@ -54,11 +54,12 @@ def _tried(
     if not trial.agree(chosen):
         return None
     whole = Trial(F32, trace, model, alignment, ())
-    run(model, trace.steps, whole, wanted, past=past)
+    every = None if wanted is None else lambda site: wanted(Site(first, site.layer, site.point))  # at every step
+    run(model, trace.steps, whole, every, past=past)
     unscaled = [error for point in found for error in whole.errors[point][1]]
     return None if min(unscaled) <= PLAUSIBLE else alignment
 
 
-def _from_step(first: int, wanted: Wanted | None) -> Wanted:
-    """The wanted sites from a step on."""
-    return lambda site: site.step >= first and (wanted is None or wanted(site))
+def _of_step(first: int, wanted: Wanted | None) -> Wanted:
+    """The wanted sites of a step."""
+    return lambda site: site.step == first and (wanted is None or wanted(site))
