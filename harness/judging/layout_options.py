@@ -20,7 +20,8 @@ def candidates(point: str, model: Model) -> Iterator[Layout]:
     elif "query" in axes:
         yield Layout("[query, head, key]", moved(1, 0, 2))
         yield Layout("[key, query, head]", moved(2, 1, 0))
-        yield Layout("padded to more keys than there are", padded)
+        for says, order in (("", (0, 1, 2)), ("[query, head, key], ", (1, 0, 2)), ("[key, query, head], ", (2, 1, 0))):
+            yield Layout(f"{says}padded to more keys than there are", padded(order))
     else:
         yield Layout("[feature, token]", merged_last)
     if point in ("ffn_gate", "ffn_up"):

@@ -85,6 +85,7 @@ class Trial(Judging):
     rows: dict[tuple[str, bool], dict[Rows, list[float]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
+    fitting: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # by shape, also without numbers
     votes: list[_Vote] = field(default_factory=list)
     _known: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
 
@@ -112,6 +113,7 @@ class Trial(Judging):
             read = self._read(site, layout, expected)
             if read is None:
                 continue
+            self.fitting[call.point].append(index)
             error = _error(call.point, read, expected)
             if error is None:
                 best.setdefault(layout.reordered, (np.inf, read))
@@ -152,14 +154,18 @@ class Trial(Judging):
             return None
         like = np.full(expected.shape, np.nan, np.float32)
         usually = usual(count, tokens, sum(len(step.tokens) for step in self.trace.steps[: site.step + 1]))
-        made: Array | None = None
+        best: tuple[float, Array] | None = None
+        told = self.rows[site.point, count > tokens]
+        told.setdefault(usually, [])  # it stands first
         for which in (usually, *(set(Rows) - {usually})):
             read, _ = placed(part, like, axes, which)
             error = _error(site.point, read, expected)
-            if error is not None and not layout.reordered:
-                self.rows[site.point, count > tokens][which].append(error)
-            made = read if made is None else made
-        return made
+            if error is not None and not layout.reordered and layout.unscaled is None:
+                told[which].append(error)
+            error = np.inf if error is None else error
+            if best is None or error < BETTER * best[0]:
+                best = error, read
+        return None if best is None else best[1]
 
     def _vote(self, call: Call, best: dict[bool, tuple[float, Array]], computed: dict[bool, Array]) -> None:
         """Let a result say in which order the dimensions are."""
@@ -193,9 +199,10 @@ class Trial(Judging):
     def chosen(self) -> dict[str, Layout]:
         """The layout of each point that is not laid out plainly."""
         chosen, reordered = {}, self.reordered
-        for point, errors in self.errors.items():
+        for point, fitting in self.fitting.items():
             layouts = self.layouts(point)
-            middle = {i: median(of) for i, of in errors.items()}
+            middle = {i: median(of) for i, of in self.errors.get(point, {}).items()}
+            middle = middle or dict.fromkeys(sorted(set(fitting)), np.inf)
             settled = point in ROTATED and point not in self.given.layouts
             ordered = {i: e for i, e in middle.items() if not settled or layouts[i].reordered is reordered}
             best = _choice(ordered or middle)
@@ -205,13 +212,14 @@ class Trial(Judging):
 
     def placed_rows(self) -> dict[tuple[str, bool], Rows]:
         """Where the rows that count lie, by point, where numbers speak clearly against what is usual."""
-        found = {}
+        found: dict[tuple[str, bool], Rows] = {}
+        told: dict[bool, Counter[Rows]] = {False: Counter(), True: Counter()}
         for key, errors in self.rows.items():
-            first, *others = errors
-            for other in others:
-                if median(errors[other]) <= min(PLAUSIBLE, BETTER * median(errors[first])):
-                    found[key] = other
-        return found
+            first, *others = ((which, median(of) if of else np.inf) for which, of in errors.items())
+            found |= {key: which for which, error in others if error <= min(PLAUSIBLE, BETTER * first[1])}
+            if key in found or first[1] <= PLAUSIBLE:
+                told[key[1]][found.get(key, first[0])] += 1
+        return found | {("", more): count.most_common(1)[0][0] for more, count in told.items() if count}
 
     def agree(self, chosen: dict[str, Layout]) -> bool:
         """Whether what follows a scaled Q is scaled as well, and K is right: a factor on both is no scale."""

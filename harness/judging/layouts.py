@@ -68,8 +68,8 @@ class Alignment:
     layouts
         The layout of each point that is not laid out plainly.
     rows
-        Where the rows that count lie, by point and by whether there are more rows than tokens. Where nothing is said
-        it is as :func:`firstdiff.judging.rows.usual` says.
+        Where the rows that count lie, by point and by whether there are more rows than tokens; for any point under "".
+        Where nothing is said it is as :func:`firstdiff.judging.rows.usual` says.
     """
 
     layouts: dict[str, Layout] = field(default_factory=dict)
@@ -121,7 +121,8 @@ class Alignment:
 
     def _which(self, trace: Trace, site: Site, rows: int, tokens: int) -> Rows:
         so_far = sum(len(step.tokens) for step in trace.steps[: site.step + 1])
-        return self.rows.get((site.point, rows > tokens)) or usual(rows, tokens, so_far)
+        known = self.rows.get((site.point, rows > tokens)) or self.rows.get(("", rows > tokens))
+        return known or usual(rows, tokens, so_far)
 
     def there(self, trace: Trace, site: Site, shape: Shape, index: tuple[int, ...]) -> tuple[int, ...] | None:
         """Where an element of a site's tensor lies in what the candidate recorded; None where that is the same place.
@@ -173,9 +174,9 @@ def unfit(site: Site, recorded: Shape, expected: Shape) -> str:
     axes = axes_of(site.point, len(expected))
     says = f"recorded shape {list(recorded)}, expected {list(expected)}"
     squeezed = [n for n in recorded if n != 1]
-    keys = axes[-1:] == ("key",) and len(squeezed) > 0 and recorded[-1] < expected[-1]
-    if keys:
-        return f"{says}: {recorded[-1]} keys where {expected[-1]} positions are in the cache"
+    if axes[-1:] == ("key",) and squeezed and recorded[-1] < expected[-1]:
+        keys = f"1 key where {expected[-1]}" if recorded[-1] == 1 else f"{recorded[-1]} keys where {expected[-1]}"
+        return f"{says}: {keys} positions are in the cache"
     return says
 
 

@@ -57,14 +57,14 @@ def run(model: Model, steps: Sequence[Step], probe: Judging, wanted: Wanted | No
         return
     awaited = outline(model, steps, past=past)
     calls = [a.call for a in awaited]
-    todo = [c for c in calls if c.point and wanted(Site(c.step, c.layer, c.point))]
+    todo = [c for c in calls if c.point and c.step >= 0 and wanted(Site(c.step, c.layer, c.point))]
     needed = set(todo)
     values: dict[Value, Value] = {}
     while todo:
         for source in sources(todo.pop()):
             if source.call in needed or source in values:
                 continue
-            known = probe.known(source.call) if source.call.point else None
+            known = probe.known(source.call) if source.call.point and source.call.step >= 0 else None
             if known is None:
                 needed.add(source.call)
                 todo.append(source.call)

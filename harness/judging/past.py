@@ -31,3 +31,14 @@ def _keys(shape: tuple[int, ...], heads: int) -> int:
     if heads in rest:
         rest.remove(heads)
     return max(rest, default=0)
+
+
+def begins_told(past: int) -> tuple[str, ...]:
+    """Say that a trace begins in the middle, and what cannot be judged for that."""
+    if not past:
+        return ()
+    cached = "1 token was" if past == 1 else f"{past:,} tokens were"
+    return (
+        f"the dump begins at position {past:,}, when {cached} cached already: attention is judged only where the dump "
+        "holds the cache (k_cache and v_cache), and no other engine is run beside it",
+    )

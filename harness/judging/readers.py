@@ -80,12 +80,19 @@ def repeated(inner: Read, heads: int) -> Read:
     return read
 
 
-def padded(x: Array, shape: Shape) -> Array | None:
-    """More keys than exist."""
-    while x.ndim > len(shape) and x.shape[0] == 1:
-        x = x[0]
-    fits = x.ndim == len(shape) and x.shape[:-1] == shape[:-1] and x.shape[-1] > shape[-1]
-    return x[..., : shape[-1]] if fits else None
+def padded(axes: tuple[int, ...]) -> Read:
+    """Scores of more keys than exist; recorded axis `axes[i]` is the reference's axis i."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        while x.ndim > len(shape) and x.shape[0] == 1:
+            x = x[0]
+        if x.ndim != len(axes):
+            return None
+        y = x.transpose(axes)
+        fits = y.shape[:-1] == shape[:-1] and y.shape[-1] > shape[-1]
+        return y[..., : shape[-1]] if fits else None
+
+    return read
 
 
 def wider(x: Array, shape: Shape) -> Array | None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from firstdiff.dumps import Trace
 from firstdiff.engines.llamacpp import LlamaCpp
+from firstdiff.judging.past import missing_past
 from firstdiff.model.engine import Model, StepLike
 from firstdiff.preflight.model import NOT_RECORDED, check_model
 from firstdiff.preflight.positions import check_positions
@@ -80,7 +81,7 @@ def preflight(
     weights = weights_of(model, trace)
     return {
         "tokens": tokens,
-        "positions": check_positions(trace.steps).sentence,
+        "positions": check_positions(trace.steps, missing_past(model, trace)).sentence,
         "weights": NOT_RECORDED if weights is None else weights.sentence,
         "model": check_model(model, trace, sha256=sha256).sentence,
     }

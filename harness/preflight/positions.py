@@ -64,9 +64,9 @@ class PositionCheck:
         return {"agrees": self.agrees, "says": self.sentence, "misplaced": [asdict(m) for m in self.misplaced]}
 
 
-def check_positions(steps: Sequence[StepLike]) -> PositionCheck:
-    """Compare the positions of each step with the number of tokens that went before."""
-    misplaced, cached = [], 0
+def check_positions(steps: Sequence[StepLike], past: int = 0) -> PositionCheck:
+    """Compare the positions of each step with the number of tokens that went before, `past` of them before all steps."""
+    misplaced, cached = [], past
     for index, step in enumerate(steps):
         positions = [int(p) for p in step.positions]
         wrong = next((i for i, p in enumerate(positions) if p != cached + i), None)

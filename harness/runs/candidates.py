@@ -11,6 +11,7 @@ from firstdiff.dumps import Trace, open_trace
 from firstdiff.engines.llamacpp import version
 from firstdiff.engines.user_engine import Engine, EngineTrace, engine_trace
 from firstdiff.errors import CaptureError, UsageError
+from firstdiff.judging.past import missing_past
 from firstdiff.runs.admission import Admitted, admitted
 from firstdiff.runs.judge import Judged, judge
 from firstdiff.runs.prompt import Input, tokens_of, vocabulary_of
@@ -79,6 +80,9 @@ def _beside_llama(run: Run, subjects: Sequence[Admitted]) -> list[Judged]:
     seen: dict[tuple[tuple[int, ...], ...], Admitted] = {}
     done = []
     for subject in subjects:
+        if missing_past(run.model, subject.trace):  # what went before is not known, so that nobody can run it
+            done.append(Judged(subject.trace, judge(run, subject)))
+            continue
         steps = tuple(step.tokens for step in subject.trace.steps)
         if steps not in seen:
             run.progress.say("recording llama.cpp")

@@ -16,6 +16,7 @@ from firstdiff.judging.drift import Drift, between
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.logits import last_logits, logits_against
 from firstdiff.judging.partial import padding
+from firstdiff.judging.past import begins_told, missing_past
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
 from firstdiff.runs.admission import Admitted, admitted
@@ -89,6 +90,7 @@ def judge(
         model, trace, done.found, done.alignment, sites, failures=failures, table=run.table, progress=run.progress.say
     )
     padded, wins = padding(trace, model.hp.n_vocab)
+    begins = begins_told(missing_past(model, trace))
     return Verdict(
         candidate=engine_name(trace),
         against=beside.against,
@@ -100,7 +102,13 @@ def judge(
         layouts=done.alignment.described(),
         witness=beside.witness,
         preflight=candidate.preflight | ({} if wins is None else {"vocabulary": wins}),
-        notes=(*candidate.notes, *padded, *done.notes, *(f"witness: {n}" for n in (witness.notes if witness else ()))),
+        notes=(
+            *candidate.notes,
+            *begins,
+            *padded,
+            *done.notes,
+            *(f"witness: {n}" for n in (witness.notes if witness else ())),
+        ),
         pieces=candidate.pieces or (witness.pieces if witness else ()),
         explanations=explanations,
         counter_check=counter_check,
@@ -119,7 +127,9 @@ def described(model: Model) -> dict[str, object]:
 
 
 def _reference(run: Run, trace: Trace, alignment: Alignment) -> _Beside:
-    """Run the reference freely beside the candidate."""
+    """Run the reference freely beside the candidate, where all tokens are known."""
+    if missing_past(run.model, trace):
+        return _Beside("reference:f32", {}, [])
     run.progress.say("running the reference")
     drift = Drift(F32, trace, alignment)
     drift.watch = run.progress.layers(run.model.hp.n_layer)
