@@ -82,7 +82,7 @@ class Trial(Judging):
     given: Alignment
     scaled: tuple[str, ...]  # points that may be
     errors: dict[str, dict[int, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    rows: dict[tuple[str, bool], dict[Rows, list[float]]] = field(
+    rows: dict[tuple[str, int], dict[Rows, list[float]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
     fitting: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # by shape, also without numbers
@@ -155,8 +155,7 @@ class Trial(Judging):
         like = np.full(expected.shape, np.nan, np.float32)
         usually = usual(count, tokens, sum(len(step.tokens) for step in self.trace.steps[: site.step + 1]))
         best: tuple[float, Array] | None = None
-        told = self.rows[site.point, count > tokens]
-        told.setdefault(usually, [])  # it stands first
+        told = self.rows[site.point, count]
         for which in (usually, *(set(Rows) - {usually})):
             read, _ = placed(part, like, axes, which)
             error = _error(site.point, read, expected)
@@ -210,16 +209,20 @@ class Trial(Judging):
                 chosen[point] = layouts[best]
         return chosen
 
-    def placed_rows(self) -> dict[tuple[str, bool], Rows]:
-        """Where the rows that count lie, by point, where numbers speak clearly against what is usual."""
-        found: dict[tuple[str, bool], Rows] = {}
-        told: dict[bool, Counter[Rows]] = {False: Counter(), True: Counter()}
-        for key, errors in self.rows.items():
-            first, *others = ((which, median(of) if of else np.inf) for which, of in errors.items())
-            found |= {key: which for which, error in others if error <= min(PLAUSIBLE, BETTER * first[1])}
-            if key in found or first[1] <= PLAUSIBLE:
-                told[key[1]][found.get(key, first[0])] += 1
-        return found | {("", more): count.most_common(1)[0][0] for more, count in told.items() if count}
+    def placed_rows(self) -> dict[tuple[str, int], Rows]:
+        """Where rows lie, by point and number of rows, where numbers speak clearly; and for any point under "".
+
+        Only an operation whose result is known for all rows tells: what works row by row agrees with itself anywhere.
+        """
+        found: dict[tuple[str, int], Rows] = {}
+        told: dict[int, Counter[Rows]] = defaultdict(Counter)
+        for (point, count), errors in self.rows.items():
+            if len(errors) == len(Rows) and all(errors.values()):
+                error, which = min((median(of), which) for which, of in errors.items())
+                if error <= min(PLAUSIBLE, BETTER * max(map(median, errors.values()))):
+                    found[point, count] = which
+                    told[count][which] += 1
+        return found | {("", count): votes.most_common(1)[0][0] for count, votes in told.items()}
 
     def agree(self, chosen: dict[str, Layout]) -> bool:
         """Whether what follows a scaled Q is scaled as well, and K is right: a factor on both is no scale."""

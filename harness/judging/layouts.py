@@ -68,12 +68,12 @@ class Alignment:
     layouts
         The layout of each point that is not laid out plainly.
     rows
-        Where the rows that count lie, by point and by whether there are more rows than tokens; for any point under "".
+        Where the rows that count lie, by point and number of rows; for any point under "".
         Where nothing is said it is as :func:`firstdiff.judging.rows.usual` says.
     """
 
     layouts: dict[str, Layout] = field(default_factory=dict)
-    rows: dict[tuple[str, bool], Rows] = field(default_factory=dict)
+    rows: dict[tuple[str, int], Rows] = field(default_factory=dict)
 
     def read(self, trace: Trace, site: Site, like: Array) -> tuple[Array | None, str | None]:
         """A site's tensor laid out as `like`; or None, with the reason if it is recorded and does not fit.
@@ -121,7 +121,7 @@ class Alignment:
 
     def _which(self, trace: Trace, site: Site, rows: int, tokens: int) -> Rows:
         so_far = sum(len(step.tokens) for step in trace.steps[: site.step + 1])
-        known = self.rows.get((site.point, rows > tokens)) or self.rows.get(("", rows > tokens))
+        known = self.rows.get((site.point, rows)) or self.rows.get(("", rows))
         return known or usual(rows, tokens, so_far)
 
     def there(self, trace: Trace, site: Site, shape: Shape, index: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -38,7 +38,8 @@ def begins_told(past: int) -> tuple[str, ...]:
     if not past:
         return ()
     cached = "1 token was" if past == 1 else f"{past:,} tokens were"
-    return (
+    told = (
         f"the dump begins at position {past:,}, when {cached} cached already: attention is judged only where the dump "
-        "holds the cache (k_cache and v_cache), and no other engine is run beside it",
+        "holds the cache (k_cache and v_cache), and no other engine is run beside it"
     )
+    return (told,)

@@ -65,7 +65,7 @@ class PositionCheck:
 
 
 def check_positions(steps: Sequence[StepLike], past: int = 0) -> PositionCheck:
-    """Compare the positions of each step with the number of tokens that went before, `past` of them before all steps."""
+    """Compare the positions of each step with the number of tokens before it, `past` of them before all steps."""
     misplaced, cached = [], past
     for index, step in enumerate(steps):
         positions = [int(p) for p in step.positions]

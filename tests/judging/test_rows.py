@@ -15,7 +15,7 @@ from builders.hypotheses import plant
 from builders.judging import judge, with_status
 from builders.models import synthetic
 from builders.relaid import LAYOUTS, SCORES, relaid
-from firstdiff.dumps import Site, Step, Trace
+from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import axes_of, token_axis
 from firstdiff.judging.readers import plain
 from firstdiff.judging.rows import Rows, held, placed, usual
