@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_op
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, telling, with_op
 from firstdiff.hypotheses.where import APPENDS
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import append
@@ -15,7 +15,7 @@ from firstdiff.model.probe import Call
 
 def _stale(call: Call, _scene: Scene, values: Values) -> Call | None:
     past, new = call.argument("past"), call.argument("new")
-    if past is None:
+    if past is None or (values["row"] != "zeros" and not telling(past[-1:])):
         return None
     row = np.zeros_like(new) if values["row"] == "zeros" else np.repeat(past[-1:], len(new), 0)
     return call.with_arguments(new=row)

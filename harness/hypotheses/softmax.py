@@ -20,6 +20,8 @@ BLIND = ("uniform over all keys", "zeros", "uniform over the right keys")
 SOUGHT = 64
 """Keys up to which every window is tried; of more, the powers of two."""
 
+SMALLEST = 1e-30  # of probabilities that float32 holds to all its digits
+
 PADDED = 256  # llama.cpp pads the keys of plain attention to a multiple of it
 
 
@@ -31,6 +33,20 @@ def _scales(call: Call, scene: Scene) -> Iterator[float]:
     hp, heads = scene.model.hp, len(call.argument("kq"))
     yield from (1 / hp.head_dim, hp.n_embd**-0.5, max(1, hp.n_embd // heads) ** -0.5)
     yield from ((2 * hp.head_dim) ** -0.5, (hp.head_dim / 2) ** -0.5, hp.head_dim**0.5, 0.125)
+
+
+def _scale_starts(call: Call, scene: Scene, observed: Array) -> Iterator[float]:
+    """The listed ones, and the slope of log-probabilities over scores."""
+    yield from _scales(call, scene)
+    kq, p = np.asarray(call.argument("kq"), np.float64), np.asarray(observed, np.float64)
+    known = p > SMALLEST
+    count = np.maximum(known.sum(-1, keepdims=True), 1)
+    z, y = (
+        np.where(known, x - np.where(known, x, 0.0).sum(-1, keepdims=True) / count, 0.0)
+        for x in (kq, np.log(np.maximum(p, SMALLEST)))
+    )
+    if power := float((z * z).sum()):
+        yield float((z * y).sum()) / power
 
 
 def _named_scales(call: Call, _scene: Scene) -> Iterator[float]:
@@ -179,7 +195,7 @@ TABLE = (
         "scores multiplied by another factor than 1 / sqrt(head_dim)",
         "multiply scores by 1 / sqrt(head_dim)",
         _scale,
-        Numbers(_scale, "scale", _scales, without=_named_scales),
+        Numbers(_scale, "scale", _scales, starts=_scale_starts, without=_named_scales),
         "scores multiplied by {scale:.6g} in place of 1 / sqrt(head_dim)",
         stage=4,
         source="antonellof/ferrox#40",

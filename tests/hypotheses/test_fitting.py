@@ -62,6 +62,46 @@ def test_a_fitted_number_is_stated_as_it_was_planted(
     assert explained(small, bug, dtype, **{name: value}).attributes == {name: value}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bug", "name", "value"),
+    [
+        ("norm-eps", "eps", 1.0),
+        ("norm-eps", "eps", 250.0),
+        ("norm-eps", "eps", 0.0),
+        ("rope-base", "base", 1.5),
+        ("rope-base", "base", 1e15),
+        ("rope-scale", "factor", 1.0005),  # near to the right one
+        ("rope-scale", "factor", -3.25),
+        ("rope-offset", "offset", 300),
+        ("branch-scale", "factor", -1.0),
+        ("branch-scale", "factor", 1234.0),
+        ("branch-scale", "factor", 0.01),
+        ("residual-scale", "factor", -0.75),
+        ("scale-wrong", "scale", -3.0),
+        ("softcap-added", "cap", 0.02),
+        ("sink-added", "sink", -2.5),
+        ("logit-scale", "factor", 4096.0),
+        ("rope-yarn-magnitude", "magnitude", 0.01),
+    ],
+)
+def test_a_fit_has_no_ends(small: Model, bug: str, name: str, value: float) -> None:
+    assert explained(small, bug, np.float32, **{name: value}).attributes == {name: value}
+
+
+def test_a_number_too_small_to_show_is_called_that(small: Model) -> None:
+    found = explained(small, "norm-eps", np.float32, eps=1e-13)
+    assert found.attributes == {"eps": 0.0}
+    assert found.says == "no epsilon, or one too small to show here"
+
+
+def test_angles_that_are_doubled_have_three_readings(small: Model) -> None:
+    found = explained(small, "rope-twice", np.float32)
+    equal = {of.hypothesis: of.says for of in found.equals}
+    assert equal == {"rope-scale": "all angles multiplied by 2", "position-scale": "positions multiplied by 2"}
+    assert found.separate == "they give the same numbers here: look which of them your code does"
+
+
 def test_an_epsilon_of_one_digit_is_stated_in_one(small: Model) -> None:
     assert explained(small, "norm-eps", np.float32, eps=1e-6).attributes == {"eps": 1e-6}
 
