@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from firstdiff.hypotheses import (
     any_point,
     attention,
+    attention_kernels,
     embedding_and_logits,
     feed_forward,
     kv_cache,
     norms,
     residuals,
     rope,
+    row_kernels,
     softmax,
     weight_order,
     weights,
@@ -34,6 +36,8 @@ TABLE: dict[str, Hypothesis] = {
         kv_cache,
         residuals,
         feed_forward,
+        attention_kernels,
+        row_kernels,
         any_point,
     )
     for h in family.TABLE
