@@ -64,6 +64,37 @@ def _other_ids(call: Call, scene: Scene, values: Values) -> Call | None:
     return call.with_arguments(tokens=moved) if all(0 <= token < n_vocab for token in moved) else None
 
 
+def _shifts(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
+    """By one place, and by as many as bring the first row to where it was observed."""
+    yield from ({"by": by} for by in (1, -1))
+    if observed is not None and len(observed) > 1:
+        by = _nearest(observed, call.compute(scene.arithmetic)[0])
+        if by not in (None, 0, 1, len(observed) - 1):
+            yield {"by": by}
+
+
+def _offsets(call: Call, _scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
+    """Usual ones, and the one that brings the first token to the row that was observed."""
+    usual = (1, -1, 2, -2, 3, -3, 256, -256)
+    yield from ({"offset": offset} for offset in usual)
+    if observed is None:
+        return
+    weight, first = call.argument("weight"), call.argument("tokens")[0]
+    best = [(start, _nearest(weight.rows(start, stop), observed[0])) for start, stop in weight.chunks()]
+    rows = np.array([start + at for start, at in best if at is not None], np.int64)
+    if len(rows):
+        offset = int(rows[_nearest(weight.gather(rows), observed[0]) or 0]) - int(first)
+        if offset not in (0, *usual):
+            yield {"offset": offset}
+
+
+def _nearest(rows: Array, row: Array) -> int | None:
+    """Which of some rows [n, features] is nearest to one; None where that holds no number."""
+    with np.errstate(all="ignore"):
+        apart = np.abs(rows - row).sum(-1)
+    return int(np.nanargmin(apart)) if np.isfinite(apart).any() else None
+
+
 FLOATS = {"f16": 2, "f32": 4, "bf16": 2}
 """Bytes of the numbers that a lookup may take a row for."""
 
@@ -134,7 +165,7 @@ TABLE = (
         "each token's row in a neighbour's place",
         "take row ids[t] for token t",
         _shifted,
-        lambda _call, _scene, _observed: ({"by": by} for by in (1, -1)),
+        _shifts,
         "each token's row {by:+d} places further on",
         stage=4,
     ),
@@ -144,7 +175,7 @@ TABLE = (
         "the rows of ids that are off by a constant",
         "take row ids[t] for token t, counted from 0",
         _other_ids,
-        lambda _call, _scene, _observed: ({"offset": offset} for offset in (1, -1, 2, -2, 3, -3, 256, -256)),
+        _offsets,
         "the rows of ids that are off by {offset:+d}",
         stage=4,
     ),

@@ -115,6 +115,25 @@ def with_factors(call: Call, _scene: Scene, values: Values) -> Call | None:
     return call.with_arguments(factors=Weight(name, kind, table.shape, np.empty(0, np.uint8), dense=table))
 
 
+def factor_values(_call: Call, _scene: Scene) -> Iterator[float]:
+    """None at all, and those of Llama 3.1 and 3.2."""
+    yield from (1.0, 8.0, 32.0)
+
+
+def factor_starts(call: Call, scene: Scene, observed: Array) -> Iterator[float]:
+    """What the slowest pair's angles are divided by."""
+    yield from factor_values(call, scene)
+    fitted, _, right = _fitted(call, observed)
+    if fitted[-1] > 0 and np.isfinite(right[-1] / fitted[-1]):
+        yield float(right[-1] / fitted[-1])
+
+
+def no_factors(call: Call, _scene: Scene) -> Iterator[float]:
+    """What is no fault of a file without factors."""
+    if call.argument("factors") is None:
+        yield 1.0
+
+
 def llama_3_factors(head_dim: int, *, base: float, factor: float) -> npt.NDArray[np.float32]:
     """What Llama 3.1 divides each pair's angles by, float32 [head_dim / 2]."""
     wavelength = 2 * np.pi / frequencies(head_dim, base=base)

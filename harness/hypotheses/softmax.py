@@ -120,11 +120,25 @@ def _padding(call: Call, _scene: Scene, values: Values) -> Call | None:
     return with_op(call, _softmax, padding=values["keys"])
 
 
-def _paddings(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, int]]:
+def _paddings(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
+    """What engines pad keys to a multiple of, and the number that was observed."""
     keys = call.argument("kq").shape[-1]
-    for multiple in (PADDED, 128, 64, 32):
-        if extra := -keys % multiple:
-            yield {"keys": extra}
+    padded = [extra for multiple in (PADDED, 128, 64, 32) if (extra := -keys % multiple)]
+    if observed is not None and scene.later is None and (seen := _padding_seen(call, observed)) > 0:
+        padded.insert(0, seen)
+    yield from ({"keys": extra} for extra in dict.fromkeys(padded))
+
+
+def _padding_seen(call: Call, observed: Array) -> int:
+    """How many terms of exp(0) the denominators have too many: each row tells, the one of low scores best."""
+    z = np.asarray(call.argument("kq"), np.float64) * call.argument("scale")
+    z[:, ~visible(z.shape[-2], z.shape[-1])] = -np.inf
+    with np.errstate(all="ignore"):
+        terms = np.exp(z)
+        total, left = terms.sum(-1), np.asarray(observed, np.float64).sum(-1)
+        row = np.unravel_index(int(np.argmin(np.where(left > 0, total, np.inf))), total.shape)
+        seen = float(total[row] / left[row] - total[row])
+    return round(seen) if 0 < seen < 1e9 else 0  # noqa: PLR2004 - what an int holds, and no context does
 
 
 def _axis(call: Call, _scene: Scene, values: Values) -> Call | None:
@@ -162,13 +176,25 @@ def _blind(kq: Array, *, scale: float, offset: int, blind: str, arithmetic: Arit
     return p
 
 
-def _mask_offsets(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, Any]]:
+def _mask_offsets(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, Any]]:
     queries, keys = call.argument("kq").shape[-2:]
-    for offset in (1, -1, 2):
+    offsets = [1, -1, 2]
+    if observed is not None and scene.later is None and (seen := _offset_seen(observed)):
+        offsets = [*dict.fromkeys((seen, *offsets))]
+    for offset in offsets:
         if offset < queries - 1 or offset == 1:
             yield {"offset": offset}
         if keys - queries + offset < 0:  # masks of a large negative number make such rows uniform, others zeros
             yield from ({"offset": offset, "blind": blind} for blind in BLIND)
+
+
+def _offset_seen(observed: Array) -> int:
+    """How many keys after its own a query sees, at most of all that do not see the last one; 0 where none does."""
+    shown = np.asarray((observed > 0).any(0))  # [T, S]
+    queries, keys = shown.shape
+    last = keys - 1 - shown[:, ::-1].argmax(-1)
+    clear = shown.any(-1) & (last < keys - 1)
+    return int((last - np.arange(keys - queries, keys))[clear].max()) if clear.any() else 0
 
 
 TABLE = (

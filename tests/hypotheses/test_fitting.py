@@ -26,11 +26,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return open_model(synthetic(tmp_path_factory.mktemp("fitting"), n_layer=2))
 
 
-def explained(model: Model, bug: str, dtype: type[np.floating], **values: float) -> Explanation:
+def explained(model: Model, bug: str, dtype: type[np.floating], *, decode: int = 0, **values: float) -> Explanation:
     """The one explanation of a fault with such values, in a dump of a dtype."""
     layer = None if TABLE[bug].outside_layers else 1
     writer = MemoryWriter()
-    record_planted(model, PROMPT, writer, arithmetic=F64, planted=[Planted(TABLE[bug], layer, values)])
+    planted = [Planted(TABLE[bug], layer, values)]
+    record_planted(model, PROMPT, writer, arithmetic=F64, decode=decode, planted=planted)
     tensors = {site: x.astype(dtype) for site, x in writer.tensors.items()}
     trace = Trace.from_arrays(writer.steps, tensors, engine={"name": "planted", "arithmetic": "f32"}, model={})
     (explanation,) = judge(model, trace).explanations
@@ -87,6 +88,26 @@ def test_a_fitted_number_is_stated_as_it_was_planted(
 )
 def test_a_fit_has_no_ends(small: Model, bug: str, name: str, value: float) -> None:
     assert explained(small, bug, np.float32, **{name: value}).attributes == {name: value}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bug", "values"),
+    [
+        ("mask-offset", {"offset": -5}),
+        ("mask-offset", {"offset": 7}),
+        ("cache-padding", {"keys": 1000}),
+        ("cache-slot", {"slot": 3}),
+        ("token-offset", {"offset": 77}),
+        ("token-shifted", {"by": 9}),
+        ("rope-factors", {"factor": 5.5}),
+        ("rope-partial", {"dims": 10, "over": 32}),
+        ("weight-row-offset", {"by": -17}),
+    ],
+)
+def test_a_whole_number_is_sought_where_it_was_observed(small: Model, bug: str, values: dict[str, float]) -> None:
+    decode = 1 if bug == "cache-slot" else 0
+    assert explained(small, bug, np.float32, decode=decode, **values).attributes == values
 
 
 def test_a_number_too_small_to_show_is_called_that(small: Model) -> None:
