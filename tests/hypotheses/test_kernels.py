@@ -86,3 +86,16 @@ def test_a_branch_that_is_lost_in_decode_is_one_fault(small: Model) -> None:
     (found,) = judge(small, writer.trace(arithmetic="f32")).explanations
     assert found.hypothesis == "output-zero"
     assert found.extent == "ffn_swiglu at every layer in steps of one token"
+
+
+def test_positions_that_jump_in_the_middle_of_a_run_are_one_fault(small: Model) -> None:
+    """Each step by itself would have all angles by a factor of its own."""
+    off = TABLE["rope-offset"]
+    jump = replace(off, change=lambda call, *rest: off.change(call, *rest) if call.step else None)
+    writer = MemoryWriter()
+    planted = [Planted(jump, 1, {"offset": 7})]
+    record_planted(small, PROMPT, writer, arithmetic=F64, decode=3, planted=planted)
+    (found,) = judge(small, writer.trace(arithmetic="f32")).explanations
+    assert (found.hypothesis, found.attributes) == ("rope-offset", {"offset": 7})
+    assert found.extent == "Qcur_rope and Kcur_rope at layer 1 in steps of one token"
+    assert found.equals == ()
