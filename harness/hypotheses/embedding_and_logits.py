@@ -77,13 +77,13 @@ def _offsets(call: Call, _scene: Scene, observed: Array | None) -> Iterator[dict
     """Usual ones, and the one that brings the first token to the row that was observed."""
     usual = (1, -1, 2, -2, 3, -3, 256, -256)
     yield from ({"offset": offset} for offset in usual)
-    if observed is None:
-        return
-    weight, first = call.argument("weight"), call.argument("tokens")[0]
+    weight, tokens = call.argument("weight"), call.argument("tokens")
+    if observed is None or len(set(tokens)) == 1:
+        return  # any other row is some offset of a single id
     best = [(start, _nearest(weight.rows(start, stop), observed[0])) for start, stop in weight.chunks()]
     rows = np.array([start + at for start, at in best if at is not None], np.int64)
     if len(rows):
-        offset = int(rows[_nearest(weight.gather(rows), observed[0]) or 0]) - int(first)
+        offset = int(rows[_nearest(weight.gather(rows), observed[0]) or 0]) - int(tokens[0])
         if offset not in (0, *usual):
             yield {"offset": offset}
 
