@@ -49,8 +49,8 @@ def _logit_scale(call: Call, _scene: Scene, values: Values) -> Call:
     return with_op(call, _times(call.op, values["factor"]))
 
 
-def _logit_cap(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_op(call, _capped(call.op, values["cap"]))
+def _logit_cap(call: Call, _scene: Scene, values: Values) -> Call | None:
+    return with_op(call, _capped(call.op, values["cap"])) if values["cap"] > 0 else None
 
 
 def _shifted(call: Call, _scene: Scene, values: Values) -> Call | None:

@@ -26,9 +26,9 @@ LLAMA_3 = {"factor": 8.0, "low": 1.0, "high": 4.0, "context": 8192.0}
 """Llama 3.1's scaling of frequencies; 3.2 has a factor of 32 (transformers' ``_compute_llama3_parameters``)."""
 
 
-def with_base(call: Call, _scene: Scene, values: Values) -> Call:
+def with_base(call: Call, _scene: Scene, values: Values) -> Call | None:
     """The rotation with another base."""
-    return call.with_arguments(base=values["base"])
+    return call.with_arguments(base=values["base"]) if values["base"] > 0 else None
 
 
 def bases(call: Call, _scene: Scene) -> Iterator[float]:

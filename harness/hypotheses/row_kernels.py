@@ -104,6 +104,8 @@ def _told_view(values: Values) -> str:
 
 # Products
 
+ALIKE = 0.02  # of the largest number: one number stored in bf16, and once more with a bias added
+
 
 def _halved(call: Call, _scene: Scene, values: Values) -> Call | None:
     weight, block = call.argument("weight"), values["block"]
@@ -151,11 +153,12 @@ def _repeated(call: Call, _scene: Scene, values: Values) -> Call | None:
 
 
 def _repeats(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, Any]]:
+    """All that leave equal numbers in what was observed; where that is not seen, the usual ones."""
     outputs, bias = call.argument("weight").shape[0], call.argument("bias")
     alike = None
     if observed is not None and scene.later is None:
         alike = observed.reshape(len(observed), outputs).astype(np.float64) - (0.0 if bias is None else bias.values())
-    for rows in dict.fromkeys((2, 4, 8, 16, 32, 64, outputs)):
+    for rows in (2, 4, 8) if alike is None else dict.fromkeys((2, 4, 8, 16, 32, 64, outputs)):
         if rows > outputs or outputs % rows or rows == 1:
             continue
         if alike is not None:
@@ -163,9 +166,6 @@ def _repeats(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[
             if np.nanmax(np.ptp(group, -1), initial=0.0) > ALIKE * np.nanmax(np.abs(group), initial=0.0):
                 continue
         yield from ({"rows": rows, "row": row} for row in ("first", "last"))
-
-
-ALIKE = 0.02  # of the largest number: one number stored in bf16, and once more with a bias added
 
 
 TABLE = (

@@ -108,8 +108,8 @@ def _windows(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[
         yield {"window": seen}
 
 
-def _cap(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_op(call, _softmax, cap=values["cap"])
+def _cap(call: Call, _scene: Scene, values: Values) -> Call | None:
+    return with_op(call, _softmax, cap=values["cap"]) if values["cap"] > 0 else None
 
 
 def _sink(call: Call, _scene: Scene, values: Values) -> Call:
