@@ -114,7 +114,7 @@ def _explained(group: Group, probe: Explaining, trace: Trace) -> Explanation:
     return Explanation(
         site=sites[0],
         sites=tuple(sites),
-        extent=extent(sites, probe.model.hp.n_layer, len(trace.steps)),
+        extent=extent(sites, probe.model.hp.n_layer, len(trace.steps), _tokens(trace)),
         hypothesis=first.fault.id,
         says=first.fault.says(probe.model),
         fix=first.fault.fix(probe.model),
@@ -128,6 +128,10 @@ def _explained(group: Group, probe: Explaining, trace: Trace) -> Explanation:
         note=_note(first, error, sites, alone, trace),
         tried=tuple(_told(a, probe.model) for a in sorted(group.tried, key=lambda a: a.residual)[:SHOWN]),
     )
+
+
+def _tokens(trace: Trace) -> list[int]:
+    return [len(step.tokens) for step in trace.steps]
 
 
 def _separate(group: Group, probe: Explaining, trace: Trace) -> str | None:
@@ -175,7 +179,7 @@ def _not_explained(unexplained: Sequence[Unexplained], model: Model, trace: Trac
         yield Explanation(
             site=case.site,
             sites=tuple(sites),
-            extent=extent(sites, model.hp.n_layer, len(trace.steps)),
+            extent=extent(sites, model.hp.n_layer, len(trace.steps), _tokens(trace)),
             hypothesis=None,
             says=says,
             fix="",

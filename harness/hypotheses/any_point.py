@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
-from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_op
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, telling, with_op
 from firstdiff.hypotheses.where import ANY
 from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic, Array
 from firstdiff.model.operations import Derived, Operation, linear
@@ -18,7 +19,7 @@ LAST, BEFORE = 9, " of the layer before"
 def _instead(call: Call, scene: Scene, values: Values) -> Call | None:
     other = scene.beside(call, values["point"], layers=-1 if values["of"] else 0)
     own = call.argument(values["input"])
-    if other is None or not isinstance(own, np.ndarray) or other.shape != own.shape:
+    if other is None or not isinstance(own, np.ndarray) or other.shape != own.shape or not telling(other):
         return None
     return call.with_arguments(**{values["input"]: other})
 
@@ -56,7 +57,28 @@ def _arithmetics(_call: Call, scene: Scene, _observed: Array | None) -> Iterator
             yield {"arithmetic": name}
 
 
+def _unwritten(call: Call, _scene: Scene, _values: Values) -> Call | None:
+    if any(isinstance(x, np.ndarray) and not x.any() for x in call.inputs):
+        return None  # zeros of zeros say nothing
+    return with_op(call, Derived(call.op, partial(_zero, call.op), sizes=np.zeros_like))
+
+
+def _zero(op: Operation, *inputs: object, arithmetic: Arithmetic, **attributes: object) -> Array:
+    """Zeros in the shape of what an operation gives."""
+    return np.zeros_like(op(*inputs, arithmetic=arithmetic, **attributes))
+
+
 TABLE = (
+    Hypothesis(
+        "output-zero",
+        ANY,
+        "the result never written: it is exactly 0",
+        "see that the kernel runs for this shape and phase: one that is compiled for another width or number of tokens"
+        " may not be taken up at all",
+        _unwritten,
+        stage=LAST - 1,
+        source="Xilinx/mlir-air#1916",
+    ),
     Hypothesis(
         "wrong-input",
         ANY,

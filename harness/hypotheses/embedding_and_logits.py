@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import sqrt
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from firstdiff.hypotheses.fitting import Numbers
-from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_op
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, identity, replaced, with_op
 from firstdiff.hypotheses.where import EMBEDDING, LOGITS
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import Derived, Operation, linear
@@ -47,8 +49,8 @@ def _logit_scale(call: Call, _scene: Scene, values: Values) -> Call:
     return with_op(call, _times(call.op, values["factor"]))
 
 
-def _logit_cap(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_op(call, _capped(call.op, values["cap"]))
+def _logit_cap(call: Call, _scene: Scene, values: Values) -> Call | None:
+    return with_op(call, _capped(call.op, values["cap"])) if values["cap"] > 0 else None
 
 
 def _shifted(call: Call, _scene: Scene, values: Values) -> Call | None:
@@ -60,6 +62,76 @@ def _other_ids(call: Call, scene: Scene, values: Values) -> Call | None:
     moved = [token + values["offset"] for token in call.argument("tokens")]
     n_vocab = scene.model.hp.n_vocab
     return call.with_arguments(tokens=moved) if all(0 <= token < n_vocab for token in moved) else None
+
+
+def _shifts(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
+    """By one place, and by as many as bring the first row to where it was observed."""
+    yield from ({"by": by} for by in (1, -1))
+    if observed is not None and len(observed) > 1:
+        by = _nearest(observed, call.compute(scene.arithmetic)[0])
+        if by not in (None, 0, 1, len(observed) - 1):
+            yield {"by": by}
+
+
+def _offsets(call: Call, _scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
+    """Usual ones, and the one that brings the first token to the row that was observed."""
+    usual = (1, -1, 2, -2, 3, -3, 256, -256)
+    yield from ({"offset": offset} for offset in usual)
+    weight, tokens = call.argument("weight"), call.argument("tokens")
+    if observed is None or len(set(tokens)) == 1:
+        return  # any other row is some offset of a single id
+    best = [(start, _nearest(weight.rows(start, stop), observed[0])) for start, stop in weight.chunks()]
+    rows = np.array([start + at for start, at in best if at is not None], np.int64)
+    if len(rows):
+        offset = int(rows[_nearest(weight.gather(rows), observed[0]) or 0]) - int(tokens[0])
+        if offset not in (0, *usual):
+            yield {"offset": offset}
+
+
+def _nearest(rows: Array, row: Array) -> int | None:
+    """Which of some rows [n, features] is nearest to one; None where that holds no number."""
+    with np.errstate(all="ignore"):
+        apart = np.abs(rows - row).sum(-1)
+    return int(np.nanargmin(apart)) if np.isfinite(apart).any() else None
+
+
+FLOATS = {"f16": 2, "f32": 4, "bf16": 2}
+"""Bytes of the numbers that a lookup may take a row for."""
+
+
+def _misread(call: Call, scene: Scene, values: Values) -> Call | None:
+    weight, gguf = call.argument("weight"), scene.model.gguf
+    if weight.name not in gguf.tensors:
+        return None
+    info, width = gguf.tensors[weight.name], FLOATS[values["dtype"]] * weight.shape[-1]
+    file = gguf.mapped[info.path]
+    starts = info.offset + np.asarray(call.argument("tokens"), np.int64) * values["bytes"]
+    if len(starts) == 0 or starts.min() < 0 or starts.max() + width > file.size:
+        return None
+    rows = np.stack([file[start : start + width] for start in starts.tolist()])
+    return replaced(call, identity, _as_floats(rows, values["dtype"]))
+
+
+def _as_floats(rows: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.float32]:
+    """Rows of bytes, uint8 [T, n], as numbers [T, n / bytes]."""
+    if dtype == "bf16":
+        return (rows.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    return rows.view("<f2" if dtype == "f16" else "<f4").astype(np.float32)
+
+
+def _misreadings(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, Any]]:
+    """Other types and row lengths than the file's; of 16 bits taken for the other type there is a fault by itself."""
+    weight = call.argument("weight")
+    n, own, kind = weight.shape[-1], weight.row_bytes, weight.kind.name.lower()
+    for dtype in sorted(FLOATS, key=lambda name: name != kind):
+        for stride in dict.fromkeys((own, n * FLOATS[dtype], 2 * n, 4 * n, n)):
+            if stride != own or (dtype != kind and not {dtype, kind} <= {"f16", "bf16"}):
+                yield {"dtype": dtype, "bytes": stride, "right": own}
+
+
+def _told_misreading(values: Values) -> str:
+    rows = f"rows of {values['bytes']} bytes" if values["bytes"] != values["right"] else "rows of the right length"
+    return f"the embedding's bytes read as {values['dtype']}, {rows}"
 
 
 def _row(call: Call, _scene: Scene, values: Values) -> Call | None:
@@ -93,7 +165,7 @@ TABLE = (
         "each token's row in a neighbour's place",
         "take row ids[t] for token t",
         _shifted,
-        lambda _call, _scene, _observed: ({"by": by} for by in (1, -1)),
+        _shifts,
         "each token's row {by:+d} places further on",
         stage=4,
     ),
@@ -103,9 +175,20 @@ TABLE = (
         "the rows of ids that are off by a constant",
         "take row ids[t] for token t, counted from 0",
         _other_ids,
-        lambda _call, _scene, _observed: ({"offset": offset} for offset in (1, -1, 2, -2, 3, -3, 256, -256)),
+        _offsets,
         "the rows of ids that are off by {offset:+d}",
         stage=4,
+    ),
+    Hypothesis(
+        "quantised-as-float",
+        EMBEDDING,
+        "the embedding's bytes read as floats of another type or row length",
+        "take the type and the length of a row from the tensor's entry in the file, and dequantise it",
+        _misread,
+        _misreadings,
+        _told_misreading,
+        stage=3,
+        source="vllm-project/vllm#30424",
     ),
     Hypothesis(
         "logits-of-wrong-row",

@@ -80,8 +80,8 @@ def _kept(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[
     yield from ({"kept": side} for side in ("silu(gate)", "up", "silu(up)"))
 
 
-def _limited(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_op(call, _glu, limit=values["limit"])
+def _limited(call: Call, _scene: Scene, values: Values) -> Call | None:
+    return with_op(call, _glu, limit=values["limit"]) if values["limit"] > 0 else None
 
 
 def _largest(call: Call) -> float:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from math import inf, isfinite
 
 import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps.points import axes_of, token_axis
-from firstdiff.hypotheses.hypothesis import Change, Scene
+from firstdiff.hypotheses.hypothesis import Change, Scene, telling
 from firstdiff.hypotheses.products import cut, spread
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
 
-STEPS = 8
-"""Gauss-Newton doubles the right digits at each step: eight make 1e-7 of a start that is off by a half."""
+STEPS = 16
+"""Gauss-Newton doubles the right digits at each step: eight make 1e-7 of a start that is off by a half. Eight more go
+a long way first."""
+
+HALVINGS = 12
+"""How often a step is halved that leaves more than before: a parameter may be off by a thousand times itself."""
+
+SETTLED, UNSETTLED = 1e-9, 1e-3
+"""Relative step after which nothing moves any more, and that of a parameter which runs away."""
 
 NUDGE = 1e-3
 """Relative change of the parameter that the derivative is taken over: float32 leaves it good to 1e-4."""
@@ -26,6 +34,12 @@ OUTPUTS = 256
 
 DIGITS = range(1, 8)
 """Significant digits that a fitted number is stated in: the fewest that say what is known of it."""
+
+SAME = 1e-6
+"""Relative distance up to which two numbers are the same, held in float32 and in float64."""
+
+FINEST = 1e-8
+"""Relative distance below which no float32 says anything."""
 
 ERRORS = 3.0
 """Standard errors within which a rounder number is as good as the fitted one."""
@@ -51,7 +65,7 @@ class Numbers:
     starts
         Values to fit from, given what was observed; by default the listed value that leaves least.
     without
-        Values that stand for something else (the right one, above all), which a fit must not end at.
+        Values that are no fault, or that another hypothesis calls by their name: a fit that ends at one claims nothing.
     """
 
     change: Change
@@ -68,7 +82,7 @@ class Numbers:
         if observed is not None and scene.later is None:
             call, observed = _recorded(call, observed)
         fitted = None
-        if observed is not None and np.isfinite(observed).all():
+        if observed is not None and np.isfinite(observed).all() and telling(observed):
             fit = _Fit.of(call, scene, self.change, self.name, observed)
             if self.starts is not None and scene.later is None:
                 begin = list(self.starts(call, scene, observed))
@@ -95,7 +109,7 @@ def _recorded(call: Call, observed: Array) -> tuple[Call, Array]:
 
 def _among(value: float, error: float, excluded: Iterable[float]) -> bool:
     """Whether a number is one of those that stand for something else, as far as it is known."""
-    return any(abs(value - other) <= max(error, 1e-3 * abs(other), 1e-15) for other in excluded)
+    return any(abs(value - other) <= max(error, SAME * (abs(other) or 1.0)) for other in excluded)
 
 
 def _stated(value: float, error: float, listed: Iterable[float], excluded: Iterable[float]) -> float:
@@ -103,6 +117,11 @@ def _stated(value: float, error: float, listed: Iterable[float], excluded: Itera
     rounder = (float(f"{value:.{digits}g}") for digits in DIGITS)
     good = (v for v in (*listed, *rounder) if abs(v - value) <= error and not _among(v, 0.0, excluded))
     return next(good, value)
+
+
+def _size(value: float, start: float) -> float:
+    """What changes of a parameter are a share of: a change of one near 0 that is a share of itself shows nothing."""
+    return max(abs(value), abs(start) / 10) or 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,8 +156,11 @@ class _Fit:
         """The fitted value from the best start, and how far off it may be; None where nothing can be fitted."""
         left = {v: np.inf if (r := self._left(v)) is None else float(np.linalg.norm(r)) for v in starts}
         begin = [v for v in left if np.isfinite(left[v])]
-        value = self._gauss_newton(min(begin, key=left.__getitem__)) if begin else None
-        return None if value is None else (value, self._error(value))
+        if not begin:
+            return None
+        start = min(begin, key=left.__getitem__)
+        value = self._gauss_newton(start)
+        return None if value is None else (value, self._error(value, start))
 
     def _left(self, value: float) -> npt.NDArray[np.float64] | None:
         """What a value of the parameter leaves of the error at each element, weighted."""
@@ -149,9 +171,11 @@ class _Fit:
             computed = np.asarray(self.scene.observable(changed), np.float64)
         return (self.observed - computed) * self.weights
 
-    def _slope(self, value: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float] | None:
+    def _slope(
+        self, value: float, start: float
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float] | None:
         """What a value leaves, how it changes what is computed, and the square of that; None where it does not."""
-        step = NUDGE * (abs(value) or 1.0)
+        step = NUDGE * _size(value, start)
         left, there = self._left(value), self._left(value + step)
         if left is None or there is None:
             return None
@@ -159,30 +183,40 @@ class _Fit:
         power = float((slope**2).sum())
         return (left, slope, power) if np.isfinite(power) and power > 0 else None
 
-    def _gauss_newton(self, value: float) -> float | None:
-        """Least squares over all elements; None where the parameter changes nothing or runs away."""
-        held = False
+    def _gauss_newton(self, start: float) -> float | None:
+        """Least squares over all elements; None where the parameter changes nothing or runs away.
+
+        A step that leaves more than before is halved until it does not, so that the range needs no ends.
+        """
+        value, move = start, inf
         for _ in range(STEPS):
-            if (sloped := self._slope(value)) is None:
+            if (sloped := self._slope(value, start)) is None:
                 return None
             left, slope, power = sloped
             move = float((slope * left).sum()) / power
-            wanted = move
-            if value > 0:  # a positive number stays one, and at most halves or doubles
-                move = min(max(move, -value / 2), value)
-            held = move != wanted
-            value += move
-            if abs(move) <= 1e-9 * abs(value):
+            if not isfinite(move):
+                return None
+            before = float(np.linalg.norm(left))
+            for _ in range(HALVINGS):
+                there = self._left(value + move)
+                if there is not None and float(np.linalg.norm(there)) <= before:
+                    value += move
+                    break
+                move /= 2
+            else:
+                return value  # nothing near leaves less
+            if abs(move) <= SETTLED * _size(value, start):
                 break
-        return value if np.isfinite(value) and not held else None
+        settled = abs(move) <= max(UNSETTLED * _size(value, start), self._error(value, start))
+        return value if settled else None
 
-    def _error(self, value: float) -> float:
+    def _error(self, value: float, start: float) -> float:
         """How far off a fitted value may be: some standard errors.
 
         Rounding is each element's own, or shared within a token (a norm's mean) or by values of one size (clipped
         ones): the largest of these counts.
         """
-        if (sloped := self._slope(value)) is None:
+        if (sloped := self._slope(value, start)) is None:
             return 0.0
         left, slope, power = sloped
         pulls = slope * left
@@ -191,4 +225,4 @@ class _Fit:
         groups = pulls, pulls.sum(self.rest), np.bincount(equal, pulls.ravel())
         variance = max(float((pull**2).sum()) for pull in groups) / power**2
         likely = min(NEAR * abs(value), np.linalg.norm(left) / np.sqrt(power))
-        return float(max(ERRORS * np.sqrt(variance), likely))
+        return float(max(ERRORS * np.sqrt(variance), likely, FINEST * abs(value)))

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
+import numpy as np
+
 from firstdiff.dumps import Site
 from firstdiff.dumps.points import OUTSIDE
 from firstdiff.hypotheses.frame import AS_THE_REFERENCE, Frame
@@ -123,7 +125,8 @@ class Hypothesis:
         The parameters to try at a call, the likeliest first. Given what was observed there, continuous ones are
         fitted to it; without, the first is what is planted.
     found
-        `says` with the parameters in braces, as in ``a rope base of {base:g} in place of the file's``.
+        `says` with the parameters in braces, as in ``a rope base of {base:g} in place of the file's``, or what makes it
+        of the parameters.
     stage
         Where in an engine it acts, as a number: of two faults at one site, that of the earlier stage comes first, and
         those of one stage exclude each other.
@@ -145,7 +148,7 @@ class Hypothesis:
     fix: Text
     change: Change
     ways: Ways = one_way
-    found: str | None = None
+    found: str | Callable[[Values], str] | None = None
     stage: int = 5
     source: str = ""
     apart: Apart = Apart.PROMPT
@@ -172,7 +175,9 @@ class Hypothesis:
 
     def told(self, values: Values, model: Model | None = None) -> str:
         """What is wrong, with the parameters, in a model."""
-        return _said(self.says, model) if self.found is None or not values else self.found.format(**values)
+        if self.found is None or not values:
+            return _said(self.says, model)
+        return self.found.format(**values) if isinstance(self.found, str) else self.found(values)
 
     def advice(self, model: Model | None = None) -> str:
         """What to do about it, in an engine of a model."""
@@ -183,6 +188,12 @@ def _said(text: Text, model: Model | None) -> str:
     if not isinstance(text, str):
         return text(model)
     return text if model is None else text.replace("<architecture>", model.architecture)
+
+
+def telling(x: Array) -> bool:
+    """Whether a tensor can be recognised by its numbers: what is all zero, all alike or no number equals nothing."""
+    finite = x[np.isfinite(x)]
+    return bool(finite.size) and float(finite.min()) < float(finite.max())
 
 
 def with_op(call: Call, op: Operation, **attributes: Any) -> Call:  # noqa: ANN401 - an operation's own

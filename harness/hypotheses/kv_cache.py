@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_op
+from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, telling, with_op
 from firstdiff.hypotheses.where import APPENDS
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import append
@@ -15,7 +15,7 @@ from firstdiff.model.probe import Call
 
 def _stale(call: Call, _scene: Scene, values: Values) -> Call | None:
     past, new = call.argument("past"), call.argument("new")
-    if past is None:
+    if past is None or (values["row"] != "zeros" and not telling(past[-1:])):
         return None
     row = np.zeros_like(new) if values["row"] == "zeros" else np.repeat(past[-1:], len(new), 0)
     return call.with_arguments(new=row)
@@ -39,6 +39,17 @@ def _slot(call: Call, _scene: Scene, values: Values) -> Call | None:
     if past is None or len(past) <= abs(values["slot"]):
         return None
     return with_op(call, _slotted, slot=values["slot"])
+
+
+def _slots(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
+    """The last place, the first, and that which holds the new row."""
+    yield from ({"slot": slot} for slot in (-1, 0))
+    past, new = call.argument("past"), call.argument("new")
+    if observed is None or scene.later is not None or past is None or len(past) < 3:  # noqa: PLR2004 - no other place
+        return
+    near = np.abs(observed[: len(past)] - new[0]).reshape(len(past), -1).sum(-1)
+    if np.isfinite(near).any() and 0 < (slot := int(np.nanargmin(near))) < len(past) - 1:
+        yield {"slot": slot}
 
 
 def _strided(past: Array | None, new: Array, *, order: str, values: bool = False, arithmetic: Arithmetic) -> Array:
@@ -76,7 +87,7 @@ TABLE = (
         "the new token's row written at another place of the cache",
         "write it where the cache ends",
         _slot,
-        lambda _call, _scene, _observed: ({"slot": slot} for slot in (-1, 0)),
+        _slots,
         "the new token's row written at place {slot} of the cache",
         source="huggingface/transformers#47708",
     ),

@@ -15,8 +15,6 @@ from firstdiff.model.operations import Operation, rms_norm
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import Weight
 
-LARGEST_EPS = 0.1  # no engine has one of this size: what seems to be one is something else
-
 
 def _mean_of_squares(x: Array) -> Array:
     return np.asarray(np.einsum("...i,...i->...", x, x, dtype=np.float64)[..., None] / x.shape[-1])
@@ -69,14 +67,19 @@ def _op(op: Operation) -> Change:
     return lambda call, _scene, _values: with_op(call, op)
 
 
-def _eps(call: Call, _scene: Scene, values: Values) -> Call:
-    return call.with_arguments(eps=values["eps"])
+def _eps(call: Call, _scene: Scene, values: Values) -> Call | None:
+    return call.with_arguments(eps=values["eps"]) if values["eps"] >= 0 else None
 
 
 def _other_eps(call: Call, _scene: Scene) -> Iterator[float]:
     own = float(call.argument("eps"))
     yield from (1e-5, 1e-6) if np.isclose(own, 1e-6) else (1e-6, 1e-5)
-    yield from (1e-8, 1e-12, 0.0, 1e-3)
+    yield from (0.0, 1e-8, 1e-12, 1e-3)
+
+
+def _told_eps(values: Values) -> str:
+    eps = values["eps"]
+    return f"an epsilon of {eps:.4g} in place of the file's" if eps else "no epsilon, or one too small to show here"
 
 
 def _own_eps(call: Call, _scene: Scene) -> Iterator[float]:
@@ -95,7 +98,7 @@ def _eps_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]:
     mean = _mean_of_squares(x)[..., 0]
     row = int(np.where(mean > 0, mean, np.inf).argmin())
     factor = float((observed[row] * unscaled[row]).sum() / power[row]) if power[row] else 0.0
-    if factor > 0 and 0 < (eps := factor**-2 - float(mean[row])) < LARGEST_EPS:
+    if factor > 0 and (eps := factor**-2 - float(mean[row])) > 0:
         yield eps
 
 
@@ -124,7 +127,7 @@ TABLE = (
         "read '<architecture>.attention.layer_norm_rms_epsilon' of the file",
         _eps,
         Numbers(_eps, "eps", _other_eps, starts=_eps_starts, without=_own_eps),
-        "an epsilon of {eps:.4g} in place of the file's",
+        _told_eps,
         source="ggml-org/llama.cpp#2373",
     ),
     Hypothesis(

@@ -146,7 +146,8 @@ def record_planted(
         Where a planted hypothesis changed nothing: it does not apply to this model, layer or run.
     """
     probe = Planting(arithmetic, model, planted)
-    count = record_reference(model, prompt, writer, probe=probe, decode=decode, forced=forced, progress=progress)
+    with np.errstate(all="ignore"):  # what follows a fault may overflow too
+        count = record_reference(model, prompt, writer, probe=probe, decode=decode, forced=forced, progress=progress)
     for plant in planted:
         if plant not in probe.effective:
             where = "at any layer" if plant.layer is None else f"at layer {plant.layer}"

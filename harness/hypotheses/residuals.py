@@ -101,7 +101,7 @@ TABLE = (
         "the residual stream multiplied by a factor that the file does not have",
         "add the stream as it is",
         _stream,
-        Numbers(_stream, "factor", lambda _c, _s: (0.5, 0.9), without=lambda _c, _s: (0.0, 1.0, 2.0)),
+        Numbers(_stream, "factor", lambda _c, _s: (0.5, 0.9), without=lambda _c, _s: (0.0, 1.0)),
         "the residual stream multiplied by {factor:.6g}",
     ),
 )

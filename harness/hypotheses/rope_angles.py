@@ -18,15 +18,17 @@ from firstdiff.model.weights import Weight
 DEFAULT_BASE, LLAMA_3_BASE = 10000.0, 500000.0  # of the paper, and of Llama 3
 BASES = (DEFAULT_BASE, LLAMA_3_BASE, 1e6, 1e5)
 
-NEAR = 2  # positions: off by one, twice
+CHUNK = 1 << 13  # offsets that are tried at once
+
+DEFAULT_FACTOR = 2  # of positions, where scaling is not linear: ml-explore/mlx-lm#1545
 
 LLAMA_3 = {"factor": 8.0, "low": 1.0, "high": 4.0, "context": 8192.0}
 """Llama 3.1's scaling of frequencies; 3.2 has a factor of 32 (transformers' ``_compute_llama3_parameters``)."""
 
 
-def with_base(call: Call, _scene: Scene, values: Values) -> Call:
+def with_base(call: Call, _scene: Scene, values: Values) -> Call | None:
     """The rotation with another base."""
-    return call.with_arguments(base=values["base"])
+    return call.with_arguments(base=values["base"]) if values["base"] > 0 else None
 
 
 def bases(call: Call, _scene: Scene) -> Iterator[float]:
@@ -59,8 +61,9 @@ def base_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]:
     if seen.any():
         weight = (fitted[seen] * span) ** 2
         slope = (weight * pair[seen] * np.log(fitted[seen] / right[seen])).sum() / (weight * pair[seen] ** 2).sum()
-        base = float(call.argument("base") * np.exp(-slope * len(fitted)))
-        if 1 < base < 1e12:  # noqa: PLR2004 - what a base can be
+        with np.errstate(over="ignore"):
+            base = float(call.argument("base") * np.exp(-slope * len(fitted)))
+        if 0 < base < np.inf:
             yield base
 
 
@@ -112,6 +115,25 @@ def with_factors(call: Call, _scene: Scene, values: Values) -> Call | None:
     return call.with_arguments(factors=Weight(name, kind, table.shape, np.empty(0, np.uint8), dense=table))
 
 
+def factor_values(_call: Call, _scene: Scene) -> Iterator[float]:
+    """None at all, and those of Llama 3.1 and 3.2."""
+    yield from (1.0, 8.0, 32.0)
+
+
+def factor_starts(call: Call, scene: Scene, observed: Array) -> Iterator[float]:
+    """What the slowest pair's angles are divided by."""
+    yield from factor_values(call, scene)
+    fitted, _, right = _fitted(call, observed)
+    if fitted[-1] > 0 and np.isfinite(right[-1] / fitted[-1]):
+        yield float(right[-1] / fitted[-1])
+
+
+def no_factors(call: Call, _scene: Scene) -> Iterator[float]:
+    """What is no fault of a file without factors."""
+    if call.argument("factors") is None:
+        yield 1.0
+
+
 def llama_3_factors(head_dim: int, *, base: float, factor: float) -> npt.NDArray[np.float32]:
     """What Llama 3.1 divides each pair's angles by, float32 [head_dim / 2]."""
     wavelength = 2 * np.pi / frequencies(head_dim, base=base)
@@ -134,8 +156,8 @@ def with_offset(call: Call, _scene: Scene, values: Values) -> Call | None:
     return call.with_arguments(positions=[p + values["offset"] for p in call.argument("positions")])
 
 
-def ways_off(call: Call, _scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
-    """The offset that was observed; to plant, one position."""
+def ways_off(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
+    """The offset that was observed, of all in the file's context; to plant, one position."""
     if observed is None:
         yield from ({"offset": 1}, {"offset": -1})
         return
@@ -144,9 +166,28 @@ def ways_off(call: Call, _scene: Scene, observed: Array | None) -> Iterator[dict
     _, _, right = _fitted(call, observed)
     phase = (ratio * np.exp(-1j * np.outer(positions, right))).sum(0)
     phase /= np.maximum(np.abs(phase), 1e-30)
-    offsets = np.arange(-max(positions) - 1, FARTHEST + 1)
-    fit = (np.exp(-1j * np.outer(offsets, right)) * phase).real.sum(1)
-    best = int(offsets[fit.argmax()])
-    # Any angle of a single token is some offset: only one that an engine makes is believed.
-    if best and (len(positions) > 1 or abs(best) <= NEAR or best == -positions[0]):
+    offsets = np.arange(-max(positions) - 1, max(FARTHEST, scene.model.hp.n_ctx_train) + 1)
+    fit = np.concatenate([_alike(part, right, phase) for part in np.array_split(offsets, len(offsets) // CHUNK + 1)])
+    if best := int(offsets[fit.argmax()]):
         yield {"offset": best}
+
+
+def _alike(offsets: npt.NDArray[np.int64], right: npt.NDArray[np.float64], phase: Array) -> npt.NDArray[np.float64]:
+    """How well each offset turns all pairs by their phases."""
+    turned: npt.NDArray[np.float64] = (np.exp(-1j * np.outer(offsets, right)) * phase).real.sum(1)
+    return turned
+
+
+def with_factor(call: Call, _scene: Scene, values: Values) -> Call:
+    """All positions multiplied by a whole number."""
+    return call.with_arguments(positions=[p * values["factor"] for p in call.argument("positions")])
+
+
+def ways_multiplied(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
+    """The whole number that was observed; to plant, the default of some engines."""
+    if observed is None or scene.later is not None:
+        yield {"factor": DEFAULT_FACTOR}
+        return
+    factor = next(scale_starts(call, scene, observed))
+    if np.isfinite(factor) and abs(round(factor)) > 1:
+        yield {"factor": round(factor)}

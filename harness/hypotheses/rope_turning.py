@@ -117,10 +117,15 @@ def only_some(call: Call, scene: Scene, values: Values) -> Call:
     return _turn(call, theta)
 
 
-def parts(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, int]]:
+def parts(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
     """How many, and what their exponents are over."""
-    head_dim = call.argument("x").shape[-1]
-    for dims in dict.fromkeys((head_dim // 2, head_dim // 4, 3 * head_dim // 4)):
+    x = call.argument("x")
+    head_dim = x.shape[-1]
+    usual = [head_dim // 2, head_dim // 4, 3 * head_dim // 4]
+    if observed is not None and scene.later is None:
+        turned = np.flatnonzero((observed != x).any((0, 1)))  # up to the last that is not as it was
+        usual += [turned[-1] + 1] if len(turned) else []
+    for dims in dict.fromkeys(int(n) for n in usual if n < head_dim):
         even = dims // 2 * 2
         if even:
             yield from ({"dims": even, "over": over} for over in (even, head_dim))

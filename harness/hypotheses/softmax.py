@@ -20,6 +20,8 @@ BLIND = ("uniform over all keys", "zeros", "uniform over the right keys")
 SOUGHT = 64
 """Keys up to which every window is tried; of more, the powers of two."""
 
+SMALLEST = 1e-30  # of probabilities that float32 holds to all its digits
+
 PADDED = 256  # llama.cpp pads the keys of plain attention to a multiple of it
 
 
@@ -31,6 +33,20 @@ def _scales(call: Call, scene: Scene) -> Iterator[float]:
     hp, heads = scene.model.hp, len(call.argument("kq"))
     yield from (1 / hp.head_dim, hp.n_embd**-0.5, max(1, hp.n_embd // heads) ** -0.5)
     yield from ((2 * hp.head_dim) ** -0.5, (hp.head_dim / 2) ** -0.5, hp.head_dim**0.5, 0.125)
+
+
+def _scale_starts(call: Call, scene: Scene, observed: Array) -> Iterator[float]:
+    """The listed ones, and the slope of log-probabilities over scores."""
+    yield from _scales(call, scene)
+    kq, p = np.asarray(call.argument("kq"), np.float64), np.asarray(observed, np.float64)
+    known = p > SMALLEST
+    count = np.maximum(known.sum(-1, keepdims=True), 1)
+    z, y = (
+        np.where(known, x - np.where(known, x, 0.0).sum(-1, keepdims=True) / count, 0.0)
+        for x in (kq, np.log(np.maximum(p, SMALLEST)))
+    )
+    if power := float((z * z).sum()):
+        yield float((z * y).sum()) / power
 
 
 def _named_scales(call: Call, _scene: Scene) -> Iterator[float]:
@@ -92,8 +108,8 @@ def _windows(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[
         yield {"window": seen}
 
 
-def _cap(call: Call, _scene: Scene, values: Values) -> Call:
-    return with_op(call, _softmax, cap=values["cap"])
+def _cap(call: Call, _scene: Scene, values: Values) -> Call | None:
+    return with_op(call, _softmax, cap=values["cap"]) if values["cap"] > 0 else None
 
 
 def _sink(call: Call, _scene: Scene, values: Values) -> Call:
@@ -104,11 +120,25 @@ def _padding(call: Call, _scene: Scene, values: Values) -> Call | None:
     return with_op(call, _softmax, padding=values["keys"])
 
 
-def _paddings(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, int]]:
+def _paddings(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
+    """What engines pad keys to a multiple of, and the number that was observed."""
     keys = call.argument("kq").shape[-1]
-    for multiple in (PADDED, 128, 64, 32):
-        if extra := -keys % multiple:
-            yield {"keys": extra}
+    padded = [extra for multiple in (PADDED, 128, 64, 32) if (extra := -keys % multiple)]
+    if observed is not None and scene.later is None and (seen := _padding_seen(call, observed)) > 0:
+        padded.insert(0, seen)
+    yield from ({"keys": extra} for extra in dict.fromkeys(padded))
+
+
+def _padding_seen(call: Call, observed: Array) -> int:
+    """How many terms of exp(0) the denominators have too many: each row tells, the one of low scores best."""
+    z = np.asarray(call.argument("kq"), np.float64) * call.argument("scale")
+    z[:, ~visible(z.shape[-2], z.shape[-1])] = -np.inf
+    with np.errstate(all="ignore"):
+        terms = np.exp(z)
+        total, left = terms.sum(-1), np.asarray(observed, np.float64).sum(-1)
+        row = np.unravel_index(int(np.argmin(np.where(left > 0, total, np.inf))), total.shape)
+        seen = float(total[row] / left[row] - total[row])
+    return round(seen) if 0 < seen < 1e9 else 0  # noqa: PLR2004 - what an int holds, and no context does
 
 
 def _axis(call: Call, _scene: Scene, values: Values) -> Call | None:
@@ -146,13 +176,25 @@ def _blind(kq: Array, *, scale: float, offset: int, blind: str, arithmetic: Arit
     return p
 
 
-def _mask_offsets(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, Any]]:
+def _mask_offsets(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, Any]]:
     queries, keys = call.argument("kq").shape[-2:]
-    for offset in (1, -1, 2):
+    offsets = [1, -1, 2]
+    if observed is not None and scene.later is None and (seen := _offset_seen(observed)):
+        offsets = [*dict.fromkeys((seen, *offsets))]
+    for offset in offsets:
         if offset < queries - 1 or offset == 1:
             yield {"offset": offset}
         if keys - queries + offset < 0:  # masks of a large negative number make such rows uniform, others zeros
             yield from ({"offset": offset, "blind": blind} for blind in BLIND)
+
+
+def _offset_seen(observed: Array) -> int:
+    """How many keys after its own a query sees, at most of all that do not see the last one; 0 where none does."""
+    shown = np.asarray((observed > 0).any(0))  # [T, S]
+    queries, keys = shown.shape
+    last = keys - 1 - shown[:, ::-1].argmax(-1)
+    clear = shown.any(-1) & (last < keys - 1)
+    return int((last - np.arange(keys - queries, keys))[clear].max()) if clear.any() else 0
 
 
 TABLE = (
@@ -179,7 +221,7 @@ TABLE = (
         "scores multiplied by another factor than 1 / sqrt(head_dim)",
         "multiply scores by 1 / sqrt(head_dim)",
         _scale,
-        Numbers(_scale, "scale", _scales, without=_named_scales),
+        Numbers(_scale, "scale", _scales, starts=_scale_starts, without=_named_scales),
         "scores multiplied by {scale:.6g} in place of 1 / sqrt(head_dim)",
         stage=4,
         source="antonellof/ferrox#40",

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from firstdiff.hypotheses import (
     any_point,
     attention,
+    attention_kernels,
     embedding_and_logits,
     feed_forward,
     kv_cache,
     norms,
     residuals,
     rope,
+    row_kernels,
     softmax,
     weight_order,
     weights,
@@ -34,6 +36,8 @@ TABLE: dict[str, Hypothesis] = {
         kv_cache,
         residuals,
         feed_forward,
+        attention_kernels,
+        row_kernels,
         any_point,
     )
     for h in family.TABLE
@@ -45,6 +49,8 @@ _SEVERAL_TOKENS = (
 )
 _LONG = "run a prompt of thousands of tokens (firstdiff run MODEL --long), in which the slow pairs turn too"
 _OTHER_LENGTH = "run a prompt of another length (--prompt TEXT): padding changes with it, and a sink does not"
+_BRANCH = "record the branch's output: it is 0, or it is not added"
+_HALF = "dump the weight as your engine decodes it: half of it is zero, or the product visits half of it"
 
 EQUIVALENT: Mapping[frozenset[str], str | None] = {
     frozenset(pair): separate
@@ -53,6 +59,15 @@ EQUIVALENT: Mapping[frozenset[str], str | None] = {
         (("weight-transposed", "weight-reinterpreted"), None),  # of a square weight
         (("weight-transposed", "head-transposed"), None),
         (("weight-swapped", "fused-split"), None),  # gate and up exchanged is [gate; up] split up first
+        (("rope-twice", "rope-scale"), None),  # a rotation done twice is one by twice the angles
+        (("rope-twice", "position-scale"), None),
+        (("rope-scale", "position-scale"), None),
+        (("position-scale", "rope-offset"), _OTHER_POSITION),
+        (("position-scale", "rope-position"), _SEVERAL_TOKENS),
+        (("rope-twice", "rope-offset"), _OTHER_POSITION),
+        (("residual-twice", "residual-scale"), None),
+        (("branch-missing", "output-zero"), _BRANCH),
+        (("block-partial", "half-block"), _HALF),
         (("cache-padding", "sink-added"), _OTHER_LENGTH),  # n scores of 0 are one of log(n)
         (("rope-partial", "rope-denominator"), _LONG),  # of half the dimensions: 16 bits hold no slow pair's angle
         (("rope-position", "rope-offset"), _OTHER_POSITION),  # of one decode step, these and the next

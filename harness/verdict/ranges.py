@@ -33,10 +33,10 @@ class _Part:
     def sites(self) -> int:
         return len(self.points) * len(self.layers) * len(self.steps)
 
-    def told(self, layers: int, steps: int) -> str:
+    def told(self, layers: int, steps: int, tokens: Sequence[int]) -> str:
         inside = sorted(n for n in self.layers if n is not None)
         where = f" {of_layers(inside, layers)}" if inside else ""
-        return enumerated(self.points) + where + _of_steps(sorted(self.steps), steps)
+        return enumerated(self.points) + where + _of_steps(sorted(self.steps), steps, tokens)
 
 
 def enumerated(names: Sequence[str]) -> str:
@@ -44,7 +44,7 @@ def enumerated(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def extent(sites: Sequence[Site], layers: int, steps: int) -> str:
+def extent(sites: Sequence[Site], layers: int, steps: int, tokens: Sequence[int] = ()) -> str:
     """Say where sites are, of a run of so many layers and steps: never more than these.
 
     Points at the same layers and steps are told together, the others apart: ``attn_norm at every layer; ffn_norm at
@@ -56,13 +56,15 @@ def extent(sites: Sequence[Site], layers: int, steps: int) -> str:
         At least one, in execution order.
     layers, steps
         How many there are in all.
+    tokens
+        How many tokens each step has, so that all steps of one token, or all of several, are told as that.
     """
     places: dict[str, dict[tuple[int | None, int], None]] = defaultdict(dict)  # as an ordered set
     for s in sorted(sites, key=lambda s: s.step):
         places[s.point][s.layer, s.step] = None
     alike = _by_value({point: tuple(where) for point, where in places.items()})
     parts = [part for where, points in alike.items() for part in _parts(points, where)]
-    told = [part.told(layers, steps) for part in parts[:PARTS]]
+    told = [part.told(layers, steps, tokens) for part in parts[:PARTS]]
     if left := sum(part.sites for part in parts[PARTS:]):
         told.append(f"and {left:,} more site{'s' if left > 1 else ''}")
     return "; ".join(told)
@@ -116,9 +118,13 @@ def _regular(chosen: Sequence[int], layers: int) -> int | None:
     return gap if gap in ORDINALS and chosen[-1] + gap >= layers else None
 
 
-def _of_steps(chosen: Sequence[int], steps: int) -> str:
+def _of_steps(chosen: Sequence[int], steps: int, tokens: Sequence[int] = ()) -> str:
     if steps == 1 or len(chosen) == steps:
         return ""
+    for phase, kind in (([n == 1 for n in tokens], "one token"), ([n > 1 for n in tokens], "several tokens")):
+        if [step for step, meant in enumerate(phase) if meant] == list(chosen):
+            only = len(chosen) == 1
+            return f" of step {chosen[0]}, the only step of {kind}" if only else f" in steps of {kind}"
     if len(chosen) == 1:
         return f" of step {chosen[0]}"
     if list(chosen) == list(range(chosen[0], steps)):

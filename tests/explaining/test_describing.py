@@ -472,3 +472,31 @@ def test_logits_are_described_in_half_a_second() -> None:
         start = time.process_time()
         assert describe(wrong, r, axes=FLAT, floor=1e-6, others=others)
         assert time.process_time() - start < 2.5  # 0.5 s on an idle machine: a shared one gets five times as much
+
+
+@every_case
+def test_a_part_of_another_tensor_is_found(case: Setting) -> None:
+    """A loop that ends early leaves what was there. What is zero or one number there is nobody's."""
+    wrong, other = case.reference, Setting(case.axes, half=False, seed=5).reference
+    part = {FLAT: np.s_[:, 32:80], HEADED: np.s_[:, 2:5], SCORES: np.s_[2:5]}[case.axes]
+    wrong[part] = other[part]
+    named = [("a", np.zeros_like(other)), ("b", other * 1.01), ("c", other)]
+    first, *_ = case.findings(wrong, others=named)
+    what = {FLAT: "features 32-79", HEADED: "heads 2-4", SCORES: "heads 2-4"}[case.axes]
+    assert (first.id, first.says) == ("equals-other", f"{what} are those of c, the rest right")
+    for nothing in (0.0, 1.5):
+        wrong[part] = nothing
+        found = case.findings(wrong, others=[("a", np.full_like(other, nothing))])
+        assert "equals-other" not in [f.id for f in found]
+
+
+def test_heads_that_lie_side_by_side_are_named() -> None:
+    case = Setting(FLAT, half=False)
+    wrong, other = case.reference, Setting(FLAT, half=False, seed=5).reference
+    wrong[:, 32:80] = other[:, 32:80]
+    found = describe(wrong, case.reference, axes=FLAT, floor=F32, heads=6, others=[("kqv_out-1", other)])
+    assert found[0].says == "heads 2-4 are those of kqv_out-1, the rest right"
+    assert found[0].values == {"of": "kqv_out-1", "head": [2, 3, 4]}
+    (six, *_), (four, *_) = (describe(wrong, case.reference, axes=FLAT, floor=F32, heads=n) for n in (6, 4))
+    assert six.says == "only heads 2-4 are wrong, the rest right"
+    assert four.says == "only features 32-79 are wrong, the rest right"

@@ -26,11 +26,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return open_model(synthetic(tmp_path_factory.mktemp("fitting"), n_layer=2))
 
 
-def explained(model: Model, bug: str, dtype: type[np.floating], **values: float) -> Explanation:
+def explained(model: Model, bug: str, dtype: type[np.floating], *, decode: int = 0, **values: float) -> Explanation:
     """The one explanation of a fault with such values, in a dump of a dtype."""
     layer = None if TABLE[bug].outside_layers else 1
     writer = MemoryWriter()
-    record_planted(model, PROMPT, writer, arithmetic=F64, planted=[Planted(TABLE[bug], layer, values)])
+    planted = [Planted(TABLE[bug], layer, values)]
+    record_planted(model, PROMPT, writer, arithmetic=F64, decode=decode, planted=planted)
     tensors = {site: x.astype(dtype) for site, x in writer.tensors.items()}
     trace = Trace.from_arrays(writer.steps, tensors, engine={"name": "planted", "arithmetic": "f32"}, model={})
     (explanation,) = judge(model, trace).explanations
@@ -60,6 +61,66 @@ def test_a_fitted_number_is_stated_as_it_was_planted(
     small: Model, bug: str, name: str, value: float, dtype: type[np.floating]
 ) -> None:
     assert explained(small, bug, dtype, **{name: value}).attributes == {name: value}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bug", "name", "value"),
+    [
+        ("norm-eps", "eps", 1.0),
+        ("norm-eps", "eps", 250.0),
+        ("norm-eps", "eps", 0.0),
+        ("rope-base", "base", 1.5),
+        ("rope-base", "base", 1e15),
+        ("rope-scale", "factor", 1.0005),  # near to the right one
+        ("rope-scale", "factor", -3.25),
+        ("rope-offset", "offset", 300),
+        ("branch-scale", "factor", -1.0),
+        ("branch-scale", "factor", 1234.0),
+        ("branch-scale", "factor", 0.01),
+        ("residual-scale", "factor", -0.75),
+        ("scale-wrong", "scale", -3.0),
+        ("softcap-added", "cap", 0.02),
+        ("sink-added", "sink", -2.5),
+        ("logit-scale", "factor", 4096.0),
+        ("rope-yarn-magnitude", "magnitude", 0.01),
+    ],
+)
+def test_a_fit_has_no_ends(small: Model, bug: str, name: str, value: float) -> None:
+    assert explained(small, bug, np.float32, **{name: value}).attributes == {name: value}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bug", "values"),
+    [
+        ("mask-offset", {"offset": -5}),
+        ("mask-offset", {"offset": 7}),
+        ("cache-padding", {"keys": 1000}),
+        ("cache-slot", {"slot": 3}),
+        ("token-offset", {"offset": 77}),
+        ("token-shifted", {"by": 9}),
+        ("rope-factors", {"factor": 5.5}),
+        ("rope-partial", {"dims": 10, "over": 32}),
+        ("weight-row-offset", {"by": -17}),
+    ],
+)
+def test_a_whole_number_is_sought_where_it_was_observed(small: Model, bug: str, values: dict[str, float]) -> None:
+    decode = 1 if bug == "cache-slot" else 0
+    assert explained(small, bug, np.float32, decode=decode, **values).attributes == values
+
+
+def test_a_number_too_small_to_show_is_called_that(small: Model) -> None:
+    found = explained(small, "norm-eps", np.float32, eps=1e-13)
+    assert found.attributes == {"eps": 0.0}
+    assert found.says == "no epsilon, or one too small to show here"
+
+
+def test_angles_that_are_doubled_have_three_readings(small: Model) -> None:
+    found = explained(small, "rope-twice", np.float32)
+    equal = {of.hypothesis: of.says for of in found.equals}
+    assert equal == {"rope-scale": "all angles multiplied by 2", "position-scale": "positions multiplied by 2"}
+    assert found.separate == "they give the same numbers here: look which of them your code does"
 
 
 def test_an_epsilon_of_one_digit_is_stated_in_one(small: Model) -> None:

@@ -74,7 +74,7 @@ def test_what_was_there_already_is_what_the_run_had_computed(tmp_path: Path) -> 
     model = open_model(synthetic(tmp_path, n_layer=2))
     names = ["embd", "ffn_up-0", "attn_norm-0", "l_out-0", "ffn_up-1", "ffn_moe_new-1", "attn_norm-1", "Qcur-1"]
     ran = {Site.of_key(name, 0): order for order, name in enumerate(names)}
-    x = {site: np.full((3, 4), order, np.float32) for site, order in ran.items()}
+    x = {site: order * np.arange(1, 13, dtype=np.float32).reshape(3, 4) for site, order in ran.items()}
     scene = Scene(model, F32, x.get, ran)
     late = call("attn_norm", rms_norm, order=6)
     assert scene.before(late) == ["embd", "ffn_up", "ffn_moe_new"]
@@ -88,4 +88,6 @@ def test_what_was_there_already_is_what_the_run_had_computed(tmp_path: Path) -> 
     ]  # fmt: skip
     assert [wrong.apply(taken, scene, values) is not None for values in ways] == [True] * 5
     assert wrong.told(ways[0]) == "ffn_up taken as input x"
+    x |= dict.fromkeys(ran, np.full((3, 4), 2.0, np.float32))  # one number throughout is no tensor's own
+    assert [wrong.apply(taken, scene, values) for values in ways] == [None] * 5
     assert scene.before(call("result_norm", rms_norm, None, order=9)) == ["embd", *(n[:-2] for n in names[4:])]

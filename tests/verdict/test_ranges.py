@@ -69,3 +69,18 @@ def test_points_at_other_layers_are_said_apart() -> None:
 def test_no_step_of_a_layer_is_claimed_that_is_right(places: dict[int, Sequence[int]], says: str) -> None:
     sites = [Site(step, layer, "kq") for step, layers in places.items() for layer in layers]
     assert extent(sites, 6, 4 if len(places) > 2 else 2) == says
+
+
+@pytest.mark.parametrize(
+    ("steps", "tokens", "says"),
+    [
+        ((1, 2, 3), (8, 1, 1, 1), "kq at layer 2 in steps of one token"),
+        ((0, 2), (8, 1, 8, 1), "kq at layer 2 in steps of several tokens"),
+        ((1,), (8, 1), "kq at layer 2 of step 1, the only step of one token"),
+        ((0,), (8, 1, 1), "kq at layer 2 of step 0, the only step of several tokens"),
+        ((2,), (8, 1, 1), "kq at layer 2 of step 2"),  # no phase
+        ((0, 1), (1, 1), "kq at layer 2"),
+    ],
+)
+def test_a_phase_is_told_as_one(steps: tuple[int, ...], tokens: tuple[int, ...], says: str) -> None:
+    assert extent([Site(step, 2, "kq") for step in steps], 6, len(tokens), tokens) == says

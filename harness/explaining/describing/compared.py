@@ -53,6 +53,8 @@ class Compared:
         One over each token's norm in the reference (in the candidate where the reference is zero), 1 along other axes.
     errors
         Relative error of each token [token].
+    heads
+        How many heads lie side by side along the last axis; 0 where none do.
     """
 
     candidate: Floats
@@ -62,6 +64,7 @@ class Compared:
     floor: float
     scale: Floats
     errors: Floats
+    heads: int = 0
 
     @property
     def token_axis(self) -> int:

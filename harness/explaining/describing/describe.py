@@ -7,6 +7,7 @@ it leaves what rounding may leave or a hundredth of the error. Then comes what c
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -45,6 +46,7 @@ def describe(
     seen: Mask | None = None,
     inputs: Sequence[npt.NDArray[Any]] = (),
     others: Named = (),
+    heads: int = 0,
 ) -> tuple[Finding, ...]:
     """Describe how a candidate's tensor is wrong, the most useful finding first.
 
@@ -64,6 +66,8 @@ def describe(
         Names and values of other recorded tensors. Leave out the site itself, copies of it (``k_cache`` beside
         ``Kcur_rope``) and what may be one (``Qcur_rope`` beside ``Qcur``): that a wrong tensor equals its copy says
         nothing. They are asked for one by one, and not at all where a simpler rule holds.
+    heads
+        How many heads lie side by side along the last axis, so that they are named; 0 where none do.
 
     Returns
     -------
@@ -73,7 +77,7 @@ def describe(
     c, r = widened(candidate), widened(reference)
     floats = [a for a in map(np.atleast_1d, inputs) if np.issubdtype(a.dtype, np.floating)]
     named = [("its input" if len(floats) == 1 else f"its input {i}", a) for i, a in enumerate(floats)]
-    x = compared(c, r, axes, floor, seen)
+    x = replace(compared(c, r, axes, floor, seen), heads=heads)
     found = list(_not_finite(c, r, axes, seen, named))
     if (x.errors <= floor).all():
         return tuple(found)
@@ -187,7 +191,7 @@ def _elsewhere(x: Compared, others: Named) -> Iterator[Finding]:
         return
     yield (
         _permuted(x, match)
-        if permutes_tokens(match)
+        if isinstance(match, Match) and permutes_tokens(match)
         else Finding("equals-other", match.says, match.values, match.share)
     )
 

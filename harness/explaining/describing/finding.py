@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,9 @@ import numpy as np
 from firstdiff.explaining.describing.compared import Compared, Mask
 from firstdiff.explaining.describing.regularity import named
 from firstdiff.judging.measure import LOCATED
+
+NEARLY = 0.9
+"""Least share of a head's dimensions that are wrong for the head to be: of one token some lie near by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,21 @@ def within(relevant: Mask, reached: dict[int, Mask]) -> Mask:
     for i, here in reached.items():
         relevant = relevant & np.expand_dims(here, tuple(j for j in range(relevant.ndim) if j != i))
     return relevant
+
+
+def by_head(x: Compared) -> Compared:
+    """Lay heads that lie side by side along an axis of their own, where whole heads are wrong; else as it is."""
+    if not x.heads or x.row % x.heads:
+        return x
+    shape = (*x.reference.shape[:-1], x.heads, -1)
+    candidate, reference, counts = (a.reshape(shape) for a in (x.candidate, x.reference, x.counts))
+    axes = (*x.axes[:-1], "head", "head_dim")
+    cut = replace(
+        x, candidate=candidate, reference=reference, counts=counts, axes=axes, scale=x.scale[..., None], heads=0
+    )
+    wrong = (np.abs(candidate - reference) / cut.rms > LOCATED * x.floor) & counts
+    share = wrong.any(tuple(range(len(axes) - 2))).mean(-1)  # [head]
+    return cut if ((share == 0) | (share >= NEARLY)).all() and (share == 0).any() else x
 
 
 def joined(parts: Sequence[Subject]) -> Subject:

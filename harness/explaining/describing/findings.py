@@ -13,6 +13,7 @@ from firstdiff.hypotheses import Scene
 from firstdiff.judging.case import Case
 from firstdiff.judging.rows import shown
 from firstdiff.model.arithmetic import Array
+from firstdiff.model.operations import attend
 
 
 def findings(case: Case, scene: Scene) -> tuple[str, ...]:
@@ -25,6 +26,7 @@ def findings(case: Case, scene: Scene) -> tuple[str, ...]:
         seen=case.seen,
         inputs=[x for x in case.call.inputs if isinstance(x, np.ndarray)],
         others=_others(case, scene),
+        heads=len(case.call.argument("p")) if case.call.op is attend else 0,
     )
     rows = shown(case.seen)
     only = () if rows is None or len(rows) > 1 else (f"only token {rows[0]} was recorded",)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.explaining.describing.compared import HUGE, Compared, Floats, Indices, Mask, left
+from firstdiff.explaining.describing.part_matching import PartMatch, part_match, wrong_part
 from firstdiff.verdict.ranges import MISSING, spans
 
 SLICES = 64
@@ -79,16 +80,19 @@ class Rows:
     columns: Indices
 
 
-def elsewhere(x: Compared, others: Iterable[tuple[str, npt.NDArray[Any]]]) -> Match | None:
+def elsewhere(x: Compared, others: Iterable[tuple[str, npt.NDArray[Any]]]) -> Match | PartMatch | None:
     """Find the candidate's wrong tokens in other recorded tensors, or in other rows of the reference.
 
-    The first tensor that holds all of them is taken, else the one that holds most.
+    The first tensor that holds all of them is taken, else the first that holds what is wrong of each token, else the
+    one that holds most of them.
     """
-    wanted = _rows(x)
-    if not len(wanted.tokens):
+    wanted, part = _rows(x), wrong_part(x)
+    if not len(wanted.tokens) and part is None:
         return None
-    best, distinct = None, _distinct(x, wanted)
+    best, shared, distinct = None, None, _distinct(x, wanted)
     for name, array in _with_reference(x, others):
+        if part is not None and shared is None and name != OWN:
+            shared = part_match(part, name, array)
         rows = _as_rows(x, array)
         if rows is None:
             continue
@@ -99,7 +103,7 @@ def elsewhere(x: Compared, others: Iterable[tuple[str, npt.NDArray[Any]]]) -> Ma
             return found
         if best is None or len(found.tokens) > len(best.tokens):
             best = found
-    return best
+    return best if shared is None else shared
 
 
 def _with_reference(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from firstdiff.explaining.describing.compared import TINY, Compared, Floats, Mask, cosine, left
-from firstdiff.explaining.describing.finding import Finding, Subject, joined, reach, within
+from firstdiff.explaining.describing.finding import Finding, Subject, by_head, joined, reach, within
 from firstdiff.explaining.describing.regularity import named
 from firstdiff.judging.measure import LOCATED
 
@@ -50,6 +50,7 @@ def norms_kept(x: Compared) -> Iterator[Finding]:
 
 def subset(x: Compared) -> Iterator[Finding]:
     """Along each axis the indices that are wrong, where the rest is at the floor."""
+    x = by_head(x)
     delta = np.abs(x.candidate - x.reference) / x.rms
     wrong = (delta > LOCATED * x.floor) & (delta > x.floor * np.abs(x.reference) / x.rms)
     reached = {i: here for i, here in reach(wrong, x.counts).items() if _regular(x, delta, i, here)}
