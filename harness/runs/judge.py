@@ -17,6 +17,7 @@ from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.logits import last_logits, logits_against
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
+from firstdiff.preflight.dump import dump_findings, not_judged
 from firstdiff.runs.admission import Admitted, admitted
 from firstdiff.runs.replaying import replayed, replayed_as_found
 from firstdiff.runs.run import Run
@@ -70,11 +71,12 @@ def judge(
         For a trace of another model, of tokens that the model cannot run, or a witness of other tokens.
     """
     candidate = candidate if isinstance(candidate, Admitted) else admitted(run, candidate)
-    trace, model = candidate.trace, run.model
+    model = run.model
     if witness is not None:
         witness = witness if isinstance(witness, Admitted) else admitted(run, witness)
-        check_same_tokens(trace, witness.trace)
-    run.progress.say(f"judging {engine_name(trace)}")
+        check_same_tokens(candidate.trace, witness.trace)
+    run.progress.say(f"judging {engine_name(candidate.trace)}")
+    dump, trace = dump_findings(model, candidate.trace)
     details = Details() if run.detailed else None
     failures = Failures()
     done = replayed(model, trace, details=details, table=run.table, failures=failures, progress=run.progress)
@@ -83,7 +85,7 @@ def judge(
         if witness is None
         else _judged_too(run, witness, trace, done.alignment, both=both)
     )
-    sites = [replace(s, drift=beside.drifts.get(s.site)) for s in _settled(done.sites, beside.sites)]
+    sites = [replace(s, drift=beside.drifts.get(s.site)) for s in _settled(not_judged(done.sites, dump), beside.sites)]
     explanations, counter_check = explain(
         model, trace, done.found, done.alignment, sites, failures=failures, table=run.table, progress=run.progress.say
     )
@@ -98,6 +100,7 @@ def judge(
         layouts=done.alignment.described(),
         witness=beside.witness,
         preflight=candidate.preflight,
+        dump=dump,
         notes=(*candidate.notes, *done.found.notes, *(f"witness: {n}" for n in (witness.notes if witness else ()))),
         pieces=candidate.pieces or (witness.pieces if witness else ()),
         explanations=explanations,
