@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.model.engine import Model
+from firstdiff.preflight.other_tokens import of_other_tokens
 from firstdiff.preflight.residual_stream import wrong_sums
 from firstdiff.preflight.stale import stale_steps
 from firstdiff.preflight.stale_layers import stale_layers
 from firstdiff.verdict import DumpFinding, SiteVerdict, Status
 
-Find = Callable[[Model, Trace], Iterator[DumpFinding]]
+Find = Callable[[Model, Trace], tuple[Iterable[DumpFinding], Trace]]
+"""What is found in a trace, and the trace with what it really ran."""
 
-FINDERS: tuple[Find, ...] = (lambda _model, trace: stale_steps(trace), stale_layers, wrong_sums)
+FINDERS: tuple[Find, ...] = (
+    lambda _, trace: (stale_steps(trace), trace),
+    lambda model, trace: (stale_layers(model, trace), trace),
+    of_other_tokens,
+    lambda model, trace: (wrong_sums(model, trace), trace),
+)
 """Each is asked of what those before it leave: two findings of one site are one too many."""
 
 
@@ -23,11 +30,13 @@ def dump_findings(model: Model, trace: Trace) -> tuple[tuple[DumpFinding, ...], 
 
     Returns
     -------
-    The findings, and the trace without the sites that they cover: what the engine had there is computed.
+    The findings, and the trace without the sites that they cover, of the tokens that it ran: what the engine had at
+    these sites is computed.
     """
     findings: list[DumpFinding] = []
     for find in FINDERS:
-        new = tuple(find(model, trace))
+        found, trace = find(model, trace)
+        new = tuple(found)
         findings += new
         trace = without(trace, new)
     return tuple(findings), trace
