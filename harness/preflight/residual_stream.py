@@ -40,7 +40,8 @@ class _Sum:
 
     value: Awaited
     recorded: Array
-    branch: Array | None
+    given: Awaited | None
+    trace: Trace
     stream: Array
     earlier: Array | None  # the sum before that
 
@@ -50,10 +51,15 @@ class _Sum:
         return Site(call.step, call.layer, call.point)
 
     @property
+    def branch(self) -> Array | None:
+        return None if self.given is None else _read(self.trace, self.given)
+
+    @property
     def totals(self) -> Iterator[Array]:
         """What the sum may be: of the branch as it is recorded, or of what stands in the place of the sum."""
-        if self.branch is not None:
-            yield self.branch + self.stream
+        branch = self.branch
+        if branch is not None:
+            yield branch + self.stream
         yield self.recorded + self.stream
 
 
@@ -115,7 +121,7 @@ def _held(values: Sequence[Awaited], trace: Trace) -> Iterator[tuple[Site, str |
     streams: dict[Awaited, Array] = {}  # the last one, as the engine went on with it
     earlier: Array | None = None
     for value in values:
-        recorded = _read(trace, value)
+        recorded = _read(trace, value) if value.call.op in (add, embed) else None
         if value.call.op is embed:
             streams[value] = value.call.compute(F32) if recorded is None else recorded
             earlier = None
@@ -123,15 +129,15 @@ def _held(values: Sequence[Awaited], trace: Trace) -> Iterator[tuple[Site, str |
             continue
         branch, stream = (s if isinstance(s, Awaited) else None for s in value.call.sources)
         before = None if stream is None else streams.pop(stream, None)
-        given = None if branch is None else _read(trace, branch)
         if recorded is None:
+            given = None if branch is None else _read(trace, branch)
             if before is not None and given is not None:
                 streams[value] = given + before
             earlier = before
             continue
         streams[value] = recorded
         if before is not None:
-            of = _Sum(value, recorded, given, before, earlier)
+            of = _Sum(value, recorded, branch, trace, before, earlier)
             kind, total = _judged(of, following[value], trace)
             streams[value] = recorded if total is None else total
             yield of.site, kind
@@ -150,13 +156,17 @@ def _judged(of: _Sum, following: Sequence[Awaited], trace: Trace) -> tuple[str |
     """The kind of what is held at a sum, and the sum where it is something else."""
     kind, used = None, None
     for value in following:
+        if value.call.op not in (add, rms_norm):  # products take time, and know other layouts
+            continue
         out = _read(trace, value)
         given = None if out is None else _error(of, of.recorded, value, out, trace)
         if out is None or given is None:
             continue
+        if given <= 2 * ALIKE:
+            return RIGHT, None
         errors = [(e, total) for total in of.totals if (e := _error(of, total, value, out, trace)) is not None]
         error, total = min(errors, key=lambda pair: pair[0], default=(np.inf, None))
-        if given > 2 * ALIKE and error <= FITS and CLEARLY * error <= given:
+        if error <= FITS and CLEARLY * error <= given:
             kind = _kind(of, following, trace)
             if kind != "other" or given > FITS:
                 used = total
@@ -175,8 +185,6 @@ def _error(of: _Sum, x: Array, value: Awaited, out: Array, trace: Trace) -> floa
             if other is None:
                 return None
             arrays[source] = other
-    if value.call.op not in (add, rms_norm):  # products take time, and know other layouts
-        return None
     made = value.call.with_inputs(arrays).compute(F32)
     known = (np.isfinite(made) & np.isfinite(out)).all(-1)
     return relative(out[known], made[known]) if known.any() else None
@@ -188,7 +196,8 @@ def _kind(of: _Sum, following: Sequence[Awaited], trace: Trace) -> str:
     if any(x is not None and _alike(of.recorded, x) for x in normed):
         outside = any(value.call.layer is None for value in following)
         return "hidden_states" if outside else "normed"  # the last of Hugging Face's: the replay says so
-    if of.branch is None or _alike(of.recorded, of.branch):
+    branch = of.branch
+    if branch is None or _alike(of.recorded, branch):
         return "branch"
     before = (x for x in (of.stream, of.earlier) if x is not None)
     return "stream" if any(_alike(of.recorded, x) for x in before) else "other"
