@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+import numpy as np
+
 from firstdiff.dumps import Site, Trace
 from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.layouts import Alignment, candidates
@@ -88,11 +90,14 @@ class _Right(Replay):
 
 
 def _is_misread(model: Model, trace: Trace, site: Site, right: Array) -> bool:
-    """Whether a tensor is right in another layout than it was read in."""
+    """Whether a tensor is right in another layout than it was read in, or but for a factor that is taken out later."""
     for layout in candidates(site.point, model):
         found = None if layout.source else layout.read(trace[site], right.shape)
-        seen = None if found is None else counted(site.point, right)
-        if found is not None and relative(found, right, seen) <= ALIKE:
+        if found is None or found.shape != right.shape:
+            continue
+        seen = counted(site.point, right)
+        x, y = (np.where(seen, z, 0) if seen is not None else z for z in (found, right))
+        if relative(x, y * (np.vdot(x, y) / np.vdot(y, y))) <= ALIKE:
             return True
     return False
 

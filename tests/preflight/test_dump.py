@@ -77,6 +77,7 @@ WRONG: dict[str, tuple[Held, str, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_wrong_dump_of_a_right_engine_is_named_and_no_tensor_is_accused(
     model: Model, clean: Trace, kind: str
@@ -90,6 +91,7 @@ def test_a_wrong_dump_of_a_right_engine_is_named_and_no_tensor_is_accused(
     assert sentences(verdict)[0].startswith("Before any tensor, the dump: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_wrong_dump_of_a_wrong_engine_is_named_and_so_is_the_fault(model: Model, kind: str) -> None:
     held, id_, _ = WRONG[kind]
@@ -102,6 +104,7 @@ def test_a_wrong_dump_of_a_wrong_engine_is_named_and_so_is_the_fault(model: Mode
     assert {e.hypothesis for e in verdict.explanations} == {bug[0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["as transformers has it", "ggml's axis order"])
 @pytest.mark.parametrize("kind", ["layers that hold the first", "both branches"])
 def test_a_wrong_dump_is_named_in_any_layout(model: Model, clean: Trace, kind: str, layout: str) -> None:
@@ -119,6 +122,7 @@ def test_a_branch_is_told_where_the_branch_itself_is_not_recorded(model: Model, 
     assert named(verdict) == ["branch-as-sum"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", ["residual-missing", "branch-missing", "residual-twice", "residual-scale"])
 @pytest.mark.parametrize("layer", [None, 1])
 def test_a_sum_that_the_engine_went_on_with_is_the_engines(model: Model, bug: str, layer: int | None) -> None:
@@ -129,6 +133,7 @@ def test_a_sum_that_the_engine_went_on_with_is_the_engines(model: Model, bug: st
     assert str(verdict.first.site) == touched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", ["weight-of-other-layer", "wrong-input", "cache-stale", "rope-position"])
 def test_a_tensor_of_another_layer_or_step_that_the_engine_went_on_with_is_the_engines(model: Model, bug: str) -> None:
     verdict = judge(model, plant(model, PROMPT, (bug, None), decode=2)[0])
@@ -151,6 +156,7 @@ UNUSED: dict[str, tuple[Held, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", UNUSED)
 def test_a_tensor_that_nothing_was_computed_from_is_one_of_the_dump(model: Model, clean: Trace, kind: str) -> None:
     held, says = UNUSED[kind]
@@ -203,6 +209,7 @@ def test_an_embedding_that_the_step_did_not_go_on_with_is_one_of_the_dump(model:
     assert "went on with" in verdict.dump[0].says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", ["token-offset", "token-shifted", "embed-scale"])
 def test_a_wrong_lookup_is_the_engines(model: Model, bug: str) -> None:
     verdict = judge(model, plant(model, PROMPT, (bug, None), decode=2)[0])
@@ -244,6 +251,7 @@ def test_logits_that_are_right_all_the_same_speak_against_the_dump(tmp_path: Pat
     assert "although 12 recorded tensors differ" in head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bug", ["norm-eps", "residual-missing", "gqa-map", "branch-missing", "norm-weight-missing"])
 def test_logits_of_a_wrong_engine_speak_for_the_dump(model: Model, clean: Trace, bug: str) -> None:
     verdict = judge(model, plant(model, PROMPT, (bug, 3), decode=2)[0], witness=None)
@@ -260,6 +268,7 @@ def skipping(model: Model, layers: range) -> Trace:
     return dump(model, PROMPT, after=after).without(lambda site: site.layer is not None and site.layer in layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layers", "at", "says"),
     [
@@ -292,6 +301,7 @@ CLEAN: dict[str, tuple[Sequence[int], int]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arithmetic", ARITHMETICS)
 @pytest.mark.parametrize("tokens", CLEAN)
 @pytest.mark.parametrize("layers", [1, 4])
