@@ -18,7 +18,8 @@ from firstdiff.verdict import Failed, SiteVerdict, Status, Verdict, Witness
 def sentences(verdict: Verdict, where: str | None = None) -> list[str]:
     """What is the first to go wrong, or that nothing is: the headline, then a paragraph each.
 
-    What does not hold of the input contract comes before all tensors: they differ because of it.
+    What is wrong with the dump itself comes first, then what does not hold of the input contract, and both before all
+    tensors: they differ because of it.
     """
     if verdict.first is not None:
         told = _divergence(verdict, verdict.first, where)
@@ -30,7 +31,13 @@ def sentences(verdict: Verdict, where: str | None = None) -> list[str]:
         told = [f"This is no pass: {verdict.uncompared}.", _why_not(verdict), _agreement(verdict)]
     else:
         told = ["Nothing could be compared: this is no pass.", _why(verdict)]
-    return [x for x in (*contract(verdict), *told, untried(verdict.failed, where), _judged(verdict)) if x]
+    before = *dump(verdict), *contract(verdict)
+    return [x for x in (*before, *told, untried(verdict.failed, where), _judged(verdict)) if x]
+
+
+def dump(verdict: Verdict) -> list[str]:
+    """What is wrong with the dump itself, a sentence or two each; nothing where it holds what the engine computed."""
+    return [f"Before any tensor, the dump: {f.says}. To do: {f.fix}." for f in verdict.dump]
 
 
 def contract(verdict: Verdict) -> list[str]:

@@ -18,7 +18,7 @@ from firstdiff.reports import explanations, words
 from firstdiff.reports import map as layers
 from firstdiff.reports.escaped import escaped
 from firstdiff.reports.facts import facts
-from firstdiff.reports.sentences import contract, sentences, untried
+from firstdiff.reports.sentences import contract, dump, sentences, untried
 from firstdiff.verdict import Explanation, SiteVerdict, Verdict
 
 ROWS = 20  # of the table of diverging sites
@@ -76,7 +76,7 @@ def show_explanations(verdict: Verdict, chosen: Sequence[Explanation], site: str
     """Print some explanations of a verdict in full; without any, say why there is none."""
     page = Page(console.width, console.encoding)
     told = [[page.text(part) for part in explanations.in_full(e)] for e in chosen]
-    broken = [page.text(part) for part in contract(verdict)]
+    broken = [page.text(part) for part in (*dump(verdict), *contract(verdict))]
     if site is None:
         told.append([page.text(part) for part in filter(None, [explanations.counter_check(verdict)])])
     if not chosen:

@@ -133,11 +133,16 @@ class Explaining(Replay):
         return False
 
     def _again(self, case: Case, fault: Fault) -> Iterator[Attempt]:
-        """Try a known fault as it is; then on the one call that computes anything here, whose number may be another."""
+        """Try a known fault as it is; then on the judged call, or the one that computes anything, by its number here.
+
+        The segment before a site may be longer at another step, so that the same call has another number.
+        """
         placed = [fault]
         computing = [n for n, call in enumerate(case.calls) if call.op not in MOVES]
         if len(computing) == 1 and (fault.on is not None or case.segment):
             placed.append(replace(fault, on=computing[0] if case.segment else None))
+        elif fault.on is not None and case.segment:
+            placed.append(replace(fault, on=len(case.calls) - 1))
         for each in placed:
             tried = attempt(case, self.scene, each, known=True)
             if tried is not None:

@@ -11,8 +11,9 @@ def held(verdict: Verdict, limits: Limits) -> tuple[tuple[str, ...], tuple[str, 
     from firstdiff.reports.sentences import sentences
 
     said = sentences(verdict)
+    dump, said = said[: len(verdict.dump)], said[len(verdict.dump) :]
     if verdict.verdict == "incomparable":
-        return tuple(said[: len(verdict.broken) + 2]), ()
+        return (*dump, *said[: len(verdict.broken) + 2]), ()
     failures = said[: len(verdict.broken)]
     over = [s for s in verdict.diverging if not _is_within(s, verdict, limits)]
     excused = len(verdict.diverging) - len(over)
@@ -20,7 +21,9 @@ def held(verdict: Verdict, limits: Limits) -> tuple[tuple[str, ...], tuple[str, 
         failures.append(_over(over[0], limits) if excused else said[len(verdict.broken)])
     failures += [*_coverage(verdict, limits), *_kl(verdict, limits)]
     notes = [f"{sites_are(excused)} diverging, and within the limits"] if excused else []
-    return tuple(failures), tuple(notes)
+    if failures:
+        return (*dump, *failures), tuple(notes)
+    return (), (*(sentence.removesuffix(".") for sentence in dump), *notes)
 
 
 def _is_within(site: SiteVerdict, verdict: Verdict, limits: Limits) -> bool:

@@ -11,6 +11,7 @@ from firstdiff.hypotheses import (
     embedding_and_logits,
     feed_forward,
     kv_cache,
+    layers,
     norms,
     residuals,
     rope,
@@ -26,6 +27,7 @@ TABLE: dict[str, Hypothesis] = {
     h.id: h
     for family in (
         embedding_and_logits,
+        layers,
         norms,
         weight_order,
         weights,
@@ -47,6 +49,7 @@ _OTHER_POSITION = "run a second decode step (--decode 2), or a prompt of another
 _SEVERAL_TOKENS = (
     "run several tokens in one step: a prompt (--prompt TEXT) or, where its rotation is right, a prompt in two parts"
 )
+_BETWEEN = "record the layers between, if they ran: what a layer gives is not what it is fed"
 _LONG = "run a prompt of thousands of tokens (firstdiff run MODEL --long), in which the slow pairs turn too"
 _OTHER_LENGTH = "run a prompt of another length (--prompt TEXT): padding changes with it, and a sink does not"
 _BRANCH = "record the branch's output: it is 0, or it is not added"
@@ -55,6 +58,8 @@ _HALF = "dump the weight as your engine decodes it: half of it is zero, or the p
 EQUIVALENT: Mapping[frozenset[str], str | None] = {
     frozenset(pair): separate
     for pair, separate in (
+        (("layers-not-run", "branch-missing"), _BETWEEN),  # of layers that are not recorded
+        (("layers-not-run", "wrong-input"), None),
         (("rope-base", "rope-denominator"), None),  # base ** (-2 i / n) is another base's ** (-2 i / head_dim)
         (("weight-transposed", "weight-reinterpreted"), None),  # of a square weight
         (("weight-transposed", "head-transposed"), None),

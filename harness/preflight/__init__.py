@@ -1,1 +1,1 @@
-"""The input contract: tokens, positions, weights, model. Checked before any tensor is judged."""
+"""The input contract (tokens, positions, weights, model), and the dump itself: checked before any tensor is judged."""

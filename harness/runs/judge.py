@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
 
 import numpy as np
 
@@ -19,10 +21,13 @@ from firstdiff.judging.partial import padding
 from firstdiff.judging.past import begins_told, missing_past
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
+from firstdiff.preflight.agreeing_logits import suspicion
+from firstdiff.preflight.dump import dump_findings, not_judged, without
+from firstdiff.preflight.unused import unused
 from firstdiff.runs.admission import Admitted, admitted
-from firstdiff.runs.replaying import replayed, replayed_as_found
+from firstdiff.runs.replaying import Replayed, replayed, replayed_as_found
 from firstdiff.runs.run import Run
-from firstdiff.verdict import SiteVerdict, Status, Verdict, Witness, broken
+from firstdiff.verdict import DumpFinding, SiteVerdict, Status, Verdict, Witness, broken
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,20 +77,23 @@ def judge(
         For a trace of another model, of tokens that the model cannot run, or a witness of other tokens.
     """
     candidate = candidate if isinstance(candidate, Admitted) else admitted(run, candidate)
-    trace, model = candidate.trace, run.model
+    model = run.model
     if witness is not None:
         witness = witness if isinstance(witness, Admitted) else admitted(run, witness)
-        check_same_tokens(trace, witness.trace)
-    run.progress.say(f"judging {engine_name(trace)}")
+        check_same_tokens(candidate.trace, witness.trace)
+    run.progress.say(f"judging {engine_name(candidate.trace)}")
+    dump, trace = dump_findings(model, candidate.trace)
     details = Details() if run.detailed else None
     failures = Failures()
-    done = replayed(model, trace, details=details, table=run.table, failures=failures, progress=run.progress)
+    done, dump, trace = _replayed(run, trace, dump, details, failures)
     beside = (
         _reference(run, trace, done.alignment)
         if witness is None
         else _judged_too(run, witness, trace, done.alignment, both=both)
     )
-    sites = [replace(s, drift=beside.drifts.get(s.site)) for s in _settled(done.sites, beside.sites)]
+    sites = [replace(s, drift=beside.drifts.get(s.site)) for s in _settled(not_judged(done.sites, dump), beside.sites)]
+    logits = tuple(logits_against(trace, done.alignment, beside.free))
+    dump = (*suspicion(sites, logits, beside.drifts, beside.against, len(trace.steps)), *dump)
     explanations, counter_check = explain(
         model, trace, done.found, done.alignment, sites, failures=failures, table=run.table, progress=run.progress.say
     )
@@ -95,13 +103,14 @@ def judge(
         candidate=engine_name(trace),
         against=beside.against,
         model=described(model) | {"sha256": run.identity.sha256},
-        tokens=tuple(step.tokens for step in trace.steps),
+        tokens=tuple(step.tokens for step in candidate.trace.steps),
         arithmetic=done.found.stated,
         sites=tuple(sites),
-        logits=tuple(logits_against(trace, done.alignment, beside.free)),
+        logits=logits,
         layouts=done.alignment.described(),
         witness=beside.witness,
         preflight=candidate.preflight | ({} if wins is None else {"vocabulary": wins}),
+        dump=dump,
         notes=(
             *candidate.notes,
             *begins,
@@ -115,6 +124,19 @@ def judge(
         failed=failures.noted,
         details={} if details is None else details.taken,
     )
+
+
+def _replayed(
+    run: Run, trace: Trace, dump: tuple[DumpFinding, ...], details: Details | None, failures: Failures
+) -> tuple[Replayed, tuple[DumpFinding, ...], Trace]:
+    """Replay a trace, and again without the tensors that the engine did not go on with, where there are any."""
+    replay = partial(replayed, run.model, details=details, table=run.table, failures=failures, progress=run.progress)
+    done = replay(trace)
+    more = unused(run.model, trace, done.found, done.alignment, done.sites)
+    if not more:
+        return done, dump, trace
+    trace = without(trace, more)
+    return replay(trace), (*dump, *more), trace
 
 
 def described(model: Model) -> dict[str, object]:
@@ -139,14 +161,16 @@ def _reference(run: Run, trace: Trace, alignment: Alignment) -> _Beside:
 
 
 def _judged_too(run: Run, witness: Admitted, candidate: Trace, alignment: Alignment, *, both: bool) -> _Beside:
-    """Judge the witness, and take its run for the one beside the candidate's."""
+    """Judge the witness, and take its run for the one beside the candidate's, as long as both ran the same tokens."""
     trace, name = witness.trace, engine_name(witness.trace)
     run.progress.say(f"judging {name}")
     sites = replayed_as_found(run.model, trace, run.progress).sites
+    pairs = zip(candidate.steps, trace.steps, strict=True)
+    alike = sum(1 for _ in takewhile(lambda pair: pair[0].tokens == pair[1].tokens, pairs))
     return _Beside(
         name,
-        between(candidate, trace, alignment),
-        [last_logits(trace, step) for step in range(len(trace.steps))],
+        {site: drift for site, drift in between(candidate, trace, alignment).items() if site.step < alike},
+        [last_logits(trace, step) for step in range(alike)],
         Witness(
             name,
             agrees=sum(s.status in (Status.AGREES, Status.INHERITS) for s in sites),

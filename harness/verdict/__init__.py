@@ -1,5 +1,6 @@
 """What is said: the frozen records of a verdict, writing and reading them."""
 
+from firstdiff.verdict.dump import DumpFinding
 from firstdiff.verdict.explanations import CounterCheck, Explanation, Failed, Tried
 from firstdiff.verdict.sites import Detail, Element, Histogram, Profile, SiteVerdict, Statistics, Status
 from firstdiff.verdict.verdict import PASSED, Logits, Verdict, Witness, broken
@@ -8,6 +9,7 @@ __all__ = [
     "PASSED",
     "CounterCheck",
     "Detail",
+    "DumpFinding",
     "Element",
     "Explanation",
     "Failed",

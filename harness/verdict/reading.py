@@ -81,6 +81,7 @@ def _verdict(found: dict[str, Any]) -> Verdict:
     _check_details(verdict)
     _check_counter_check(verdict)
     _check_failed(verdict)
+    _check_dump(verdict)
     try:
         again = json.loads(verdict.to_json())
     except (KeyError, ValueError, TypeError, OverflowError) as e:
@@ -230,6 +231,17 @@ def _check_failed(verdict: Verdict) -> None:
     for i, failed in enumerate(verdict.failed):
         if failed.site not in known:
             raise _UnfitError(f"failed[{i}]", f"is of a site that is not there: {shown(str(failed.site))}")
+
+
+def _check_dump(verdict: Verdict) -> None:
+    """A site that the dump does not hold is not judged: nobody is accused and excused at once."""
+    known = {s.site: s for s in verdict.sites}
+    for i, finding in enumerate(verdict.dump):
+        for site in finding.sites:
+            if site not in known:
+                raise _UnfitError(f"dump[{i}]", f"is of a site that is not there: {shown(str(site))}")
+            if not finding.judged and known[site].status is not Status.NOT_COMPARABLE:
+                raise _UnfitError(f"dump[{i}]", f"covers {shown(str(site))}, which {known[site].status}")
 
 
 def _check_charts(where: str, detail: Detail) -> None:

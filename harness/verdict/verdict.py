@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from firstdiff.dumps.site import Site
+from firstdiff.verdict.dump import DumpFinding
 from firstdiff.verdict.explanations import CounterCheck, Explanation, Failed
 from firstdiff.verdict.sites import Detail, SiteVerdict, Status
 
@@ -95,6 +96,7 @@ class Verdict:
     layouts: dict[str, str] = field(default_factory=dict)  # of points that are not laid out plainly
     pieces: tuple[str, ...] = ()  # text of the tokens of step 0, where a tokeniser was at hand
     preflight: dict[str, str] = field(default_factory=dict)
+    dump: tuple[DumpFinding, ...] = ()  # where it does not hold what the engine computed
     explanations: tuple[Explanation, ...] = ()
     counter_check: CounterCheck | None = None
     failed: tuple[Failed, ...] = ()  # hypotheses that could not be tried: the explanations stand without them

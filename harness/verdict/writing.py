@@ -36,6 +36,7 @@ def to_json(verdict: Verdict) -> str:
         "tokens": verdict.tokens,
         "pieces": verdict.pieces,
         "preflight": verdict.preflight,
+        **({"dump": verdict.dump} if verdict.dump else {}),
         "arithmetic": verdict.arithmetic,
         "layouts": verdict.layouts,
         "coverage": verdict.coverage,

@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Step, Trace
+from firstdiff.engines.reference import record_reference
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, Planting
 from firstdiff.judging.replay import Replay
-from firstdiff.model.arithmetic import F32, Arithmetic
+from firstdiff.model.arithmetic import F32, F64, Arithmetic
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import attend, linear, rms_norm, scores
 from firstdiff.model.probe import Call
@@ -88,6 +89,24 @@ def dump(
     for step, _ in zip(steps, model.forward(steps, probe), strict=True):
         writer.step(step, probe.finish())
     return writer.trace()
+
+
+def going_on_with(
+    model: Model, prompt: Sequence[int], *bugs: tuple[str, int | None], **by: Floats | Callable[[Floats], Floats]
+) -> Trace:
+    """The trace of an engine that goes on with altered tensors, by name: ``ffn_gate_2`` for ffn_gate-2.
+
+    What follows them is computed from them, as in an engine and unlike in a dump that was edited.
+    """
+
+    def after(call: Call, y: Floats) -> Floats:
+        change = by.get(f"{call.point}_{call.layer}", y)
+        return change(y) if callable(change) else change
+
+    planted = [Planted(TABLE[bug], layer) for bug, layer in bugs]
+    writer = MemoryWriter()
+    record_reference(model, prompt, writer, probe=Changed(F64, model, planted, after=after))
+    return writer.trace(arithmetic="f32")
 
 
 def bits(x: Floats, kept: int, *, cut: bool = False) -> Floats:

@@ -14,6 +14,7 @@ from firstdiff.judging.closeup import BRIEF, FULL, measure_detail
 from firstdiff.verdict import (
     CounterCheck,
     Detail,
+    DumpFinding,
     Element,
     Explanation,
     Failed,
@@ -179,6 +180,19 @@ def unexplained() -> Verdict:
     return verdict(sites=tuple(told), explanations=(why,), counter_check=check, failed=failed)
 
 
+def wrong_dump(**rest: Any) -> Verdict:
+    """A dump that does not hold a point; the engine is right, or as `rest` has it."""
+    told = verdict(**rest)
+    covered = [s.site for s in told.sites if s.point == "l_out"]
+    finding = DumpFinding(
+        "branch-as-sum", "l_out at every layer: your dump holds the branch", "dump the sum", (*covered,)
+    )
+    gone = {"status": Status.NOT_COMPARABLE, "local_error": None, "floor": None, "reason": finding.reason}
+    return replace(
+        told, dump=(finding,), sites=tuple(replace(s, **gone) if s.site in covered else s for s in told.sites)
+    )
+
+
 def hostile() -> Verdict:
     """Every text that a trace or a file can bring."""
     told = (
@@ -215,6 +229,7 @@ def hostile() -> Verdict:
         counter_check=CounterCheck((HOSTILE,), (told[1].site,)),
         run={"command": ["firstdiff", HOSTILE], "versions": {HOSTILE: HOSTILE}, "machine": HOSTILE},
         witness=None,
+        dump=(DumpFinding(HOSTILE, HOSTILE, HOSTILE, (told[1].site,), judged=True),),
         failed=(Failed(HOSTILE, told[1].site, HOSTILE),),
     )
 
@@ -232,4 +247,6 @@ EVERY_KIND = {
     "incomparable": verdict(sites=tuple(map(unrecorded, sites(drift=DRIFT)))),
     "empty": verdict(sites=(), tokens=(), pieces=(), logits=(), witness=None, run={}, model={}),
     "hostile": hostile(),
+    "wrong dump": wrong_dump(),
+    "wrong dump and engine": wrong_dump(bug=1),
 }

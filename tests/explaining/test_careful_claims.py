@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from builders.hypotheses import plant
-from builders.judging import judge
+from builders.judging import going_on_with, judge
 from builders.models import in_blocks, synthetic
 from builders.traces import MemoryWriter, altered
 from firstdiff.dumps import Site, Trace
@@ -114,9 +114,10 @@ def test_sites_that_were_not_searched_are_not_said_to_be(small: Model) -> None:
 @pytest.mark.slow
 def test_what_is_found_at_one_site_is_not_said_of_all(small: Model) -> None:
     rng = np.random.default_rng(0)
-    trace = planted(small, "weight-row-offset", 3)
-    wrong = altered(
-        trace,
+    wrong = going_on_with(
+        small,
+        PROMPT,
+        ("weight-row-offset", 3),
         Qcur_0=lambda x: 0.5 * x,
         Qcur_1=lambda x: x * (1 + 0.01 * rng.standard_normal(x.shape).astype(np.float32)),
     )

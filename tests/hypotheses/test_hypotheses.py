@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from builders.hypotheses import plant
-from builders.judging import judge
+from builders.judging import going_on_with, judge
 from builders.models import synthetic
 from builders.tiny_models import tiny
 from builders.traces import MemoryWriter
-from firstdiff.dumps import Site, Step, Trace
+from firstdiff.dumps import Site, Step
 from firstdiff.hypotheses import TABLE, Scene
 from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.hypotheses.softmax import BLIND
@@ -42,12 +42,6 @@ def explained(model: Model, bug: str, values: dict[str, Any] | None = None) -> E
     record_planted(model, PROMPT, writer, arithmetic=F64, planted=[Planted(TABLE[bug], 1, values)])
     (explanation,) = judge(model, writer.trace(arithmetic="f32")).explanations
     return explanation
-
-
-def changed(trace: Trace, site: Site, value: Array) -> Trace:
-    """The trace with one tensor replaced."""
-    tensors = {s: np.array(trace[s]) for s in trace.sites()} | {site: value}
-    return Trace.from_arrays(trace.steps, tensors, engine=trace.engine, model={})
 
 
 # Frequency factors
@@ -93,7 +87,7 @@ def test_a_mask_of_large_negative_numbers_leaves_a_hidden_row_uniform(factored: 
     hidden = ~visible(*z.shape[-2:], -1)
     z = z + np.where(hidden, np.finfo(np.float32).min, np.float32(0))
     p = np.exp(z - z.max(-1, keepdims=True))
-    wrong = changed(trace, Site(0, 1, "kq_soft_max"), p / p.sum(-1, keepdims=True))
+    wrong = going_on_with(factored, PROMPT, kq_soft_max_1=p / p.sum(-1, keepdims=True))
     explanation = judge(factored, wrong).explanations[0]
     assert explanation.hypothesis == "mask-offset"
     assert explanation.attributes == {"offset": -1, "blind": "uniform over all keys"}

@@ -158,6 +158,24 @@ def test_an_edited_verdict_is_refused(what: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (set_at("dump", 0, "sites", 0, to="l_out-9"), "dump[0] is of a site that is not there: 'l_out-9'"),
+        (set_at("dump", 0, "sites", 0, to="embd"), "dump[0] covers 'embd', which agrees"),
+        (set_at("dump", 0, "blame", to="engine"), "dump[0] has a key 'blame'"),
+        (remove("dump", 0, "says"), "dump[0] lacks 'says'"),
+        (set_at("dump", to=[]), "has a key 'dump'"),
+    ],
+)
+def test_an_edited_finding_of_the_dump_is_refused(
+    change: Callable[[dict[str, Any]], Any], words: str, tmp_path: Path
+) -> None:
+    record = json.loads(EVERY_KIND["wrong dump"].to_json())
+    change(record)
+    assert words in refusal(tmp_path, json.dumps(record))
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", "is not valid JSON"),

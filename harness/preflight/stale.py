@@ -1,0 +1,110 @@
+"""Stale buffers: steps of a dump that repeat the tensors of another step, bit for bit.
+
+No engine computes the same numbers of other tokens. A buffer that is read when it was written again, or not written
+yet, holds them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from firstdiff.dumps import Site, Trace
+from firstdiff.dumps.points import Kind, kind_of
+from firstdiff.model.arithmetic import Array
+from firstdiff.verdict import DumpFinding
+from firstdiff.verdict.ranges import enumerated
+
+COPY = "copy each tensor when it is computed: your dump reads the buffers after they were used again"
+
+TELLING = (Kind.NORM, Kind.PRODUCT, Kind.ROTATION, Kind.SCORES, Kind.PROBABILITIES, Kind.ATTENTION, Kind.ACTIVATION)
+"""Kinds of which two layers are never equal. A sum may be: where both branches are zero, it is its input."""
+
+AT_LEAST = 0.9
+"""The share of two layers' tensors, or of two steps', that is equal where buffers are stale: the logits, or what a hook
+copied in time, may be right all the same."""
+
+FEWEST = 3  # different numbers in a tensor that tells anything: a mask, or weights of 1.0, are equal anywhere
+SAMPLE = 64  # numbers of a tensor that are compared first
+LOOKED_AT = 3  # tensors of a step whose samples are compared first
+NAMED = 3  # tokens that are named
+
+
+def same(trace: Trace, a: Site, b: Site) -> bool:
+    """Whether two sites hold the same numbers, which are no few numbers again and again."""
+    if a not in trace or b not in trace or sample(trace, a) != sample(trace, b):
+        return False
+    return np.array_equal(trace[a], trace[b]) and tells(trace[a])
+
+
+def sample(trace: Trace, site: Site) -> tuple[tuple[int, ...], str, bytes]:
+    """What equal tensors have in common: shape, dtype, and some numbers spread over them."""
+    flat = trace[site].reshape(-1)
+    return trace.shape(site), trace.dtype(site), flat[:: max(1, flat.size // SAMPLE)].tobytes()
+
+
+def tells(x: Array) -> bool:
+    """Whether numbers are so many that no other tensor has the same by chance, or of necessity."""
+    return bool(np.isfinite(x).all()) and len(np.unique(x)) >= FEWEST
+
+
+def stale_steps(trace: Trace) -> Iterator[DumpFinding]:
+    """Find steps that repeat the tensors of an earlier step of other tokens."""
+    by_step: dict[int, list[Site]] = defaultdict(list)
+    for site in trace:
+        by_step[site.step].append(site)
+    seen: dict[object, int] = {}
+    for now, sites in sorted(by_step.items()):
+        looks = [(s.layer, s.point, *sample(trace, s)) for s in _spread(sites)]
+        for before in sorted({seen[look] for look in looks if look in seen}):
+            if repeated := _repeated(trace, before, sites):
+                yield _finding(trace, before, now, repeated)
+                break
+        for look in looks:
+            seen.setdefault(look, now)
+
+
+def _spread(sites: Sequence[Site]) -> list[Site]:
+    """Some sites inside the layers, up to the last one."""
+    inside = [s for s in sites if s.layer is not None and kind_of(s.point) is not Kind.CACHE]
+    return [inside[len(inside) * (i + 1) // LOOKED_AT - 1] for i in range(LOOKED_AT)] if inside else []
+
+
+def _repeated(trace: Trace, before: int, sites: Sequence[Site]) -> tuple[Site, ...]:
+    """The sites of a step that hold what an earlier step held; none where most do not, or of the same tokens.
+
+    Of the same token all that comes before the first rotation is equal; of another one nothing is.
+    """
+    if trace.steps[sites[0].step].tokens == trace.steps[before].tokens:
+        return ()
+    equal = {s for s in sites if same(trace, s, Site(before, s.layer, s.point))}
+    compared = [
+        s
+        for s in sites
+        if kind_of(s.point) is not Kind.CACHE
+        and Site(before, s.layer, s.point) in trace
+        and (s in equal or tells(trace[s]))
+    ]
+    # A lookup of the wrong token makes all equal up to the first rotation.
+    deep = any(s.layer or kind_of(s.point) in (Kind.ROTATION, Kind.ATTENTION, Kind.LOGITS) for s in equal)
+    if not deep or sum(s in equal for s in compared) < AT_LEAST * len(compared):
+        return ()
+    return tuple(s for s in sites if s in equal)
+
+
+def _finding(trace: Trace, before: int, now: int, sites: tuple[Site, ...]) -> DumpFinding:
+    was, own = (_tokens(trace.steps[step].tokens) for step in (before, now))
+    return DumpFinding(
+        "stale-step",
+        f"step {now} repeats step {before}'s tensors to the bit, though step {now} ran {own} and step {before} {was}",
+        f"{COPY}; where the logits repeat as well, see that the engine ran step {now} on its own tokens",
+        sites,
+    )
+
+
+def _tokens(tokens: Sequence[int]) -> str:
+    named = [str(token) for token in tokens[:NAMED]]
+    more = len(tokens) - NAMED
+    return f"token{'s' * (len(tokens) > 1)} {enumerated([*named, *([f'{more:,} more'] if more > 0 else [])])}"
