@@ -15,9 +15,11 @@ import numpy as np
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.judging.arithmetic import Fingerprint
-from firstdiff.judging.layouts import Alignment, candidates
+from firstdiff.judging.layout_options import candidates
+from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.measure import relative
 from firstdiff.judging.needed import run
+from firstdiff.judging.past import missing_past
 from firstdiff.judging.replay import Replay, counted
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
@@ -63,7 +65,8 @@ def unused(
         return ()
     view = trace.without(suspected.__contains__)
     probe = _Right(found.arithmetic, view, alignment, found.levels, suspected=frozenset(suspected))
-    run(model, trace.steps, probe, {*suspected, *chain(*suspected.values())}.__contains__)
+    wanted = {*suspected, *chain(*suspected.values())}.__contains__
+    run(model, trace.steps, probe, wanted, past=missing_past(model, trace))
     again = {s.site: s for s in probe.sites}
     wrong: set[Site] = set()
     for site, next_ in reversed(suspected.items()):
