@@ -22,12 +22,16 @@ def facts(verdict: Verdict, where: str | None = None) -> list[tuple[str, str]]:
         ("", reasons(verdict) if verdict.judged else ""),
         ("preflight", ", ".join(f"{k} {v}" for k, v in verdict.preflight.items() if k not in verdict.broken)),
         ("layouts", _layouts(verdict.layouts)),
-        ("arithmetic", ", ".join(f"{k} {v}" for k, v in verdict.arithmetic.items())),
+        ("arithmetic", ", ".join(f"{_GROUPS.get(k, k)} {v}" for k, v in verdict.arithmetic.items())),
         ("witness", _witness(verdict, where)),
         ("logits", _logits(verdict.logits)),
         *(("note", note) for note in verdict.notes),
     ]
     return [(label, words) for label, words in told if words]
+
+
+_GROUPS = {"held": "weights held in"}
+"""What is said of a part of the arithmetic, where its key alone says too little."""
 
 
 def _layouts(layouts: dict[str, str]) -> str:

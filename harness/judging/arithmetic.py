@@ -10,7 +10,7 @@ import numpy as np
 
 from firstdiff.dumps import Trace
 from firstdiff.judging.arithmetic_options import GROUPS, group_of
-from firstdiff.model.arithmetic import Arithmetic, arithmetic_named
+from firstdiff.model.arithmetic import HELD, Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model
 from firstdiff.model.errors import ModelError
 from firstdiff.model.operations import embed
@@ -63,6 +63,16 @@ class Evidence:
     known: bool = False
 
     @property
+    def base(self) -> str:
+        """The option without what weights are held in."""
+        return self.name.partition("+held=")[0]
+
+    @property
+    def held(self) -> str | None:
+        """What weights are held in, where the option says so."""
+        return self.name.partition("+held=")[2] or None
+
+    @property
     def weak(self) -> bool:
         """Whether another arithmetic could have done it."""
         return (
@@ -75,11 +85,11 @@ class Evidence:
 
     def __str__(self) -> str:
         if self.level:
-            known = "unknown" if self.weak else f"near to {self.name}"
+            known = "unknown" if self.weak else f"near to {self.base}"
             if self.weak and self.like is not None:
                 known = f"unknown, perhaps {self.like}, weak evidence"
             return f"{known} (level {self.error:.1e}, ceiling {self.ceiling:.0e})"
-        return f"{self.name} (weak evidence)" if self.weak else self.name
+        return f"{self.base} (weak evidence)" if self.weak else self.base
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +137,7 @@ class Fingerprint:
     @property
     def better(self) -> bool:
         """Whether it may stand against an arithmetic that the trace states: known, and by strong evidence."""
-        of = [e for group, e in self.groups.items() if group != "results"]
+        of = [e for group, e in self.groups.items() if group not in ("results", "embedding")]
         return bool(of) and all(e.fits for e in of) and any(not e.weak for e in of)
 
     @property
@@ -139,8 +149,12 @@ class Fingerprint:
             group: str(evidence.called(stored) if stored in evidence.same else evidence)
             for group, evidence in self.groups.items()
         }
+        weak = any(e.held and e.weak for e in self.groups.values())
+        if weak and "held" in assumed:
+            found["held"] = f"{assumed['held']} (weak evidence)"
         keys, values = found.pop("keys", assumed["cache"]), found.pop("values", assumed["cache"])
         found["cache"] = keys if keys == values else f"{keys} keys, {values} values"
+        found.pop("embedding", None)
         if "results" in found and not self.groups["results"].level:
             del found["results"]  # nobody asks how an engine adds, unless it is unknown
         return assumed | found
@@ -157,7 +171,18 @@ def described(arithmetic: Arithmetic) -> dict[str, str]:
         "norm": plain,
         "attention": f"{attention}+flash" if arithmetic.flash else attention,
         "cache": keys if keys == values else f"{keys} keys, {values} values",
+        **({} if arithmetic.holds_as_the_file else {"held": _held(arithmetic)}),
     }
+
+
+def _held(arithmetic: Arithmetic) -> str:
+    """What weights are held in: one word where it is the same for all of them."""
+    parts: dict[str, list[str]] = {}
+    for part in HELD:
+        parts.setdefault(getattr(arithmetic, part) or "the file's own", []).append(part)
+    if len(parts) == 1:
+        return next(iter(parts))
+    return ", ".join(f"{kind} ({', '.join(of)})" for kind, of in parts.items())
 
 
 def declared(model: Model, trace: Trace) -> Arithmetic | None:

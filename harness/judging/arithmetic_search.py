@@ -10,12 +10,13 @@ import numpy as np
 
 from firstdiff.dumps import Trace
 from firstdiff.judging.arithmetic import HANDFUL, STRONG, Evidence, Fingerprint, Levels
-from firstdiff.judging.arithmetic_options import OPTIONS
+from firstdiff.judging.arithmetic_options import OPTIONS, option
 from firstdiff.judging.arithmetic_trials import Trial, Trials
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.needed import Wanted, run
 from firstdiff.model.arithmetic import ARITHMETICS, F32, GGML, STORED, Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model
+from firstdiff.model.holding import ELEMENTS
 
 CEILINGS = {"linear": 5e-2, "norm": 1e-2, "attention": 2e-2, "results": 1e-2}
 """Errors that an unknown arithmetic can have at most.
@@ -51,6 +52,9 @@ SAME = 1.05
 F16_SUMS = 1.12, 2.24
 """Bounds of how much further a sum in f16 is from ours than from the exact one, if it errs by 0.5 to 2 times ours."""
 
+WEIGHTS = ("linear", "norm", "embedding")
+"""The groups of operations that read weights."""
+
 LAYERS = 3
 """Layers from which a point has a level of its own."""
 
@@ -69,8 +73,8 @@ def fingerprint(model: Model, trace: Trace, alignment: Alignment, wanted: Wanted
     cache = {group: _evidence(group, tried) for group, tried in trials.found.items() if group in ("keys", "values")}
     trials.found |= {"attention": _with_cache(trials.found.get("attention", []), cache)}
     found = {group: _evidence(group, tried) for group, tried in trials.found.items() if tried}
-    groups = _agreed(found | cache, trials.found.get("results", []))
-    arithmetic = _composed(groups)
+    groups = _held_alike(_agreed(found | cache, trials.found.get("results", [])))
+    arithmetic = _composed(groups, _of_output(groups.get("linear"), trials.found.get("linear", [])))
     stored = arithmetic.weights_and_results  # by all operations, or by groups alone
     points: dict[str, float] = {}
     whole: dict[str, float] = {}
@@ -79,8 +83,8 @@ def fingerprint(model: Model, trace: Trace, alignment: Alignment, wanted: Wanted
             parts = _levels(evidence, [t for t in trials.found[group] if evidence.name in t.errors])
             points |= parts
             whole[group] = max(parts.values(), default=min(evidence.ceiling, STANDS_OUT * evidence.error))
-        elif evidence.fits and group not in ("keys", "values") and evidence.name in {*STORED} - {stored}:
-            whole[group] = STORED[evidence.name]
+        elif evidence.fits and group not in ("keys", "values") and evidence.base in {*STORED} - {stored}:
+            whole[group] = STORED[evidence.base]
     return Fingerprint(arithmetic, groups, Levels(points, whole))
 
 
@@ -113,7 +117,8 @@ def _of_ggml(values: dict[str, float], kind: str) -> dict[str, float]:
 
 def _evidence(group: str, trials: Sequence[Trial]) -> Evidence:
     """The option that leaves the least over all sites, and how sure that is."""
-    tried = {name: [t for t in trials if name in t.errors] for name in OPTIONS[group]}
+    names = dict.fromkeys((*OPTIONS[group], *(name for t in trials for name in t.errors)))
+    tried = {name: [t for t in trials if name in t.errors] for name in names}
     options = [name for name, found in tried.items() if len(found) >= SHARE * len(trials)]
     middle = {name: median(t.errors[name] for t in tried[name]) for name in options}
     least = min(middle.values())
@@ -144,7 +149,7 @@ def _evidence(group: str, trials: Sequence[Trial]) -> Evidence:
 
 def _most_at_floor(group: str, count: dict[str, int]) -> str | None:
     """The option at whose floor some sites are, and hardly any at another's; one that stores has too high a floor."""
-    tight = {name: n for name, n in count.items() if OPTIONS[group][name].weights_and_results is None}
+    tight = {name: n for name, n in count.items() if option(group, name).weights_and_results is None}
     best = max(tight, key=lambda name: tight[name])
     others = [n for n in tight.values() if n != tight[best]]
     return best if tight[best] >= max(HANDFUL, STRONG * max(others, default=0)) else None
@@ -236,9 +241,9 @@ def _agreed(groups: dict[str, Evidence], results: Sequence[Trial]) -> dict[str, 
     return groups | {"linear": linear, "attention": attention}
 
 
-def _composed(groups: dict[str, Evidence]) -> Arithmetic:
-    """The arithmetic of all groups together, named so that it can be read back."""
-    best = {group: OPTIONS[group][evidence.name] for group, evidence in groups.items()}
+def _composed(groups: dict[str, Evidence], output: str | None) -> Arithmetic:
+    """The arithmetic of all groups together, named so that it can be read back; `output` is what that is held in."""
+    best = {group: option(group, evidence.name) for group, evidence in groups.items()}
     linear = best.get("linear", F32)
     attention = best.get("attention", linear)  # an engine of one piece, as far as is known
     stored = linear.weights_and_results
@@ -261,4 +266,43 @@ def _composed(groups: dict[str, Evidence]) -> Arithmetic:
         for part, kind, own in (("keys", keys, base.keys), ("values", values, base.values))
         if kind != own
     ]
-    return arithmetic_named("+".join([base.name, *parts]))
+    return arithmetic_named("+".join([base.name, *parts, *_held(best, output)]))
+
+
+def _of_output(linear: Evidence | None, trials: Sequence[Trial]) -> str | None:
+    """What the output matrix is held in: as the others, unless only something else fits there."""
+    if linear is None:
+        return None
+    logits = [t for t in trials if t.site.layer is None]
+    others = dict.fromkeys([linear.held, None, *(option("linear", name).output for t in logits for name in t.errors)])
+    names = {kind: linear.base if kind is None else f"{linear.base}+held={kind}" for kind in others}
+    fit = (k for k, n in names.items() if logits and all(t.errors.get(n, np.inf) <= t.floors.get(n, 0) for t in logits))
+    return next(fit, linear.held if linear.held in ELEMENTS else None)
+
+
+def _held_alike(groups: dict[str, Evidence]) -> dict[str, Evidence]:
+    """Say of all weights what some are held in, where the others' numbers are the same in it.
+
+    A table of embeddings that fits nothing is a fault's, and one that fits as it is needs no word.
+    """
+    held = {e.held: None for e in groups.values() if e.held is not None and (e.fits or e.known)}
+    alike = dict(groups)
+    for group, evidence in groups.items():
+        if group in WEIGHTS and evidence.held is None:
+            name = next((n for kind in held if (n := f"{evidence.base}+held={kind}") in evidence.same), None)
+            alike[group] = evidence if name is None else evidence.called(name)
+    embedding = alike.pop("embedding", None)
+    if embedding is not None and embedding.fits and embedding.held is not None:
+        alike["embedding"] = embedding
+    return alike
+
+
+def _held(best: dict[str, Arithmetic], output: str | None) -> list[str]:
+    """What weights are held in, as parts of a name; weights of which nothing is known as the matrices are."""
+    matrices = best["linear"].matrices if "linear" in best else None
+    like = matrices if matrices in ELEMENTS else None
+    found = {"matrices": matrices, "norms": best["norm"].norms if "norm" in best else like, "output": output}
+    found["embedding"] = best["embedding"].embedding if "embedding" in best else None
+    if set(found.values()) <= {*ELEMENTS} and len(set(found.values())) == 1:
+        return [f"held={matrices}"]
+    return [f"{part}={kind}" for part, kind in found.items() if kind is not None]

@@ -10,16 +10,14 @@ import numpy as np
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import axes_of
 from firstdiff.judging import floors
+from firstdiff.judging.arithmetic_held import HeldSearch
 from firstdiff.judging.arithmetic_options import group_of, possible
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.measure import measure
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.systematic import rest
-from firstdiff.model.arithmetic import (
-    F32,
-    Arithmetic,
-    Array,
-)
+from firstdiff.model.arithmetic import F32, Arithmetic, Array
+from firstdiff.model.holding import holding
 from firstdiff.model.operations import (
     MOVES,
     append,
@@ -34,9 +32,13 @@ from firstdiff.model.probe import Call
 from firstdiff.model.rounding import round_to
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
+from firstdiff.model.weights import Weight
 
 ROWS = 96
 """Rows of a weight that are tried: an error is told from another one by far fewer results than a product has."""
+
+TOKENS = 8
+"""Rows of the embedding that are tried."""
 
 QUERIES = 64
 """Queries that are tried: as many as send ggml's flash attention onto its tiles."""
@@ -91,7 +93,9 @@ class Trials(Judging):
     trace: Trace
     alignment: Alignment
     found: dict[str, list[Trial]] = field(default_factory=dict, init=False)
+    held: HeldSearch = field(default_factory=HeldSearch, init=False)
     _pending: dict[str, Call] = field(default_factory=dict, init=False)
+    _largest: dict[str, float] = field(default_factory=dict, init=False)
 
     def silent(self, call: Call) -> Value:
         """Compute what nobody records. Moved numbers of the candidate's are still its own."""
@@ -106,7 +110,7 @@ class Trials(Judging):
         site = Site(call.step, call.layer, call.point)
         whole = self._recorded(site, self._shape(call))
         inputs = [s for s in call.sources if s is not None]
-        own = all(isinstance(s, Own) for s in inputs) and bool(inputs)
+        own = all(isinstance(s, Own) for s in inputs) and (bool(inputs) or call.op is embed)
         if whole is None:
             with np.errstate(all="ignore"):
                 computed = call.compute(self.arithmetic)
@@ -115,8 +119,9 @@ class Trials(Judging):
             return Value(computed if recorded is None else recorded)
         lost = max((s.lost for s in inputs if isinstance(s, Own)), default=0.0)
         if group_of(call) is not None and (call.step == 0 or call.op is append):
-            calls = (call,) if own else self._flash(call)
-            if calls:
+            if call.op is embed:
+                self._try_rows(site, call, whole)
+            elif calls := (call,) if own else self._flash(call):
                 self._try(site, *self._as_scaled(calls, whole), lost)
         return self._own(call, site, whole)
 
@@ -142,9 +147,9 @@ class Trials(Judging):
         return (call.with_arguments(q=query),), scaled
 
     def _shape(self, call: Call) -> tuple[int, ...] | None:
-        """Shape of a call's result; None for the embedding's, whose numbers tell nothing."""
+        """Shape of a call's result; an operation that nobody has written down is run for it."""
         shape = shape_of(call)
-        if shape is None and call.op is not embed:
+        if shape is None:
             with np.errstate(all="ignore"):
                 shape = call.compute(self.arithmetic).shape
         return shape
@@ -174,25 +179,52 @@ class Trials(Judging):
             return ()
         return kq, p, call
 
+    def _try_rows(self, site: Site, call: Call, whole: Array) -> None:
+        """Try some rows of the embedding, each by itself: they are what is known of how the table is held."""
+        tokens = call.argument("tokens")
+        places = sorted({int(token): place for place, token in reversed(list(enumerate(tokens)))}.values())
+        for place in places[:TOKENS]:
+            cut = call.with_arguments(tokens=tokens[place : place + 1])
+            self._try(site, (cut,), whole[place : place + 1], 0.0)
+
     def _try(self, site: Site, calls: tuple[Call, ...], whole: Array, lost: float) -> None:
         group = group_of(calls[-1])
         assert group is not None
         own = floors.stored(F32, calls[-1], self.alignment.dtype(self.trace, site), whole)
+        weight = calls[-1].argument("weight")
         calls, sample, seen = _sampled(calls, whole)
         axes = axes_of(site.point, sample.ndim)
-        computed, errors, limits = {}, {}, {}
-        for name, arithmetic in possible(group, calls, flash=len(calls) > 1):
+        part = f"{site.point} {weight.kind.name}" if group == "linear" else site.point
+        trial = Trial(site, part, {}, {}, {})
+        computed: dict[str, Array] = {}
+
+        def attempt(name: str, arithmetic: Arithmetic) -> None:
             if (kind := arithmetic.weights_and_results) is not None and not _stored(sample, kind):
-                continue
+                return
             with np.errstate(all="ignore"):
-                computed[name] = _chained(calls, arithmetic)
-                errors[name] = measure(sample, computed[name], axes=axes, floor=np.inf, seen=seen).error
-            limits[name] = floors.floor(arithmetic, calls, own=own, inputs=lost)
-        near = [n for n in errors if limits[n] < errors[n] <= NEAR * min(errors.values())]
-        rests = {name: rest(sample, computed[name], calls[-1]) for name in near}
-        weight = calls[-1].argument("weight") if group == "linear" else None
-        part = site.point if weight is None else f"{site.point} {weight.kind.name}"
-        self.found.setdefault(group, []).append(Trial(site, part, errors, limits, rests))
+                computed[name] = _chained(self._measured(calls, weight, arithmetic), arithmetic)
+                trial.errors[name] = measure(sample, computed[name], axes=axes, floor=np.inf, seen=seen).error
+            trial.floors[name] = floors.floor(arithmetic, calls, own=own, inputs=lost)
+
+        for name, arithmetic in possible(group, calls, flash=len(calls) > 1):
+            attempt(name, arithmetic)
+        if weight is not None:
+            self.held.run(group, part, weight.shape[-1], attempt, trial.errors, trial.floors)
+        near = NEAR * min(trial.errors.values())
+        for name, error in trial.errors.items():
+            if trial.floors[name] < error <= near:
+                trial.rests[name] = rest(sample, computed[name], calls[-1])
+        self.found.setdefault(group, []).append(trial)
+
+    def _measured(self, calls: tuple[Call, ...], whole: Weight | None, arithmetic: Arithmetic) -> tuple[Call, ...]:
+        """The calls with what some way of holding a weight must know of all of it: its largest number."""
+        kind = arithmetic.matrices  # an option says the same of all
+        if whole is None or kind is None or not holding(kind).of_tensors:
+            return calls
+        if whole.name not in self._largest:
+            self._largest[whole.name] = whole.measured().largest
+        cut = replace(calls[-1].argument("weight"), largest=self._largest[whole.name])
+        return (*calls[:-1], calls[-1].with_arguments(weight=cut))
 
 
 def _stored(x: Array, kind: str) -> bool:
