@@ -120,19 +120,44 @@ def _part(call: Call) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """The arithmetic that a candidate is judged in, the evidence for it, and the levels of what is unknown."""
+    """The arithmetic that a candidate is judged in, the evidence for it, and the levels of what is unknown.
+
+    Where it differs by the number of tokens of a step, `phases` has what was found for some numbers, and the rest is
+    that of the first step. `instead` is the arithmetic that the trace states, where its numbers say otherwise.
+    """
 
     arithmetic: Arithmetic
     groups: dict[str, Evidence] = field(default_factory=dict)
     levels: Levels = field(default_factory=Levels)
-    instead: str | None = None  # the arithmetic that the trace states, where its numbers say otherwise
+    instead: str | None = None
+    phases: tuple[tuple[int, Fingerprint], ...] = ()
+
+    def of(self, tokens: int) -> Fingerprint:
+        """What was found for steps of so many tokens, or of the number nearest to it."""
+        found = min(self.phases, key=lambda of: max(of[0], tokens) / min(of[0], tokens), default=None)
+        return self if found is None else found[1]
+
+    @property
+    def tight(self) -> Fingerprint:
+        """The same without levels: what is unknown is judged as if it were known."""
+        phases = tuple((tokens, replace(found, levels=Levels())) for tokens, found in self.phases)
+        return replace(self, levels=Levels(), phases=phases)
+
+    @property
+    def levelled(self) -> bool:
+        """Whether anything is judged at a level of its own."""
+        return bool(self.levels) or any(found.levels for _, found in self.phases)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a verdict notes."""
         if self.instead is None:
             return ()
-        return (f"the trace states the arithmetic {self.instead}, but its numbers are those of {self.arithmetic.name}",)
+        said = f"the trace states the arithmetic {self.instead}, but its numbers are those of "
+        names: dict[str, list[int]] = {}
+        for tokens, found in self.phases:
+            names.setdefault(found.arithmetic.name, []).append(tokens)
+        return (said + (_by_tokens(names) if len(names) > 1 else self.arithmetic.name),)
 
     @property
     def better(self) -> bool:
@@ -143,14 +168,24 @@ class Fingerprint:
     @property
     def stated(self) -> dict[str, str]:
         """One string a group, for the verdict."""
+        if not self.phases:
+            return self._stated
+        told: dict[str, dict[str, list[int]]] = {}
+        for tokens, found in self.phases:
+            for group, says in found._stated.items():  # noqa: SLF001 - of the same class
+                told.setdefault(group, {}).setdefault(says, []).append(tokens)
+        return {group: _by_tokens(names) if len(names) > 1 else next(iter(names)) for group, names in told.items()}
+
+    @property
+    def _stated(self) -> dict[str, str]:
+        """One string a group, of the first step."""
         assumed = described(self.arithmetic)
         stored = self.arithmetic.weights_and_results
         found = {
             group: str(evidence.called(stored) if stored in evidence.same else evidence)
             for group, evidence in self.groups.items()
         }
-        weak = any(e.held and e.weak for e in self.groups.values())
-        if weak and "held" in assumed:
+        if "held" in assumed and any(e.held and e.weak for e in self.groups.values()):
             found["held"] = f"{assumed['held']} (weak evidence)"
         keys, values = found.pop("keys", assumed["cache"]), found.pop("values", assumed["cache"])
         found["cache"] = keys if keys == values else f"{keys} keys, {values} values"
@@ -158,6 +193,16 @@ class Fingerprint:
         if "results" in found and not self.groups["results"].level:
             del found["results"]  # nobody asks how an engine adds, unless it is unknown
         return assumed | found
+
+
+def _by_tokens(names: dict[str, list[int]]) -> str:
+    """What holds for steps of which numbers of tokens: ``bf16-operands in steps of 40 tokens, f32 in steps of 1``."""
+    return ", ".join(f"{name} in steps of {_tokens(sorted(numbers))}" for name, numbers in names.items())
+
+
+def _tokens(numbers: Sequence[int]) -> str:
+    said = "1 token" if numbers[-1] == 1 else f"{numbers[-1]} tokens"
+    return said if len(numbers) == 1 else f"{numbers[0]} to {said}"
 
 
 def described(arithmetic: Arithmetic) -> dict[str, str]:
@@ -195,16 +240,16 @@ def declared(model: Model, trace: Trace) -> Arithmetic | None:
 
 
 def fits(sites: Sequence[SiteVerdict]) -> bool:
-    """Whether most sites of every group are below their floor, of those that were judged on their own inputs.
+    """Whether most sites of every point are below their floor at each step, of those judged on their own inputs.
 
     Attention in one piece, whose scores nobody recorded, counts too.
     """
-    wrong: dict[str, list[bool]] = {}
+    wrong: dict[tuple[str, int], list[bool]] = {}
     for site in sites:
         group = BY_NAME.get(site.op)
         alone = not site.segment or (group == "attention" and len(site.segment) == 2)  # noqa: PLR2004 - kq, kq_soft_max
         if site.local_error is not None and alone and group is not None:
-            wrong.setdefault(group, []).append(site.status is Status.DIVERGES)
+            wrong.setdefault((site.point, site.step), []).append(site.status is Status.DIVERGES)
     return all(2 * sum(values) <= len(values) for values in wrong.values())
 
 

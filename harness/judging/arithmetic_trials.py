@@ -11,7 +11,7 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import axes_of
 from firstdiff.judging import floors
 from firstdiff.judging.arithmetic_held import HeldSearch
-from firstdiff.judging.arithmetic_options import group_of, possible
+from firstdiff.judging.arithmetic_options import group_of, option, possible
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.measure import measure
 from firstdiff.judging.needed import Judging
@@ -36,6 +36,9 @@ from firstdiff.model.weights import Weight
 
 ROWS = 96
 """Rows of a weight that are tried: an error is told from another one by far fewer results than a product has."""
+
+CACHE_STEPS = 2
+"""Steps in which the cache is tried: what a step adds to it, and what it finds there."""
 
 TOKENS = 8
 """Rows of the embedding that are tried."""
@@ -71,6 +74,11 @@ class Trial:
     floors: dict[str, float]
     rests: dict[str, float]
 
+    @property
+    def fitting(self) -> tuple[str, ...]:
+        """The options at their floor."""
+        return tuple(name for name, error in self.errors.items() if error <= self.floors[name])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Own(Value):
@@ -87,15 +95,23 @@ class Own(Value):
 class Trials(Judging):
     """Tries every option at each site of the first step, and of the cache at every site.
 
-    What goes on is the candidate's own. Sites whose inputs were not recorded are not tried.
+    In the other `steps`, at some `layers`, those options are tried first that fit the site in the first step, and the
+    rest where none of them does. What goes on is the candidate's own. Sites whose inputs were not recorded are not tried.
     """
 
     trace: Trace
     alignment: Alignment
+    steps: frozenset[int] = frozenset((0,))
+    layers: frozenset[int] = frozenset()
     found: dict[str, list[Trial]] = field(default_factory=dict, init=False)
     held: HeldSearch = field(default_factory=HeldSearch, init=False)
     _pending: dict[str, Call] = field(default_factory=dict, init=False)
     _largest: dict[str, float] = field(default_factory=dict, init=False)
+    _fitting: dict[tuple[int | None, str], tuple[str, ...]] = field(default_factory=dict, init=False)
+
+    def of_step(self, step: int) -> dict[str, list[Trial]]:
+        """The trials of one step, by group."""
+        return {group: [t for t in found if t.site.step == step] for group, found in self.found.items()}
 
     def silent(self, call: Call) -> Value:
         """Compute what nobody records. Moved numbers of the candidate's are still its own."""
@@ -118,12 +134,19 @@ class Trials(Judging):
             recorded, _ = self.alignment.read(self.trace, site, computed)  # the last token's row, say
             return Value(computed if recorded is None else recorded)
         lost = max((s.lost for s in inputs if isinstance(s, Own)), default=0.0)
-        if group_of(call) is not None and (call.step == 0 or call.op is append):
+        if self._is_tried(call):
             if call.op is embed:
                 self._try_rows(site, call, whole)
             elif calls := (call,) if own else self._flash(call):
                 self._try(site, *self._as_scaled(calls, whole), lost)
         return self._own(call, site, whole)
+
+    def _is_tried(self, call: Call) -> bool:
+        """Whether a call is tried: in the first step all are, and those on the cache in two; in later ones some layers'."""
+        group = group_of(call)
+        if call.op is append or call.step == 0 or group in (None, "embedding"):
+            return group is not None and call.step < (CACHE_STEPS if call.op is append else 1)
+        return call.step in self.steps and (call.layer is None or call.layer in self.layers)
 
     def known(self, call: Call) -> Value | None:
         """Return the candidate's value, where all of it was recorded."""
@@ -206,8 +229,17 @@ class Trials(Judging):
                 trial.errors[name] = measure(sample, computed[name], axes=axes, floor=np.inf, seen=seen).error
             trial.floors[name] = floors.floor(arithmetic, calls, own=own, inputs=lost)
 
-        for name, arithmetic in possible(group, calls, flash=len(calls) > 1):
-            attempt(name, arithmetic)
+        fitting = self._fitting.get((site.layer, part), ()) if site.step else ()
+        options = dict(possible(group, calls, flash=len(calls) > 1))
+        for name in fitting:
+            if "+held=" in name or name in options:
+                attempt(name, option(group, name))
+        if fitting and trial.fitting:
+            self.found.setdefault(group, []).append(trial)
+            return
+        for name, arithmetic in options.items():
+            if name not in trial.errors:
+                attempt(name, arithmetic)
         if weight is not None:
             self.held.run(group, part, weight.shape[-1], attempt, trial.errors, trial.floors)
         near = NEAR * min(trial.errors.values())
@@ -215,6 +247,7 @@ class Trials(Judging):
             if trial.floors[name] < error <= near:
                 trial.rests[name] = rest(sample, computed[name], calls[-1])
         self.found.setdefault(group, []).append(trial)
+        self._fitting.setdefault((site.layer, part), trial.fitting)
 
     def _measured(self, calls: tuple[Call, ...], whole: Weight | None, arithmetic: Arithmetic) -> tuple[Call, ...]:
         """The calls with what some way of holding a weight must know of all of it: its largest number."""

@@ -14,7 +14,7 @@ from firstdiff.dumps.points import Kind, kind_of
 from firstdiff.explaining.arithmetic_or_fault import has_faults
 from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, Levels, declared, fits
+from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, declared, fits
 from firstdiff.judging.arithmetic_search import LAYERS, fingerprint
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.floors import STORED
@@ -50,9 +50,9 @@ def replayed(
     """Replay a candidate in its arithmetic; at its own layers' level only where that hides no fault."""
     guess = replayed_as_found(model, candidate, progress, details)
     noted, found, alignment = Failures() if failures is None else failures, guess.found, guess.alignment
-    if not found.levels or not has_faults(model, candidate, found, alignment, guess.sites, failures=noted, table=table):
+    if not found.levelled or not has_faults(model, candidate, found, alignment, guess.sites, failures=noted, table=table):
         return guess
-    found = replace(found, levels=Levels())
+    found = found.tight
     return Replayed(found, _replay(model, candidate, found, alignment, progress, details), alignment)
 
 
@@ -92,9 +92,9 @@ def _found(
     found = fingerprint(model, trace, alignment, wanted)
     if stands is not None and not found.better:
         return first, sites, alignment
-    if stands is not None and found.arithmetic != stands:
+    if stands is not None and (found.arithmetic != stands or found.phases):
         found = replace(found, instead=stands.name)
-    same = found.arithmetic == first.arithmetic and not found.levels
+    same = found.arithmetic == first.arithmetic and not found.levelled and not found.phases
     return found, sites if same else None, alignment
 
 
@@ -161,7 +161,7 @@ def _decided(found: Fingerprint) -> bool:
     How an engine adds and turns is no part of the arithmetic that it is judged in.
     """
     known = (e.known or (e.fits and (not e.weak or group == "results")) for group, e in found.groups.items())
-    return all(known) and not found.levels
+    return all(known) and not found.levelled
 
 
 def _narrow(trace: Trace) -> bool:
@@ -181,7 +181,7 @@ def _replay(
 ) -> list[SiteVerdict]:
     if details is not None:
         details.clear()
-    probe = Replay(found.arithmetic, trace, alignment, found.levels, details)
+    probe = Replay(found.arithmetic, trace, alignment, found.levels, details, found)
     probe.watch = progress.layers(model.hp.n_layer, len(trace.steps))
     run(model, trace.steps, probe, wanted)
     return probe.sites
