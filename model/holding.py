@@ -97,6 +97,14 @@ def variants(kind: str) -> tuple[str, ...]:
     return tuple(kind + way for way in WAYS[1:] if "-" in kind or "inverse" not in way)
 
 
+def twin(kind: str) -> str | None:
+    """The kind whose codes are made by the other of division and multiplication; they differ once in 50,000."""
+    plain, of, rest = kind.partition("-of-")
+    if plain.removesuffix("-inverse") not in _CODES or "-" not in plain:
+        return None
+    return (plain.removesuffix("-inverse") if plain.endswith("-inverse") else f"{plain}-inverse") + of + rest
+
+
 def held(x: Floats, kind: str, largest: float = 0.0) -> Floats:
     """Numbers [..., n] as an engine has them that holds them in a kind, float32.
 

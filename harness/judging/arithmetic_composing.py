@@ -81,10 +81,11 @@ def held_alike(groups: dict[str, Evidence]) -> dict[str, Evidence]:
 
     A table of embeddings that fits nothing is a fault's, and one that fits as it is needs no word.
     """
-    held = {e.held: None for e in groups.values() if e.held is not None and (e.fits or e.known)}
+    known = [groups[group] for group in WEIGHTS if group in groups]
+    held = {e.held: None for e in known if e.held is not None and (e.fits or e.known)}
     alike = dict(groups)
     for group, evidence in groups.items():
-        if group in WEIGHTS and evidence.held is None:
+        if group in WEIGHTS and (evidence.held is None or group == "embedding"):
             name = next((n for kind in held if (n := f"{evidence.base}+held={kind}") in evidence.same), None)
             alike[group] = evidence if name is None else evidence.called(name)
     embedding = alike.pop("embedding", None)

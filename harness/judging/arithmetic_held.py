@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from firstdiff.judging.arithmetic_options import BASES, held_option
 from firstdiff.model.arithmetic import Arithmetic
-from firstdiff.model.holding import ELEMENTS, KINDS, holding, variants
+from firstdiff.model.holding import ELEMENTS, KINDS, holding, twin, variants
 
 IN_VAIN = 3
 """Sites of a point at which every kind is tried in vain before only those are tried that fit elsewhere: what is wrong
@@ -23,7 +24,18 @@ LESS = 0.75
 """The right kind leaves less than this part of the error, even where its codes or the products are another variant's.
 int8 in groups of 32, the least of the kinds with codes, changes products by 5e-3, bf16 operands by 3e-3: 0.5 are left."""
 
+NARROWLY = 1 / 3
+"""The part of the floor of a narrow dump below which nothing but storing shows: a product of stored inputs, stored
+itself, is a quarter of it off."""
+
 Attempt = Callable[[str, Arithmetic], None]
+
+
+class Tried(Protocol):
+    """What attempts at one site have given, by option."""
+
+    errors: dict[str, float]
+    floors: dict[str, float]
 
 
 @dataclass
@@ -40,10 +52,8 @@ class HeldSearch:
     fitted: dict[str, tuple[str, ...]] = field(default_factory=dict)
     vain: Counter[str] = field(default_factory=Counter)
 
-    def run(
-        self, group: str, part: str, length: int, attempt: Attempt, errors: dict[str, float], limits: dict[str, float]
-    ) -> None:
-        """Try kinds at one site, until one fits; `errors` and `limits` are what attempts have given there.
+    def run(self, group: str, part: str, length: int, attempt: Attempt, trial: Tried, *, narrow: bool) -> None:
+        """Try kinds at one site, until one fits.
 
         Parameters
         ----------
@@ -51,10 +61,16 @@ class HeldSearch:
             The group of the site, and the point with the type of its weight.
         length
             How many numbers a row of the weight has.
+        attempt
+            Tries an option; what it leaves is then in `trial`.
+        narrow
+            Whether tensors were stored in fewer digits than they were computed in. Floors are wide then.
         """
+        errors = trial.errors
 
         def fit() -> list[str]:
-            return [name for name in errors if errors[name] <= limits[name]]
+            part_of_floor = NARROWLY if narrow else 1.0
+            return [name for name in errors if errors[name] <= part_of_floor * trial.floors[name]]
 
         def all_of(names: Iterable[tuple[str, str]]) -> None:
             for base, kind in names:
@@ -81,11 +97,14 @@ class HeldSearch:
         ):
             if codes and not fit():
                 all_of(stage)
-        self._note([name for name in fit() if "+held=" in name], part)
+        found = [(base, kind) for base, by, kind in (name.partition("+held=") for name in fit()) if by]
+        all_of((base, other) for base, kind in found if (other := twin(kind)) is not None)
+        self._note(found, part)
 
-    def _note(self, fitting: list[str], part: str) -> None:
-        if not fitting:
+    def _note(self, found: list[tuple[str, str]], part: str) -> None:
+        if not found:
             self.vain[part] += 1
-        for name in fitting:
-            base, _, kind = name.partition("+held=")
-            self.fitted[kind] = tuple(dict.fromkeys((*self.fitted.get(kind, ()), base)))
+        for base, kind in found:
+            for each in (kind, twin(kind)):
+                if each is not None:
+                    self.fitted[each] = tuple(dict.fromkeys((*self.fitted.get(each, ()), base)))

@@ -127,7 +127,7 @@ def _later(first: Fingerprint, at_first: Tried, tried: Tried) -> Fingerprint:
     changed = {}
     for group in PHASED:
         known, trials = first.groups.get(group), tried.get(group, [])
-        if known is None or not trials or _fits(known.name, trials):
+        if known is None or not trials or (not known.level and _fits(known.name, trials)):
             continue
         other = _evidence(group, trials)
         if other.fits or other.known or (other.level and not known.level):

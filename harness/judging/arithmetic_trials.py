@@ -17,7 +17,7 @@ from firstdiff.judging.measure import measure
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.systematic import rest
 from firstdiff.model.arithmetic import F32, Arithmetic, Array
-from firstdiff.model.holding import holding
+from firstdiff.model.holding import holding, twin
 from firstdiff.model.operations import (
     MOVES,
     append,
@@ -39,6 +39,9 @@ ROWS = 96
 
 CACHE_STEPS = 2
 """Steps in which the cache is tried: what a step adds to it, and what it finds there."""
+
+TWINS = 8
+"""Weights by which two kinds are told apart that hold nearly all numbers alike: all of their rows are decoded."""
 
 TOKENS = 8
 """Rows of the embedding that are tried."""
@@ -107,6 +110,7 @@ class Trials(Judging):
     held: HeldSearch = field(default_factory=HeldSearch, init=False)
     _pending: dict[str, Call] = field(default_factory=dict, init=False)
     _largest: dict[str, float] = field(default_factory=dict, init=False)
+    _told_apart: int = field(default=0, init=False)
     _fitting: dict[tuple[int | None, str], tuple[str, ...]] = field(default_factory=dict, init=False)
 
     def of_step(self, step: int) -> dict[str, list[Trial]]:
@@ -215,6 +219,7 @@ class Trials(Judging):
         assert group is not None
         own = floors.stored(F32, calls[-1], self.alignment.dtype(self.trace, site), whole)
         weight = calls[-1].argument("weight")
+        full = calls[-1]
         calls, sample, seen = _sampled(calls, whole)
         axes = axes_of(site.point, sample.ndim)
         part = f"{site.point} {weight.kind.name}" if group == "linear" else site.point
@@ -241,13 +246,35 @@ class Trials(Judging):
             if name not in trial.errors:
                 attempt(name, arithmetic)
         if weight is not None:
-            self.held.run(group, part, weight.shape[-1], attempt, trial.errors, trial.floors)
+            self.held.run(group, part, weight.shape[-1], attempt, trial, narrow=own > 0 or lost > 0)
+            self._tell_twins_apart(trial, full, whole)
         near = NEAR * min(trial.errors.values())
         for name, error in trial.errors.items():
             if trial.floors[name] < error <= near:
                 trial.rests[name] = rest(sample, computed[name], calls[-1])
         self.found.setdefault(group, []).append(trial)
         self._fitting.setdefault((site.layer, part), trial.fitting)
+
+    def _tell_twins_apart(self, trial: Trial, call: Call, whole: Array) -> None:
+        """Try twins of one kind on the rows of a weight that they hold differently: most rows tell nothing."""
+        for name in trial.fitting:
+            base, _, kind = name.partition("+held=")
+            other = twin(kind)
+            if call.op is not linear or other is None or self._told_apart >= TWINS:
+                continue
+            weight = call.argument("weight").measured()
+            names = {k: f"{base}+held={k}" for k in (kind, other)}
+            held = {k: weight.held_in(k) for k in names}
+            rows = np.flatnonzero((held[kind].values() != held[other].values()).any(1))[:ROWS]
+            for k, each in names.items() if len(rows) else ():
+                bias = call.argument("bias")
+                cut = call.with_arguments(
+                    weight=held[k].pick(rows), bias=None if bias is None else bias.pick(rows), heads=None
+                )
+                computed = cut.compute(option("linear", each))
+                error = measure(whole.reshape(len(whole), -1)[:, rows], computed, axes=("token", "feature"), floor=np.inf)
+                trial.errors[each] = max(trial.errors.get(each, 0.0), error.error)
+            self._told_apart += len(rows) > 0
 
     def _measured(self, calls: tuple[Call, ...], whole: Weight | None, arithmetic: Arithmetic) -> tuple[Call, ...]:
         """The calls with what some way of holding a weight must know of all of it: its largest number."""
