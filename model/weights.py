@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.model import quants
+from firstdiff.model.errors import ModelError
 from firstdiff.model.gguf import GGUF
 from firstdiff.model.holding import held, holding
 from firstdiff.model.quants import QuantType
@@ -64,9 +65,17 @@ class Weight:
     largest: float = 0.0
 
     def held_in(self, kind: str | None) -> Weight:
-        """The weight as an engine has it that holds it in a kind; itself where that is settled already."""
+        """The weight as an engine has it that holds it in a kind; itself where that is settled already.
+
+        Raises
+        ------
+        ModelError
+            For rows that are no whole groups of the kind.
+        """
         if kind is None or self.held is not None:
             return self
+        if not holding(kind).divides(self.shape[-1]):
+            raise ModelError(f"'{self.name}' has rows of {self.shape[-1]} numbers, which are no whole groups of {kind}")
         largest = self.measured().largest if holding(kind).of_tensors else 0.0
         dense = None if self.dense is None else held(self.dense, kind, largest)
         return replace(self, held=kind, largest=largest, dense=dense)

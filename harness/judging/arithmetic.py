@@ -13,6 +13,7 @@ from firstdiff.judging.arithmetic_options import GROUPS, group_of
 from firstdiff.model.arithmetic import HELD, Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model
 from firstdiff.model.errors import ModelError
+from firstdiff.model.holding import holding
 from firstdiff.model.operations import embed
 from firstdiff.model.probe import Call
 from firstdiff.model.rounding import BLOCK, QUANTISED
@@ -231,12 +232,47 @@ def _held(arithmetic: Arithmetic) -> str:
 
 
 def declared(model: Model, trace: Trace) -> Arithmetic | None:
-    """The arithmetic that a trace states, where it is one, and one that heads of this size can have."""
+    """The arithmetic that a trace states, where it is one, and one that the model's heads and weights can have."""
     with suppress(ModelError):
-        found = arithmetic_named(str(trace.engine.get("arithmetic")))
-        quantised = not {found.keys, found.values}.isdisjoint(QUANTISED)
-        return None if quantised and model.hp.head_dim % BLOCK else found
+        return _stated_by(model, trace)
     return None
+
+
+def not_taken(model: Model, trace: Trace) -> str | None:
+    """Why the arithmetic that a trace states is none that it can be judged in; None where it is one, or none is stated."""
+    try:
+        _stated_by(model, trace)
+    except ModelError as error:
+        return f"the arithmetic that the trace states was not taken, but found from its numbers: {error}"
+    return None
+
+
+def _stated_by(model: Model, trace: Trace) -> Arithmetic | None:
+    """The arithmetic that a trace states; None where it states none.
+
+    Raises
+    ------
+    ModelError
+        For a name that is none, and for one that does not go with the model.
+    """
+    name = trace.engine.get("arithmetic")
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise ModelError(f"arithmetic {str(name)!r:.60} is no name: give one such as 'f32' or 'f32+held=f16'")
+    found = arithmetic_named(name)
+    if not {found.keys, found.values}.isdisjoint(QUANTISED) and model.hp.head_dim % BLOCK:
+        raise ModelError(
+            f"arithmetic {name!r:.60}: a cache in blocks of {BLOCK} does not hold heads of {model.hp.head_dim} numbers"
+        )
+    kinds = {kind for part in HELD if (kind := getattr(found, part)) is not None}
+    for tensor, info in model.gguf.tensors.items():
+        for kind in kinds if len(info.shape) > 1 else ():
+            if not holding(kind).divides(info.shape[-1]):
+                raise ModelError(
+                    f"arithmetic {name!r:.60}: rows of {info.shape[-1]} numbers ('{tensor}') are no whole groups of {kind}"
+                )
+    return found
 
 
 def fits(sites: Sequence[SiteVerdict]) -> bool:

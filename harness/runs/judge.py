@@ -11,6 +11,7 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.engines.identity import check_same_tokens, engine_name
 from firstdiff.explaining.explanations import explain
 from firstdiff.explaining.failures import Failures
+from firstdiff.judging.arithmetic import not_taken
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.drift import Drift, between
 from firstdiff.judging.layouts import Alignment
@@ -94,11 +95,24 @@ def judge(
         tokens=tuple(step.tokens for step in trace.steps),
         arithmetic=done.found.stated,
         sites=tuple(sites),
-        logits=tuple(logits_against(trace, done.alignment, beside.free)),
+        logits=tuple(
+            logits_against(
+                trace,
+                done.alignment,
+                beside.free,
+                (*sites, *beside.sites),
+                same_input=not broken(candidate.preflight) and not (beside.witness and beside.witness.broken),
+            )
+        ),
         layouts=done.alignment.described(),
         witness=beside.witness,
         preflight=candidate.preflight,
-        notes=(*candidate.notes, *done.found.notes, *(f"witness: {n}" for n in (witness.notes if witness else ()))),
+        notes=(
+            *candidate.notes,
+            *filter(None, [not_taken(model, trace)]),
+            *done.found.notes,
+            *(f"witness: {n}" for n in (witness.notes if witness else ())),
+        ),
         pieces=candidate.pieces or (witness.pieces if witness else ()),
         explanations=explanations,
         counter_check=counter_check,
