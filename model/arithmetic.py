@@ -51,8 +51,8 @@ class Arithmetic:
         Threads of ggml's flash attention on the CPU; 0 for plain attention.
     matrices, norms, output, embedding
         What the engine holds these weights in, converted once when the file is loaded: see
-        :mod:`firstdiff.model.holding`; `output` is the matrix that makes logits. Biases are held as matrices are where that holds each number by itself, and
-        as norms otherwise.
+        :mod:`firstdiff.model.holding`; `output` is the matrix that makes logits. Biases are held as matrices are where
+        that holds each number by itself, and as norms otherwise.
     weights_and_results
         What weights and the result of every operation are rounded to: ``f16``, ``bf16``; None keeps them.
     floor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -143,7 +144,7 @@ def _narrow(x: Floats, mantissa: int, least: int, largest: float) -> Floats:
     return rounded
 
 
-_CODE = {
+_CODE: dict[str, Callable[[Floats], Floats]] = {
     "i8": _whole,
     "f8_e4m3": lambda x: _narrow(x, 3, -6, LARGEST["f8_e4m3"]),  # OCP's E4M3, which has no infinities
     "f8_e5m2": lambda x: _narrow(x, 2, -14, LARGEST["f8_e5m2"]),

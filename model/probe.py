@@ -148,7 +148,7 @@ class Probe:
         return self.run(call)
 
     def run(self, call: Call) -> Value:
-        """Return the value of a call, be it one whose result is recorded or a silent one, on weights as they are held."""
+        """Return the value of a call, on weights as they are held, be its result recorded or the call a silent one."""
         call = call.held_in(self.arithmetic)
         return self.value(call) if call.point else self.silent(call)
 

@@ -239,7 +239,7 @@ def declared(model: Model, trace: Trace) -> Arithmetic | None:
 
 
 def not_taken(model: Model, trace: Trace) -> str | None:
-    """Why the arithmetic that a trace states is none that it can be judged in; None where it is one, or none is stated."""
+    """Why a trace cannot be judged in the arithmetic that it states; None where it can, or states none."""
     try:
         _stated_by(model, trace)
     except ModelError as error:
@@ -270,7 +270,8 @@ def _stated_by(model: Model, trace: Trace) -> Arithmetic | None:
         for kind in kinds if len(info.shape) > 1 else ():
             if not holding(kind).divides(info.shape[-1]):
                 raise ModelError(
-                    f"arithmetic {name!r:.60}: rows of {info.shape[-1]} numbers ('{tensor}') are no whole groups of {kind}"
+                    f"arithmetic {name!r:.60}: rows of {info.shape[-1]} numbers ('{tensor}') are no whole groups of "
+                    f"{kind}"
                 )
     return found
 

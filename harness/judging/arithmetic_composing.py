@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from firstdiff.judging.arithmetic import Evidence
+from firstdiff.judging.arithmetic_attempts import Trial
 from firstdiff.judging.arithmetic_options import option
-from firstdiff.judging.arithmetic_trials import Trial
 from firstdiff.model.arithmetic import ARITHMETICS, F32, GGML, Arithmetic, arithmetic_named
 from firstdiff.model.holding import ELEMENTS
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
+from firstdiff.judging.arithmetic_attempts import Trial
 from firstdiff.judging.arithmetic_options import BASES, held_option
 from firstdiff.model.arithmetic import Arithmetic
 from firstdiff.model.holding import ELEMENTS, KINDS, holding, twin, variants
@@ -22,20 +22,14 @@ NEAREST = 3
 
 LESS = 0.75
 """The right kind leaves less than this part of the error, even where its codes or the products are another variant's.
-int8 in groups of 32, the least of the kinds with codes, changes products by 5e-3, bf16 operands by 3e-3: 0.5 are left."""
+int8 in groups of 32, the least of the kinds with codes, changes products by 5e-3, bf16 operands by 3e-3: half is
+left."""
 
 NARROWLY = 1 / 3
 """The part of the floor of a narrow dump below which nothing but storing shows: a product of stored inputs, stored
 itself, is a quarter of it off."""
 
 Attempt = Callable[[str, Arithmetic], None]
-
-
-class Tried(Protocol):
-    """What attempts at one site have given, by option."""
-
-    errors: dict[str, float]
-    floors: dict[str, float]
 
 
 @dataclass
@@ -52,13 +46,13 @@ class HeldSearch:
     fitted: dict[str, tuple[str, ...]] = field(default_factory=dict)
     vain: Counter[str] = field(default_factory=Counter)
 
-    def run(self, group: str, part: str, length: int, attempt: Attempt, trial: Tried, *, narrow: bool) -> None:
+    def run(self, group: str, length: int, attempt: Attempt, trial: Trial, *, narrow: bool) -> None:
         """Try kinds at one site, until one fits.
 
         Parameters
         ----------
-        group, part
-            The group of the site, and the point with the type of its weight.
+        group
+            The group of the site.
         length
             How many numbers a row of the weight has.
         attempt
@@ -82,7 +76,7 @@ class HeldSearch:
         known = [(base, kind) for kind, bases in self.fitted.items() for base in bases if codes or kind in ELEMENTS]
         always = () if group == "linear" else ELEMENTS  # a product takes longer
         all_of([*known, *(("f32", kind) for kind in always)])
-        if fit() or self.vain[part] >= IN_VAIN:
+        if fit() or self.vain[trial.part] >= IN_VAIN:
             return
         kinds = KINDS if codes else ELEMENTS
         all_of(("f32", kind) for kind in kinds)
@@ -99,7 +93,7 @@ class HeldSearch:
                 all_of(stage)
         found = [(base, kind) for base, by, kind in (name.partition("+held=") for name in fit()) if by]
         all_of((base, other) for base, kind in found if (other := twin(kind)) is not None)
-        self._note(found, part)
+        self._note(found, trial.part)
 
     def _note(self, found: list[tuple[str, str]], part: str) -> None:
         if not found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 from firstdiff.model.arithmetic import (
     BF16,
@@ -76,7 +77,7 @@ BASES = ("tf32", "tf32-truncated", "f16-operands", "bf16-operands", "bf16", "f16
 def held_option(base: str, kind: str) -> Arithmetic:
     """An option for products or norms with the weights held in a kind; its name is ``f32+held=i8-row``."""
     plain = OPTIONS["linear"][base]
-    changes = {part: kind for part in HELD if kind in ELEMENTS or part != "norms"}
+    changes: dict[str, Any] = {part: kind for part in HELD if kind in ELEMENTS or part != "norms"}
     return replace(plain, name=f"{base}+held={kind}", **changes)
 
 

@@ -10,10 +10,11 @@ import numpy as np
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.judging.arithmetic import HANDFUL, STRONG, Evidence, Fingerprint, Levels
+from firstdiff.judging.arithmetic_attempts import Trial
 from firstdiff.judging.arithmetic_composing import agreed, composed, held_alike, of_output
 from firstdiff.judging.arithmetic_options import OPTIONS, option
 from firstdiff.judging.arithmetic_phases import by_phase, stand_ins
-from firstdiff.judging.arithmetic_trials import CACHE_STEPS, Trial, Trials
+from firstdiff.judging.arithmetic_trials import CACHE_STEPS, Trials
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.needed import Wanted, run
 from firstdiff.model.arithmetic import F32, GGML, STORED

@@ -25,8 +25,8 @@ def logits_against(
 ) -> list[Logits]:
     """The logits of each step, read as they are laid out, against another engine's of a `free` run.
 
-    `sites` are those of both engines, as they were judged. Their difference is the noise of their arithmetics only where
-    all of these are right, and both were given the `same_input`.
+    `sites` are those of both engines, as they were judged. Their difference is the noise of their arithmetics only
+    where all of these are right, and both were given the `same_input`.
     """
     pairs: list[tuple[int, Array | None, Array | None]] = []
     for step, other in enumerate(free):

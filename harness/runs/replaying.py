@@ -15,7 +15,9 @@ from firstdiff.explaining.arithmetic_or_fault import has_faults
 from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, declared, fits
+from firstdiff.judging.arithmetic_phases import stand_ins
 from firstdiff.judging.arithmetic_search import LAYERS, fingerprint
+from firstdiff.judging.arithmetic_trials import CACHE_STEPS
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.floors import STORED
 from firstdiff.judging.layout_search import align
@@ -50,7 +52,9 @@ def replayed(
     """Replay a candidate in its arithmetic; at its own layers' level only where that hides no fault."""
     guess = replayed_as_found(model, candidate, progress, details)
     noted, found, alignment = Failures() if failures is None else failures, guess.found, guess.alignment
-    if not found.levelled or not has_faults(model, candidate, found, alignment, guess.sites, failures=noted, table=table):
+    if not found.levelled or not has_faults(
+        model, candidate, found, alignment, guess.sites, failures=noted, table=table
+    ):
         return guess
     found = found.tight
     return Replayed(found, _replay(model, candidate, found, alignment, progress, details), alignment)
@@ -118,13 +122,16 @@ def understood(model: Model, trace: Trace, *, logits: bool = False) -> tuple[Fin
 def _understood(trace: Trace, path: Path, *, logits: bool) -> tuple[Fingerprint, Alignment]:
     model, layers = open_model(path), _handful(trace)
     if layers is not None:
+        kernels = frozenset(stand_ins(trace.steps).values())
 
         def wanted(site: Site) -> bool:
             if site.layer is None:
                 return site in trace and site.step == 0 and (logits or kind_of(site.point) is not Kind.LOGITS)
-            return site.layer in layers and (site.step == 0 or kind_of(site.point) is Kind.CACHE)
+            cached = site.step < CACHE_STEPS and kind_of(site.point) is Kind.CACHE
+            return site.layer in layers and (site.step in kernels or cached)
 
-        found, _, alignment = _found(model, replace(trace, steps=trace.steps[:2]), wanted=wanted)
+        last = max(CACHE_STEPS, *(step + 1 for step in kernels))
+        found, _, alignment = _found(model, replace(trace, steps=trace.steps[:last]), wanted=wanted)
         if _decided(found):
             return found, alignment
     return _of_all_layers(trace, path)
@@ -160,7 +167,8 @@ def _decided(found: Fingerprint) -> bool:
 
     How an engine adds and turns is no part of the arithmetic that it is judged in.
     """
-    known = (e.known or (e.fits and (not e.weak or group == "results")) for group, e in found.groups.items())
+    groups = [of for phase in (found, *(phase for _, phase in found.phases)) for of in phase.groups.items()]
+    known = (e.known or (e.fits and (not e.weak or group == "results")) for group, e in groups)
     return all(known) and not found.levelled
 
 

@@ -82,12 +82,14 @@ def test_what_is_held_once_is_held(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["f32+held=f17", "f32+held=f16-row", "f32+norms=i8-row", "f32+held=f16-of-bf16"])
 def test_ways_of_holding_that_are_none_are_refused(name: str) -> None:
-    with pytest.raises(ModelError, match="f17|f16-row|norms|f16-of"):
+    with pytest.raises(ModelError, match=r"f17|f16-row|norms|f16-of"):
         arithmetic_named(name)
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
-def test_an_engine_that_converts_all_weights_once_agrees_at_the_tight_floor(q4_k: Path, model: Model, kind: str) -> None:
+def test_an_engine_that_converts_all_weights_once_agrees_at_the_tight_floor(
+    q4_k: Path, model: Model, kind: str
+) -> None:
     verdict = judge(model, engine(q4_k, kind))
     assert diverging(verdict) == set()
     assert verdict.arithmetic["held"] == kind
@@ -105,7 +107,9 @@ def test_an_engine_that_quantises_its_matrices_agrees_at_the_tight_floor(q4_k: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["f16", "bf16", "f8_e4m3-row", "i8-row", "i8-tensor", "i8-32"])
-@pytest.mark.parametrize("fault", ["norm-weight-missing", "rope-base", "weight-transposed", "weight-swapped", "min-missing"])
+@pytest.mark.parametrize(
+    "fault", ["norm-weight-missing", "rope-base", "weight-transposed", "weight-swapped", "min-missing"]
+)
 def test_a_fault_is_found_whatever_weights_are_held_in(model: Model, kind: str, fault: str) -> None:
     trace, touched = plant(model, PROMPT, (fault, 1), arithmetic=arithmetic_named(f"f32+held={kind}"))
     verdict = judge(model, unstated(trace))
@@ -157,9 +161,7 @@ def test_what_weights_are_held_in_is_found_under_any_arithmetic_of_products(mode
 
 @pytest.mark.parametrize("kind", ["bf16", "f8_e4m3-row", "i8-row"])
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
-def test_a_dump_that_is_stored_narrowly_of_held_weights_agrees(
-    q4_k: Path, model: Model, kind: str, dtype: str
-) -> None:
+def test_a_dump_that_is_stored_narrowly_of_held_weights_agrees(q4_k: Path, model: Model, kind: str, dtype: str) -> None:
     trace = engine(q4_k, kind, *(() if kind == "bf16" else MATRICES))
     tensors = {site: Held(stored(np.array(trace[site]), dtype), dtype) for site in trace}
     assert diverging(judge(model, replace(trace, tensors=tensors))) == set()

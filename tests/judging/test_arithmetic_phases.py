@@ -8,7 +8,7 @@ import pytest
 
 from builders.judging import NORMS, UNKNOWN, Before, Floats, attribute, dump, judge, weights_off
 from builders.models import in_blocks
-from firstdiff.model.arithmetic import F32, Arithmetic, arithmetic_named
+from firstdiff.model.arithmetic import Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call
 from firstdiff.verdict import Verdict
@@ -36,7 +36,8 @@ def diverging(verdict: Verdict) -> set[str]:
 @pytest.mark.parametrize(
     ("few", "many"),
     [
-        ("f32", "bf16-operands"), ("bf16-operands", "f32"), ("f32", "f16"), ("tf32", "f32"), ("f32+held=bf16", "bf16-operands+norms=bf16+embedding=bf16"),
+        ("f32", "bf16-operands"), ("bf16-operands", "f32"), ("f32", "f16"), ("tf32", "f32"),
+        ("f32+held=bf16", "bf16-operands+norms=bf16+embedding=bf16"),
         ("ggml-cpu", "f32+kv=f16"), ("f32+matrices=i8-row", "f16-operands+matrices=i8-row"),
     ],
 )  # fmt: skip
