@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from firstdiff.model.errors import ModelError
 from firstdiff.model.flash import padded
+from firstdiff.model.holding import ELEMENTS, holding
 from firstdiff.model.rounding import QUANTISED, round_to, round_turned, turned
 
 Array = npt.NDArray[np.floating]
@@ -48,6 +49,10 @@ class Arithmetic:
         as llama.cpp does.
     flash
         Threads of ggml's flash attention on the CPU; 0 for plain attention.
+    matrices, norms, output, embedding
+        What the engine holds these weights in, converted once when the file is loaded: see
+        :mod:`firstdiff.model.holding`; `output` is the matrix that makes logits. Biases are held as matrices are where
+        that holds each number by itself, and as norms otherwise.
     weights_and_results
         What weights and the result of every operation are rounded to: ``f16``, ``bf16``; None keeps them.
     floor
@@ -56,13 +61,17 @@ class Arithmetic:
         products come closest, at some 4e-7.
     """
 
-    name: str
+    name: str = field(compare=False)
     dtype: type[np.floating]
     products: str | None = None
     attention: str | None = None
     keys: str | None = None
     values: str | None = None
     flash: int = 0
+    matrices: str | None = None
+    norms: str | None = None
+    output: str | None = None
+    embedding: str | None = None
     weights_and_results: str | None = None
     floor: float = 1e-6
 
@@ -75,6 +84,16 @@ class Arithmetic:
     def exact(self) -> Arithmetic:
         """The same roundings with sums in float64."""
         return replace(self, dtype=np.float64)
+
+    @property
+    def holds_as_the_file(self) -> bool:
+        """Whether all weights have the file's own numbers."""
+        return all(getattr(self, part) is None for part in HELD)
+
+    @property
+    def biases(self) -> str | None:
+        """What biases are held in."""
+        return self.matrices if self.matrices in ELEMENTS else self.norms
 
     def keep(self, x: Array) -> Array:
         """A weight or a result as this arithmetic stores it."""
@@ -152,9 +171,13 @@ PARTS = {
     "attention": (GGML, "tf32", "tf32-truncated", "f16", "bf16"),
     "keys": ("f16", "bf16", "q8_0", "q4_0", "q8_0-plain", "q4_0-plain"),
     "values": ("f16", "bf16", "q8_0", "q4_0", "q8_0-plain", "q4_0-plain"),
+    "norms": ELEMENTS,
     "stored": ("f16", "bf16"),
 }
-"""What can be set apart from the rest, and to what."""
+"""What can be set apart from the rest, and to what; what matrices are held in is more, see :func:`_holds`."""
+
+HELD = ("matrices", "norms", "output", "embedding")
+"""What weights can be held in apart from each other."""
 
 
 def arithmetic_named(name: str) -> Arithmetic:
@@ -179,6 +202,8 @@ def _changes(part: str) -> dict[str, Any]:
     key, _, value = part.partition("=")
     if key == "flash" and (not value or value.isdecimal()):
         return {"flash": int(value or 1)}
+    if key in ("held", "matrices", "output", "embedding"):
+        return _holds(key, value)
     keys = ("keys", "values") if key == "kv" else (key,)
     if not all(value == "f32" or value in PARTS.get(k, ()) for k in keys) or not set(keys) <= set(PARTS):
         raise ModelError(f"arithmetic: {part!r:.40} is no part of one")
@@ -186,6 +211,15 @@ def _changes(part: str) -> dict[str, Any]:
     if key == "stored":
         return {"weights_and_results": kind, "floor": STORED.get(value, F32.floor)}
     return dict.fromkeys(keys, kind)
+
+
+def _holds(key: str, value: str) -> dict[str, Any]:
+    """What ``held=f16`` changes, or a part of it. Codes hold matrices only: a norm's weights have none."""
+    if value == "f32":
+        return dict.fromkeys(HELD if key == "held" else (key,))
+    holding(value)
+    keys = (key,) if key != "held" else HELD if value in ELEMENTS else HELD[:1]
+    return dict.fromkeys(keys, value)
 
 
 def ggml_cpu(*, flash: int = 0, keys: str = "f16", values: str = "f16") -> Arithmetic:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import Operation, signature
+from firstdiff.model.operations import Derived, Operation, embed, rms_norm, rope, signature
 from firstdiff.model.value import Value
+from firstdiff.model.weights import Weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +43,28 @@ class Call:
 
     def compute(self, arithmetic: Arithmetic) -> Array:
         """Run the operation."""
-        return arithmetic.keep(self.op(*self.inputs, arithmetic=arithmetic, **self.attributes))
+        call = self.held_in(arithmetic)
+        return arithmetic.keep(self.op(*call.inputs, arithmetic=arithmetic, **call.attributes))
+
+    def held_in(self, arithmetic: Arithmetic) -> Call:
+        """The call on weights as the engine holds them; itself where it holds them as the file does."""
+        if arithmetic.holds_as_the_file:
+            return self
+        inputs = tuple(self._held(x, arithmetic) for x in self.inputs)
+        attributes = {name: self._held(x, arithmetic) for name, x in self.attributes.items()}
+        return replace(self, inputs=inputs, attributes=attributes)
+
+    def _held(self, x: Any, arithmetic: Arithmetic) -> Any:  # noqa: ANN401 - an operation's own
+        op = self.op.of if isinstance(self.op, Derived) else self.op
+        if not isinstance(x, Weight) or op is rope:  # factors of frequencies are no weights of the network
+            return x
+        if op is embed:
+            return x.held_in(arithmetic.embedding)
+        if op is rms_norm:
+            return x.held_in(arithmetic.norms)
+        if len(x.shape) == 1:
+            return x.held_in(arithmetic.biases)
+        return x.held_in(arithmetic.output if self.layer is None else arithmetic.matrices)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -126,7 +148,8 @@ class Probe:
         return self.run(call)
 
     def run(self, call: Call) -> Value:
-        """Return the value of a call, be it one whose result is recorded or a silent one."""
+        """Return the value of a call, on weights as they are held, be its result recorded or the call a silent one."""
+        call = call.held_in(self.arithmetic)
         return self.value(call) if call.point else self.silent(call)
 
     def value(self, call: Call) -> Value:

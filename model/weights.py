@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.model import quants
+from firstdiff.model.errors import ModelError
 from firstdiff.model.gguf import GGUF
+from firstdiff.model.holding import held, holding
 from firstdiff.model.quants import QuantType
 
 WITH_MINIMA = ("Q4_1", "Q5_1")
@@ -51,6 +53,9 @@ class Weight:
     filed
         Of a weight whose rows an engine has in another order: the weight as the file has it, and which of its rows each
         row is.
+    held, largest
+        What the engine holds the values in, see :mod:`firstdiff.model.holding`, and the largest magnitude of the whole
+        tensor where that decides. `dense` values are taken for held ones.
     """
 
     name: str
@@ -60,6 +65,32 @@ class Weight:
     dense: npt.NDArray[np.float32] | None = None
     decode: Decode | None = None
     filed: tuple[Weight, npt.NDArray[np.integer]] | None = None
+    held: str | None = None
+    largest: float = 0.0
+
+    def held_in(self, kind: str | None) -> Weight:
+        """The weight as an engine has it that holds it in a kind; itself where that is settled already.
+
+        Raises
+        ------
+        ModelError
+            For rows that are no whole groups of the kind.
+        """
+        if kind is None or self.held is not None:
+            return self
+        if not holding(kind).divides(self.shape[-1]):
+            raise ModelError(f"'{self.name}' has rows of {self.shape[-1]} numbers, which are no whole groups of {kind}")
+        largest = self.measured().largest if holding(kind).of_tensors else 0.0
+        dense = None if self.dense is None else held(self.dense, kind, largest)
+        return replace(self, held=kind, largest=largest, dense=dense)
+
+    def measured(self) -> Weight:
+        """The weight with its largest magnitude known: all of it is decoded for that, once."""
+        if self.largest or len(self.shape) == 1:
+            return self
+        buffer = self.buffer()
+        largest = max(float(np.abs(self.rows(*bounds, buffer)).max()) for bounds in self.chunks())
+        return replace(self, largest=largest)
 
     @property
     def row_bytes(self) -> int:
@@ -75,13 +106,13 @@ class Weight:
         if self.dense is not None:
             return self.dense[start:stop]
         out = None if buffer is None else buffer[: (stop - start) * self.shape[-1]]
-        return self._decoded(self.raw_rows(start, stop), out).reshape(-1, self.shape[-1])
+        return self._held(self._decoded(self.raw_rows(start, stop), out).reshape(-1, self.shape[-1]))
 
     def values(self) -> npt.NDArray[np.float32]:
         """All values, float32 of `shape`."""
         if self.dense is not None:
             return self.dense
-        return self._decoded(self.raw).reshape(self.shape)
+        return self._held(self._decoded(self.raw).reshape(self.shape))
 
     def gather(self, rows: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
         """The rows with the given indices, float32 [len(rows), in]; no other row is read."""
@@ -89,7 +120,7 @@ class Weight:
             picked_rows: npt.NDArray[np.float32] = self.dense[rows]
             return picked_rows
         picked = self.raw.reshape(self.shape[0], self.row_bytes)[rows]
-        return self._decoded(picked.reshape(-1)).reshape(-1, self.shape[-1])
+        return self._held(self._decoded(picked.reshape(-1)).reshape(-1, self.shape[-1]))
 
     def pick(self, rows: npt.NDArray[np.integer]) -> Weight:
         """The weight that has these rows alone, in this order; of a vector, these elements."""
@@ -113,7 +144,7 @@ class Weight:
 
     def minima(self, start: int, stop: int) -> npt.NDArray[np.float32] | None:
         """Block minima of the rows, float32 [stop - start, in / 32], for types whose product keeps them apart."""
-        if self.dense is not None or self.kind.name not in WITH_MINIMA:
+        if self.dense is not None or self.held is not None or self.kind.name not in WITH_MINIMA:
             return None
         raw = self.raw_rows(start, stop)
         if self.decode is None:
@@ -128,6 +159,9 @@ class Weight:
         if self.dense is not None or self.decode is not None or self.kind.name == "F32":
             return None
         return np.empty(max(stop - start for start, stop in self.chunks()) * self.shape[-1], np.float32)
+
+    def _held(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return values if self.held is None else held(values, self.held, self.largest)
 
     def _decoded(
         self, raw: npt.NDArray[np.uint8], out: npt.NDArray[np.float32] | None = None

@@ -22,12 +22,16 @@ def facts(verdict: Verdict, where: str | None = None) -> list[tuple[str, str]]:
         ("", reasons(verdict) if verdict.judged else ""),
         ("preflight", ", ".join(f"{k} {v}" for k, v in verdict.preflight.items() if k not in verdict.broken)),
         ("layouts", _layouts(verdict.layouts)),
-        ("arithmetic", ", ".join(f"{k} {v}" for k, v in verdict.arithmetic.items())),
+        ("arithmetic", ", ".join(f"{_GROUPS.get(k, k)} {v}" for k, v in verdict.arithmetic.items())),
         ("witness", _witness(verdict, where)),
-        ("logits", _logits(verdict.logits)),
+        ("logits", _logits(verdict.logits, diverges=verdict.verdict == "diverges")),
         *(("note", note) for note in verdict.notes),
     ]
     return [(label, words) for label, words in told if words]
+
+
+_GROUPS = {"held": "weights held in"}
+"""What is said of a part of the arithmetic, where its key alone says too little."""
 
 
 def _layouts(layouts: dict[str, str]) -> str:
@@ -83,11 +87,11 @@ def _beyond(site: SiteVerdict | None) -> str:
     return "does not" if site.local_error <= site.floor else "does"
 
 
-def _logits(logits: Sequence[Logits]) -> str:
+def _logits(logits: Sequence[Logits], *, diverges: bool) -> str:
     if not logits:
         return ""
     flips = [x for x in logits if not x.top1_agrees]
-    told = [_flip(x) for x in flips[:REASONS]]
+    told = [_flip(x, diverges=diverges) for x in flips[:REASONS]]
     if len(flips) > REASONS:
         told.append(f"and at {counted(len(flips) - REASONS, 'more step')}")
     worst = max(logits, key=lambda x: inf if isnan(x.kl) else x.kl)
@@ -95,10 +99,13 @@ def _logits(logits: Sequence[Logits]) -> str:
     return "; ".join([*told, f"KL at most {number(worst.kl)} nats (step {worst.step})"])
 
 
-def _flip(x: Logits) -> str:
-    told = f"top-1 differs at step {x.step} (token {x.top1} for {x.top1_against}), margin {number(x.margin)}"
-    noise = f"the arithmetics' noise of {number(x.noise)}"
+def _flip(x: Logits, *, diverges: bool) -> str:
+    """Another top-1 token, and whether rounding may have chosen it: only where nothing before the logits is wrong."""
+    told = f"top-1 differs at step {x.step} (token {x.top1} for {x.top1_against}), by a margin of {number(x.margin)}"
+    if x.noise is None:
+        return f"{told}; it may not be rounding, because tensors before it diverge or were not compared"
+    noise = f"what rounding changes these logits by ({number(x.noise)})"
     if not x.within_noise:
-        return f"{told} outside {noise}"
-    few = "" if x.margin <= x.noise else "a few times "
-    return f"{told} within {few}{noise}: no divergence"
+        return f"{told}, far more than {noise}"
+    few = "no more than" if x.margin <= x.noise else "a few times"
+    return f"{told}, {few} {noise}" + ("" if diverges else ": no divergence")

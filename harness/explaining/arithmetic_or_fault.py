@@ -42,6 +42,7 @@ def has_faults(
         found.arithmetic,
         trace,
         alignment,
+        phases=found.tight,
         model=model,
         wanted=wanted,
         noise={},

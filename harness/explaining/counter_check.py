@@ -65,7 +65,15 @@ def counter_check(model: Model, trace: Trace, probe: Explaining, sites: Sequence
     faults = {place: fault for group in probe.groups for place, fault in group.changed.items()}
     if not faults:
         return None
-    repaired = Repaired(probe.arithmetic, trace, probe.alignment, probe.levels, faults=faults, explaining=probe)
+    repaired = Repaired(
+        probe.arithmetic,
+        trace,
+        probe.alignment,
+        probe.levels,
+        phases=probe.phases,
+        faults=faults,
+        explaining=probe,
+    )
     replay(model, trace, repaired)
     untrusted = {s.site for s in sites if s.status is Status.NOT_COMPARABLE}
     left = tuple(s.site for s in repaired.sites if s.status is Status.DIVERGES and s.site not in untrusted)

@@ -69,6 +69,7 @@ def explain(
         trace,
         alignment,
         found.levels,
+        phases=found,
         model=model,
         wanted=wanted,
         noise=_noise(sites),

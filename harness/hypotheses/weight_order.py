@@ -94,7 +94,7 @@ def _picked(weight: Weight, sources: Sequence[Weight], rows: npt.NDArray[np.inte
     if len({(s.kind, s.shape[-1]) for s in (weight, *sources)}) == 1:
         shape = (sum(s.shape[0] for s in sources), weight.shape[-1])
         return replace(weight, shape=shape, raw=np.concatenate([s.raw for s in sources])).pick(rows)
-    dense = np.concatenate([s.values() for s in sources])[rows]
+    dense = np.concatenate([s.held_in(weight.held).values() for s in sources])[rows]
     return replace(weight, dense=dense)
 
 

@@ -33,7 +33,7 @@ def _of_other_layer(call: Call, scene: Scene, values: Values) -> Call | None:
     other = scene.model.weights.layer(layer + values["layers"]).get(name)
     if other is None or other.shape != own.shape:
         return None
-    return call.with_arguments(weight=other)
+    return call.with_arguments(weight=other.held_in(own.held))
 
 
 def _other_layers(_call: Call, scene: Scene, _observed: Array | None) -> Iterator[dict[str, int]]:
@@ -50,7 +50,7 @@ def _swapped(call: Call, scene: Scene, values: Values) -> Call | None:
     own = call.argument("weight")
     if other is None or own is None or other.shape != own.shape or other.name == own.name:
         return None
-    return call.with_arguments(weight=other)
+    return call.with_arguments(weight=other.held_in(own.held))
 
 
 def _same_shape(call: Call, scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
@@ -76,7 +76,7 @@ def _untied(call: Call, scene: Scene, _values: Values) -> Call | None:
     weight, other = call.argument("weight"), scene.model.weights.get("token_embd.weight")
     if other is None or weight.name == other.name or weight.shape != other.shape:
         return None
-    return call.with_arguments(weight=other)
+    return call.with_arguments(weight=other.held_in(weight.held))
 
 
 # Biases

@@ -10,9 +10,10 @@ import numpy as np
 
 from firstdiff.dumps import Trace
 from firstdiff.judging.arithmetic_options import GROUPS, group_of
-from firstdiff.model.arithmetic import Arithmetic, arithmetic_named
+from firstdiff.model.arithmetic import HELD, Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model
 from firstdiff.model.errors import ModelError
+from firstdiff.model.holding import holding
 from firstdiff.model.operations import embed
 from firstdiff.model.probe import Call
 from firstdiff.model.rounding import BLOCK, QUANTISED
@@ -63,6 +64,16 @@ class Evidence:
     known: bool = False
 
     @property
+    def base(self) -> str:
+        """The option without what weights are held in."""
+        return self.name.partition("+held=")[0]
+
+    @property
+    def held(self) -> str | None:
+        """What weights are held in, where the option says so."""
+        return self.name.partition("+held=")[2] or None
+
+    @property
     def weak(self) -> bool:
         """Whether another arithmetic could have done it."""
         return (
@@ -75,11 +86,11 @@ class Evidence:
 
     def __str__(self) -> str:
         if self.level:
-            known = "unknown" if self.weak else f"near to {self.name}"
+            known = "unknown" if self.weak else f"near to {self.base}"
             if self.weak and self.like is not None:
                 known = f"unknown, perhaps {self.like}, weak evidence"
             return f"{known} (level {self.error:.1e}, ceiling {self.ceiling:.0e})"
-        return f"{self.name} (weak evidence)" if self.weak else self.name
+        return f"{self.base} (weak evidence)" if self.weak else self.base
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,40 +121,89 @@ def _part(call: Call) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """The arithmetic that a candidate is judged in, the evidence for it, and the levels of what is unknown."""
+    """The arithmetic that a candidate is judged in, the evidence for it, and the levels of what is unknown.
+
+    Where it differs by the number of tokens of a step, `phases` has what was found for some numbers, and the rest is
+    that of the first step. `instead` is the arithmetic that the trace states, where its numbers say otherwise.
+    """
 
     arithmetic: Arithmetic
     groups: dict[str, Evidence] = field(default_factory=dict)
     levels: Levels = field(default_factory=Levels)
-    instead: str | None = None  # the arithmetic that the trace states, where its numbers say otherwise
+    instead: str | None = None
+    phases: tuple[tuple[int, Fingerprint], ...] = ()
+
+    def of(self, tokens: int) -> Fingerprint:
+        """What was found for steps of so many tokens, or of the number nearest to it."""
+        found = min(self.phases, key=lambda of: max(of[0], tokens) / min(of[0], tokens), default=None)
+        return self if found is None else found[1]
+
+    @property
+    def tight(self) -> Fingerprint:
+        """The same without levels: what is unknown is judged as if it were known."""
+        phases = tuple((tokens, replace(found, levels=Levels())) for tokens, found in self.phases)
+        return replace(self, levels=Levels(), phases=phases)
+
+    @property
+    def levelled(self) -> bool:
+        """Whether anything is judged at a level of its own."""
+        return bool(self.levels) or any(found.levels for _, found in self.phases)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a verdict notes."""
         if self.instead is None:
             return ()
-        return (f"the trace states the arithmetic {self.instead}, but its numbers are those of {self.arithmetic.name}",)
+        said = f"the trace states the arithmetic {self.instead}, but its numbers are those of "
+        names: dict[str, list[int]] = {}
+        for tokens, found in self.phases:
+            names.setdefault(found.arithmetic.name, []).append(tokens)
+        return (said + (_by_tokens(names) if len(names) > 1 else self.arithmetic.name),)
 
     @property
     def better(self) -> bool:
         """Whether it may stand against an arithmetic that the trace states: known, and by strong evidence."""
-        of = [e for group, e in self.groups.items() if group != "results"]
+        of = [e for group, e in self.groups.items() if group not in ("results", "embedding")]
         return bool(of) and all(e.fits for e in of) and any(not e.weak for e in of)
 
     @property
     def stated(self) -> dict[str, str]:
         """One string a group, for the verdict."""
+        if not self.phases:
+            return self._stated
+        told: dict[str, dict[str, list[int]]] = {}
+        for tokens, found in self.phases:
+            for group, says in found._stated.items():  # noqa: SLF001 - of the same class
+                told.setdefault(group, {}).setdefault(says, []).append(tokens)
+        return {group: _by_tokens(names) if len(names) > 1 else next(iter(names)) for group, names in told.items()}
+
+    @property
+    def _stated(self) -> dict[str, str]:
+        """One string a group, of the first step."""
         assumed = described(self.arithmetic)
         stored = self.arithmetic.weights_and_results
         found = {
             group: str(evidence.called(stored) if stored in evidence.same else evidence)
             for group, evidence in self.groups.items()
         }
+        if "held" in assumed and any(e.held and e.weak for e in self.groups.values()):
+            found["held"] = f"{assumed['held']} (weak evidence)"
         keys, values = found.pop("keys", assumed["cache"]), found.pop("values", assumed["cache"])
         found["cache"] = keys if keys == values else f"{keys} keys, {values} values"
+        found.pop("embedding", None)
         if "results" in found and not self.groups["results"].level:
             del found["results"]  # nobody asks how an engine adds, unless it is unknown
         return assumed | found
+
+
+def _by_tokens(names: dict[str, list[int]]) -> str:
+    """What holds for steps of which numbers of tokens: ``bf16-operands in steps of 40 tokens, f32 in steps of 1``."""
+    return ", ".join(f"{name} in steps of {_tokens(sorted(numbers))}" for name, numbers in names.items())
+
+
+def _tokens(numbers: Sequence[int]) -> str:
+    said = "1 token" if numbers[-1] == 1 else f"{numbers[-1]} tokens"
+    return said if len(numbers) == 1 else f"{numbers[0]} to {said}"
 
 
 def described(arithmetic: Arithmetic) -> dict[str, str]:
@@ -157,29 +217,76 @@ def described(arithmetic: Arithmetic) -> dict[str, str]:
         "norm": plain,
         "attention": f"{attention}+flash" if arithmetic.flash else attention,
         "cache": keys if keys == values else f"{keys} keys, {values} values",
+        **({} if arithmetic.holds_as_the_file else {"held": _held(arithmetic)}),
     }
 
 
+def _held(arithmetic: Arithmetic) -> str:
+    """What weights are held in: one word where it is the same for all of them."""
+    parts: dict[str, list[str]] = {}
+    for part in HELD:
+        parts.setdefault(getattr(arithmetic, part) or "the file's own", []).append(part)
+    if len(parts) == 1:
+        return next(iter(parts))
+    return ", ".join(f"{kind} ({', '.join(of)})" for kind, of in parts.items())
+
+
 def declared(model: Model, trace: Trace) -> Arithmetic | None:
-    """The arithmetic that a trace states, where it is one, and one that heads of this size can have."""
+    """The arithmetic that a trace states, where it is one, and one that the model's heads and weights can have."""
     with suppress(ModelError):
-        found = arithmetic_named(str(trace.engine.get("arithmetic")))
-        quantised = not {found.keys, found.values}.isdisjoint(QUANTISED)
-        return None if quantised and model.hp.head_dim % BLOCK else found
+        return _stated_by(model, trace)
     return None
 
 
+def not_taken(model: Model, trace: Trace) -> str | None:
+    """Why a trace cannot be judged in the arithmetic that it states; None where it can, or states none."""
+    try:
+        _stated_by(model, trace)
+    except ModelError as error:
+        return f"the arithmetic that the trace states was not taken, but found from its numbers: {error}"
+    return None
+
+
+def _stated_by(model: Model, trace: Trace) -> Arithmetic | None:
+    """The arithmetic that a trace states; None where it states none.
+
+    Raises
+    ------
+    ModelError
+        For a name that is none, and for one that does not go with the model.
+    """
+    name = trace.engine.get("arithmetic")
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise ModelError(f"arithmetic {str(name)!r:.60} is no name: give one such as 'f32' or 'f32+held=f16'")
+    found = arithmetic_named(name)
+    if not {found.keys, found.values}.isdisjoint(QUANTISED) and model.hp.head_dim % BLOCK:
+        raise ModelError(
+            f"arithmetic {name!r:.60}: a cache in blocks of {BLOCK} does not hold heads of {model.hp.head_dim} numbers"
+        )
+    kinds = {kind for part in HELD if (kind := getattr(found, part)) is not None}
+    for tensor, info in model.gguf.tensors.items():
+        for kind in kinds if len(info.shape) > 1 else ():
+            if not holding(kind).divides(info.shape[-1]):
+                raise ModelError(
+                    f"arithmetic {name!r:.60}: rows of {info.shape[-1]} numbers ('{tensor}') are no whole groups of "
+                    f"{kind}"
+                )
+    return found
+
+
 def fits(sites: Sequence[SiteVerdict]) -> bool:
-    """Whether most sites of every group are below their floor, of those that were judged on their own inputs.
+    """Whether most sites of every point are below their floor at each step, of those judged on their own inputs.
 
     Attention in one piece, whose scores nobody recorded, counts too.
     """
-    wrong: dict[str, list[bool]] = {}
+    wrong: dict[tuple[str, int], list[bool]] = {}
     for site in sites:
         group = BY_NAME.get(site.op)
         alone = not site.segment or (group == "attention" and len(site.segment) == 2)  # noqa: PLR2004 - kq, kq_soft_max
         if site.local_error is not None and alone and group is not None:
-            wrong.setdefault(group, []).append(site.status is Status.DIVERGES)
+            wrong.setdefault((site.point, site.step), []).append(site.status is Status.DIVERGES)
     return all(2 * sum(values) <= len(values) for values in wrong.values())
 
 

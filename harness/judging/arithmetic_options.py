@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 from firstdiff.model.arithmetic import (
     BF16,
@@ -13,16 +15,19 @@ from firstdiff.model.arithmetic import (
     F32,
     GGML,
     GGML_CPU,
+    HELD,
     TF32,
     TF32_CUT,
     Arithmetic,
     ggml_cpu,
 )
+from firstdiff.model.holding import ELEMENTS
 from firstdiff.model.operations import (
     Operation,
     add,
     append,
     attend,
+    embed,
     linear,
     rms_norm,
     rope,
@@ -34,7 +39,7 @@ from firstdiff.model.probe import Call
 from firstdiff.model.rounding import BLOCK, QUANTISED
 
 GROUPS: dict[Operation, str] = {
-    linear: "linear", rms_norm: "norm", scores: "attention", attend: "attention",
+    linear: "linear", rms_norm: "norm", embed: "embedding", scores: "attention", attend: "attention",
     rope: "results", soft_max: "results", swiglu: "results", add: "results",
 }  # fmt: skip
 """The group that each operation is judged with; of the cache, see :func:`group_of`."""
@@ -60,12 +65,30 @@ OPTIONS: dict[str, Mapping[str, Arithmetic]] = {
     "keys": _CACHED,
     "values": _CACHED,
     "results": {"f32": F32, **_STORED, GGML: GGML_CPU},
+    "embedding": {"f32": F32},
 }  # fmt: skip
 """What is tried for each group, by name; of several that say the same, the first is taken."""
 
+BASES = ("tf32", "tf32-truncated", "f16-operands", "bf16-operands", "bf16", "f16")
+"""Arithmetics of products that weights in any dtype go with, beside float32."""
+
+
+@lru_cache(maxsize=512)
+def held_option(base: str, kind: str) -> Arithmetic:
+    """An option for products or norms with the weights held in a kind; its name is ``f32+held=i8-row``."""
+    plain = OPTIONS["linear"][base]
+    changes: dict[str, Any] = {part: kind for part in HELD if kind in ELEMENTS or part != "norms"}
+    return replace(plain, name=f"{base}+held={kind}", **changes)
+
+
+def option(group: str, name: str) -> Arithmetic:
+    """An option of a group by its name."""
+    base, _, kind = name.partition("+held=")
+    return held_option(base, kind) if kind else OPTIONS[group][name]
+
 
 def group_of(call: Call) -> str | None:
-    """The group of a call; None for lookups of the embedding, which round nothing."""
+    """The group of a call; None for an operation that rounds nothing."""
     if call.op is append:
         return "values" if call.argument("values") else "keys"
     return GROUPS.get(call.op)

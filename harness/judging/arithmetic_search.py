@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
 import numpy as np
 
-from firstdiff.dumps import Trace
+from firstdiff.dumps import Site, Trace
 from firstdiff.judging.arithmetic import HANDFUL, STRONG, Evidence, Fingerprint, Levels
-from firstdiff.judging.arithmetic_options import OPTIONS
-from firstdiff.judging.arithmetic_trials import Trial, Trials
+from firstdiff.judging.arithmetic_attempts import Trial
+from firstdiff.judging.arithmetic_composing import agreed, composed, held_alike, of_output
+from firstdiff.judging.arithmetic_options import OPTIONS, option
+from firstdiff.judging.arithmetic_phases import by_phase, stand_ins
+from firstdiff.judging.arithmetic_trials import CACHE_STEPS, Trials
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.needed import Wanted, run
 from firstdiff.judging.past import missing_past
-from firstdiff.model.arithmetic import ARITHMETICS, F32, GGML, STORED, Arithmetic, arithmetic_named
+from firstdiff.model.arithmetic import F32, GGML, STORED
 from firstdiff.model.engine import Model
 
 CEILINGS = {"linear": 5e-2, "norm": 1e-2, "attention": 2e-2, "results": 1e-2}
@@ -52,6 +55,15 @@ SAME = 1.05
 F16_SUMS = 1.12, 2.24
 """Bounds of how much further a sum in f16 is from ours than from the exact one, if it errs by 0.5 to 2 times ours."""
 
+PHASED = ("linear", "norm", "attention", "results")
+"""Groups whose arithmetic may differ by the number of tokens of a step. What enters the cache is the same for all."""
+
+MANY = 8
+"""Layers of the later steps that are looked at, evenly spread: whether a kernel is another one shows at each."""
+
+Tried = Mapping[str, Sequence[Trial]]
+"""The trials of some steps, by group."""
+
 LAYERS = 3
 """Layers from which a point has a level of its own."""
 
@@ -59,30 +71,81 @@ LAYERS = 3
 def fingerprint(model: Model, trace: Trace, alignment: Alignment, wanted: Wanted | None = None) -> Fingerprint:
     """Find the arithmetic of each group of operations, over all layers of the prompt (of the cache: of two steps).
 
-    With `wanted` it is found from these sites only.
+    Steps of other numbers of tokens are looked at too: engines have a kernel for one token and another for many. With
+    `wanted` it is found from these sites only.
 
     An arithmetic that is known, and fits most points, gives its own floor. Where none does, the errors of a group are
     taken for an unknown arithmetic if they look like one: at all its points alike, below a ceiling, and not what a
     fault makes of right numbers. The floor is then a few times the level that each point shows over all layers.
     """
-    trials = Trials(F32, trace, alignment)
-    run(model, trace.steps[:2], trials, wanted, past=missing_past(model, trace))
-    cache = {group: _evidence(group, tried) for group, tried in trials.found.items() if group in ("keys", "values")}
-    trials.found |= {"attention": _with_cache(trials.found.get("attention", []), cache)}
-    found = {group: _evidence(group, tried) for group, tried in trials.found.items() if tried}
-    groups = _agreed(found | cache, trials.found.get("results", []))
-    arithmetic = _composed(groups)
+    steps = stand_ins(trace.steps)
+    layers = {model.hp.n_layer * i // MANY for i in range(MANY)}
+    trials = Trials(F32, trace, alignment, frozenset(steps.values()), frozenset(layers))
+    _run(model, trace, trials, wanted)
+    tried = {step: trials.of_step(step) for step in steps.values()}
+    cache = {group: _evidence(group, of) for group, of in trials.found.items() if group in ("keys", "values")}
+    for found in tried.values():
+        found |= {"attention": _with_cache(found.get("attention", []), cache)}
+    evidence = {group: _evidence(group, of) for group, of in tried[0].items() if of} | cache
+    first = _put_together(held_alike(agreed(evidence, tried[0].get("results", []))), tried[0])
+    phases = {tokens: _later(first, tried[0], tried[step]) if step else first for tokens, step in steps.items()}
+    return by_phase(first, phases)
+
+
+def _run(model: Model, trace: Trace, trials: Trials, wanted: Wanted | None) -> None:
+    """Run the steps that are tried, the first two in any case; of steps between them, what these need."""
+    last, past = max((CACHE_STEPS - 1, *trials.steps)), missing_past(model, trace)
+    if last < CACHE_STEPS:
+        run(model, trace.steps[:CACHE_STEPS], trials, wanted, past=past)
+        return
+
+    def tried(site: Site) -> bool:
+        return (site.step in trials.steps or site.step < CACHE_STEPS) and (wanted is None or wanted(site))
+
+    run(model, trace.steps[: last + 1], trials, tried, past=past)
+
+
+def _put_together(groups: dict[str, Evidence], tried: Tried) -> Fingerprint:
+    """The fingerprint of some steps: the arithmetic of all groups, and the levels of those that are unknown."""
+    arithmetic = composed(groups, of_output(groups.get("linear"), tried.get("linear", [])))
     stored = arithmetic.weights_and_results  # by all operations, or by groups alone
     points: dict[str, float] = {}
     whole: dict[str, float] = {}
     for group, evidence in groups.items():
         if evidence.level:
-            parts = _levels(evidence, [t for t in trials.found[group] if evidence.name in t.errors])
+            parts = _levels(evidence, [t for t in tried[group] if evidence.name in t.errors])
             points |= parts
             whole[group] = max(parts.values(), default=min(evidence.ceiling, STANDS_OUT * evidence.error))
-        elif evidence.fits and group not in ("keys", "values") and evidence.name in {*STORED} - {stored}:
-            whole[group] = STORED[evidence.name]
+        elif evidence.fits and group not in ("keys", "values") and evidence.base in {*STORED} - {stored}:
+            whole[group] = STORED[evidence.base]
     return Fingerprint(arithmetic, groups, Levels(points, whole))
+
+
+def _later(first: Fingerprint, at_first: Tried, tried: Tried) -> Fingerprint:
+    """The fingerprint of later steps: the first's own, but for groups that clearly are of another arithmetic there.
+
+    What fits no arithmetic there either, and is like no unknown one, is a fault of these steps.
+    """
+    changed = {}
+    for group in PHASED:
+        known, trials = first.groups.get(group), tried.get(group, [])
+        if known is None or not trials or (not known.level and _fits(known.name, trials)):
+            continue
+        other = _evidence(group, trials)
+        if other.fits or other.known or (other.level and not known.level):
+            changed[group] = other
+    if not changed:
+        return first
+    groups = held_alike(agreed(first.groups | changed, tried.get("results", [])))
+    return _put_together(groups, {**at_first, **{group: tried[group] for group in changed}})
+
+
+def _fits(name: str, trials: Sequence[Trial]) -> bool:
+    """Whether an option is at its floor at most points."""
+    tried = [t for t in trials if name in t.errors]
+    if len(tried) < SHARE * len(trials):
+        return False
+    return _share(tried, lambda part: median(t.errors[name] / t.floors[name] for t in part) <= 1) >= SHARE
 
 
 def _with_cache(trials: Sequence[Trial], cache: dict[str, Evidence]) -> list[Trial]:
@@ -114,7 +177,8 @@ def _of_ggml(values: dict[str, float], kind: str) -> dict[str, float]:
 
 def _evidence(group: str, trials: Sequence[Trial]) -> Evidence:
     """The option that leaves the least over all sites, and how sure that is."""
-    tried = {name: [t for t in trials if name in t.errors] for name in OPTIONS[group]}
+    names = dict.fromkeys((*OPTIONS[group], *(name for t in trials for name in t.errors)))
+    tried = {name: [t for t in trials if name in t.errors] for name in names}
     options = [name for name, found in tried.items() if len(found) >= SHARE * len(trials)]
     middle = {name: median(t.errors[name] for t in tried[name]) for name in options}
     least = min(middle.values())
@@ -130,7 +194,7 @@ def _evidence(group: str, trials: Sequence[Trial]) -> Evidence:
         runner_up=second,
         strength=np.inf if second is None else rivals[second],
         sites=len(trials),
-        fits=_share(tried[name], lambda part: median(t.errors[name] / t.floors[name] for t in part) <= 1) >= SHARE,
+        fits=_fits(name, tried[name]),
         same=same,
     )
     if evidence.fits:
@@ -145,7 +209,7 @@ def _evidence(group: str, trials: Sequence[Trial]) -> Evidence:
 
 def _most_at_floor(group: str, count: dict[str, int]) -> str | None:
     """The option at whose floor some sites are, and hardly any at another's; one that stores has too high a floor."""
-    tight = {name: n for name, n in count.items() if OPTIONS[group][name].weights_and_results is None}
+    tight = {name: n for name, n in count.items() if option(group, name).weights_and_results is None}
     best = max(tight, key=lambda name: tight[name])
     others = [n for n in tight.values() if n != tight[best]]
     return best if tight[best] >= max(HANDFUL, STRONG * max(others, default=0)) else None
@@ -214,52 +278,3 @@ def _levels(evidence: Evidence, trials: Sequence[Trial]) -> dict[str, float]:
             spread = middle / max(errors[(len(errors) - 1) // 4], middle / STANDS_OUT)
             levels[part] = min(evidence.ceiling, middle * max(STANDS_OUT, spread**3))
     return levels
-
-
-def _agreed(groups: dict[str, Evidence], results: Sequence[Trial]) -> dict[str, Evidence]:
-    """Where numbers cannot tell two arithmetics apart, what else is known of the engine does.
-
-    With weights in float32, ggml's products are any engine's, and with a cache in f16 its attention is that of
-    operands in f16; the angles of its rotations are its own.
-    """
-    turned = [t for t in results if t.part in ("Qcur_rope", "Kcur_rope")]
-    like_ggml = all(t.errors[GGML] <= t.floors[GGML] for t in turned)
-    linear, attention = groups.get("linear"), groups.get("attention")
-    if linear is None or attention is None:
-        return groups
-    if GGML in linear.same and attention.name.startswith(GGML) and like_ggml:
-        linear = linear.called(GGML)
-    wanted = next((n for n in (linear.name, f"{GGML}+flash") if n in attention.same), None)
-    if wanted is not None and (linear.name == GGML) == wanted.startswith(GGML):
-        attention = attention.called(wanted)
-    elif attention.name == GGML and linear.name != GGML and "f16-operands" in attention.same:
-        attention = attention.called("f16-operands")
-    return groups | {"linear": linear, "attention": attention}
-
-
-def _composed(groups: dict[str, Evidence]) -> Arithmetic:
-    """The arithmetic of all groups together, named so that it can be read back."""
-    best = {group: OPTIONS[group][evidence.name] for group, evidence in groups.items()}
-    linear = best.get("linear", F32)
-    attention = best.get("attention", linear)  # an engine of one piece, as far as is known
-    stored = linear.weights_and_results
-    keys = best["keys"].keys if "keys" in best else attention.keys
-    values = best["values"].values if "values" in best else attention.values
-    operands = None if stored else attention.attention
-    base = next(
-        (a for a in ARITHMETICS.values() if (a.products, a.attention, a.weights_and_results, a.dtype)
-         == (linear.products, operands, stored, np.float32)),
-        None,
-    )  # fmt: skip
-    parts = []
-    if base is None:
-        base = F32
-        said = (("products", linear.products), ("attention", operands), ("stored", stored))
-        parts = [f"{part}={kind}" for part, kind in said if kind is not None]
-    parts += ["flash"] if attention.flash else []
-    parts += [
-        f"{part}={kind or 'f32'}"
-        for part, kind, own in (("keys", keys, base.keys), ("values", values, base.values))
-        if kind != own
-    ]
-    return arithmetic_named("+".join([base.name, *parts]))

@@ -3,71 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
-from firstdiff.dumps.points import axes_of
 from firstdiff.judging import floors
-from firstdiff.judging.arithmetic_options import group_of, possible
+from firstdiff.judging.arithmetic_attempts import Attempts, Trial
+from firstdiff.judging.arithmetic_held import HeldSearch
+from firstdiff.judging.arithmetic_options import group_of, option, possible
 from firstdiff.judging.layouts import Alignment
-from firstdiff.judging.measure import measure
 from firstdiff.judging.needed import Judging
-from firstdiff.judging.systematic import rest
-from firstdiff.model.arithmetic import (
-    F32,
-    Arithmetic,
-    Array,
-)
+from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.operations import (
     MOVES,
     append,
     attend,
     embed,
-    linear,
     scores,
     soft_max,
-    visible,
 )
 from firstdiff.model.probe import Call
-from firstdiff.model.rounding import round_to
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
 
-ROWS = 96
-"""Rows of a weight that are tried: an error is told from another one by far fewer results than a product has."""
+CACHE_STEPS = 2
+"""Steps in which the cache is tried: what a step adds to it, and what it finds there."""
 
-QUERIES = 64
-"""Queries that are tried: as many as send ggml's flash attention onto its tiles."""
+TWINS = 8
+"""Weights by which two kinds are told apart that hold nearly all numbers alike: all of their rows are decoded."""
 
-MOSTLY = 0.99
-"""The share of numbers that are of the type they were stored in; the others are infinite, or scaled since."""
-
-
-NEAR = 4.0
-"""What a fault leaves of an error is asked of options within this factor of the best."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One site under every option of its group.
-
-    Parameters
-    ----------
-    site, part
-        Which site; its point, with the type of its weight.
-    errors, floors
-        By option: the largest relative error of a token, and what a correct engine of that arithmetic stays below.
-    rests
-        By option: what a fault leaves of the error, see :func:`rest`; of options that come near to the best one.
-    """
-
-    site: Site
-    part: str
-    errors: dict[str, float]
-    floors: dict[str, float]
-    rests: dict[str, float]
+TOKENS = 8
+"""Rows of the embedding that are tried."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,13 +51,25 @@ class Own(Value):
 class Trials(Judging):
     """Tries every option at each site of the first step, and of the cache at every site.
 
-    What goes on is the candidate's own. Sites whose inputs were not recorded are not tried.
+    In the other `steps`, at some `layers`, those options are tried first that fit the site in the first step, and the
+    rest where none of them does. What goes on is the candidate's own. Sites whose inputs were not recorded are not
+    tried.
     """
 
     trace: Trace
     alignment: Alignment
+    steps: frozenset[int] = frozenset((0,))
+    layers: frozenset[int] = frozenset()
     found: dict[str, list[Trial]] = field(default_factory=dict, init=False)
+    held: HeldSearch = field(default_factory=HeldSearch, init=False)
     _pending: dict[str, Call] = field(default_factory=dict, init=False)
+    _largest: dict[str, float] = field(default_factory=dict, init=False)
+    _told_apart: int = field(default=0, init=False)
+    _fitting: dict[tuple[int | None, str], tuple[str, ...]] = field(default_factory=dict, init=False)
+
+    def of_step(self, step: int) -> dict[str, list[Trial]]:
+        """The trials of one step, by group."""
+        return {group: [t for t in found if t.site.step == step] for group, found in self.found.items()}
 
     def silent(self, call: Call) -> Value:
         """Compute what nobody records. Moved numbers of the candidate's are still its own."""
@@ -106,7 +84,7 @@ class Trials(Judging):
         site = Site(call.step, call.layer, call.point)
         whole = self._recorded(site, self._shape(call))
         inputs = [s for s in call.sources if s is not None]
-        own = all(isinstance(s, Own) for s in inputs) and bool(inputs)
+        own = all(isinstance(s, Own) for s in inputs) and (bool(inputs) or call.op is embed)
         if whole is None:
             with np.errstate(all="ignore"):
                 computed = call.compute(self.arithmetic)
@@ -114,11 +92,19 @@ class Trials(Judging):
             recorded, _ = self.alignment.read(self.trace, site, computed)  # the last token's row, say
             return Value(computed if recorded is None else recorded)
         lost = max((s.lost for s in inputs if isinstance(s, Own)), default=0.0)
-        if group_of(call) is not None and (call.step == 0 or call.op is append):
-            calls = (call,) if own else self._flash(call)
-            if calls:
+        if self._is_tried(call):
+            if call.op is embed:
+                self._try_rows(site, call, whole)
+            elif calls := (call,) if own else self._flash(call):
                 self._try(site, *self._as_scaled(calls, whole), lost)
         return self._own(call, site, whole)
+
+    def _is_tried(self, call: Call) -> bool:
+        """Whether a call is tried: all are in the first step, of the cache in two; in later ones some layers' are."""
+        group = group_of(call)
+        if call.op is append or call.step == 0 or group in (None, "embedding"):
+            return group is not None and call.step < (CACHE_STEPS if call.op is append else 1)
+        return call.step in self.steps and (call.layer is None or call.layer in self.layers)
 
     def known(self, call: Call) -> Value | None:
         """Return the candidate's value, where all of it was recorded."""
@@ -142,9 +128,9 @@ class Trials(Judging):
         return (call.with_arguments(q=query),), scaled
 
     def _shape(self, call: Call) -> tuple[int, ...] | None:
-        """Shape of a call's result; None for the embedding's, whose numbers tell nothing."""
+        """Shape of a call's result; an operation that nobody has written down is run for it."""
         shape = shape_of(call)
-        if shape is None and call.op is not embed:
+        if shape is None:
             with np.errstate(all="ignore"):
                 shape = call.compute(self.arithmetic).shape
         return shape
@@ -174,63 +160,33 @@ class Trials(Judging):
             return ()
         return kq, p, call
 
+    def _try_rows(self, site: Site, call: Call, whole: Array) -> None:
+        """Try some rows of the embedding, each by itself: they are what is known of how the table is held."""
+        tokens = call.argument("tokens")
+        places = sorted({int(token): place for place, token in reversed(list(enumerate(tokens)))}.values())
+        for place in places[:TOKENS]:
+            cut = call.with_arguments(tokens=tokens[place : place + 1])
+            self._try(site, (cut,), whole[place : place + 1], 0.0)
+
     def _try(self, site: Site, calls: tuple[Call, ...], whole: Array, lost: float) -> None:
         group = group_of(calls[-1])
         assert group is not None
         own = floors.stored(F32, calls[-1], self.alignment.dtype(self.trace, site), whole)
-        calls, sample, seen = _sampled(calls, whole)
-        axes = axes_of(site.point, sample.ndim)
-        computed, errors, limits = {}, {}, {}
-        for name, arithmetic in possible(group, calls, flash=len(calls) > 1):
-            if (kind := arithmetic.weights_and_results) is not None and not _stored(sample, kind):
-                continue
-            with np.errstate(all="ignore"):
-                computed[name] = _chained(calls, arithmetic)
-                errors[name] = measure(sample, computed[name], axes=axes, floor=np.inf, seen=seen).error
-            limits[name] = floors.floor(arithmetic, calls, own=own, inputs=lost)
-        near = [n for n in errors if limits[n] < errors[n] <= NEAR * min(errors.values())]
-        rests = {name: rest(sample, computed[name], calls[-1]) for name in near}
-        weight = calls[-1].argument("weight") if group == "linear" else None
-        part = site.point if weight is None else f"{site.point} {weight.kind.name}"
-        self.found.setdefault(group, []).append(Trial(site, part, errors, limits, rests))
-
-
-def _stored(x: Array, kind: str) -> bool:
-    """Whether numbers are of a type: what an engine stores in it is."""
-    return bool(np.mean(round_to(x, kind) == x) > MOSTLY)
-
-
-def _sampled(calls: tuple[Call, ...], whole: Array) -> tuple[tuple[Call, ...], Array, Any]:
-    """The calls cut down to some rows of a weight, or some queries, and the candidate's values of these."""
-    call = calls[0]
-    if call.op is linear:
-        weight, bias = call.argument("weight"), call.argument("bias")
-        rows = min(ROWS, weight.shape[0])
-        part = replace(
-            weight,
-            shape=(rows, weight.shape[-1]),
-            raw=weight.raw_rows(0, rows),
-            dense=None if weight.dense is None else weight.dense[:rows],
-        )
-        if bias is not None:
-            values = bias.values()[:rows]
-            bias = replace(bias, shape=(rows,), dense=values)
-        cut = call.with_arguments(weight=part, bias=bias, heads=None)
-        return (cut,), np.ascontiguousarray(whole.reshape(len(whole), -1)[:, :rows]), None
-    if call.op is scores:
-        q = call.argument("q")[-QUERIES:]
-        cut = call.with_arguments(q=q)
-        if len(calls) > 1:
-            return (cut, *calls[1:]), whole[-QUERIES:], None
-        return (cut,), whole[:, -QUERIES:], visible(len(q), len(call.argument("keys")))
-    if call.op is attend:
-        return (call.with_arguments(p=call.argument("p")[:, -QUERIES:]),), whole[-QUERIES:], None
-    return calls, whole, None
-
-
-def _chained(calls: tuple[Call, ...], arithmetic: Arithmetic) -> Array:
-    """The result of calls that feed each other: one, or attention's three."""
-    x = calls[0].compute(arithmetic)
-    for call in calls[1:]:
-        x = replace(call, inputs=(x, *call.inputs[1:])).compute(arithmetic)
-    return x
+        weight = calls[-1].argument("weight")
+        part = f"{site.point} {weight.kind.name}" if group == "linear" else site.point
+        trial = Trial(site, part, {}, {}, {})
+        attempts = Attempts(trial, calls, whole, own=own, lost=lost, largest=self._largest)
+        options = dict(possible(group, calls, flash=len(calls) > 1))
+        fitting = self._fitting.get((site.layer, part), ()) if site.step else ()
+        for name in fitting:
+            if "+held=" in name or name in options:
+                attempts.make(name, option(group, name))
+        if not (fitting and trial.fitting):
+            for name, arithmetic in options.items():
+                attempts.make(name, arithmetic)
+            if weight is not None:
+                self.held.run(group, weight.shape[-1], attempts.make, trial, narrow=own > 0 or lost > 0)
+                self._told_apart += self._told_apart < TWINS and attempts.tell_twins_apart()
+            attempts.ask_for_rests()
+            self._fitting.setdefault((site.layer, part), trial.fitting)
+        self.found.setdefault(group, []).append(trial)

@@ -14,7 +14,7 @@ import numpy as np
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import POINTS, Kind, axes_of, kind_of, token_axis
 from firstdiff.judging import floors
-from firstdiff.judging.arithmetic import Levels
+from firstdiff.judging.arithmetic import Fingerprint, Levels
 from firstdiff.judging.case import DOUBTFUL, Case
 from firstdiff.judging.layouts import PLAIN, Alignment
 from firstdiff.judging.measure import locate, measure, stands_in_f16, within_f16
@@ -63,9 +63,17 @@ class Replay(Judging):
     alignment: Alignment = field(default_factory=Alignment)
     levels: Levels = field(default_factory=Levels)
     details: Look | None = None  # where a closer look at each site is wanted
+    phases: Fingerprint | None = None  # gives arithmetic and levels by step, where they differ
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
     cut: dict[Site, Cut] = field(default_factory=dict, init=False)  # tensors of other rows than the step's tokens
     leaning: set[Site] = field(default_factory=set, init=False)  # diverging, perhaps by rows that were not recorded
+
+    def run(self, call: Call) -> Value:
+        """Run a call in the arithmetic of its step."""
+        if self.phases is not None and call.step >= 0:
+            found = self.phases.of(len(self.trace.steps[call.step].tokens))
+            self.arithmetic, self.levels = found.arithmetic, found.levels
+        return super().run(call)
 
     def silent(self, call: Call) -> Value:
         """Compute what nobody records; it belongs to the segment that it stands in."""

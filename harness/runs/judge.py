@@ -13,6 +13,7 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.engines.identity import check_same_tokens, engine_name
 from firstdiff.explaining.explanations import explain
 from firstdiff.explaining.failures import Failures
+from firstdiff.judging.arithmetic import not_taken
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.drift import Drift, between
 from firstdiff.judging.layouts import Alignment
@@ -92,7 +93,15 @@ def judge(
         else _judged_too(run, witness, trace, done.alignment, both=both)
     )
     sites = [replace(s, drift=beside.drifts.get(s.site)) for s in _settled(not_judged(done.sites, dump), beside.sites)]
-    logits = tuple(logits_against(trace, done.alignment, beside.free))
+    logits = tuple(
+        logits_against(
+            trace,
+            done.alignment,
+            beside.free,
+            (*sites, *beside.sites),
+            same_input=not broken(candidate.preflight) and not (beside.witness and beside.witness.broken),
+        )
+    )
     dump = (*suspicion(sites, logits, beside.drifts, beside.against, len(trace.steps)), *dump)
     explanations, counter_check = explain(
         model, trace, done.found, done.alignment, sites, failures=failures, table=run.table, progress=run.progress.say
@@ -115,6 +124,7 @@ def judge(
             *candidate.notes,
             *begins,
             *padded,
+            *filter(None, [not_taken(model, trace)]),
             *done.notes,
             *(f"witness: {n}" for n in (witness.notes if witness else ())),
         ),

@@ -104,7 +104,7 @@ def local(model: Model, trace: Trace, site: Site) -> Pair:
     """
     found, alignment = understood(model, trace, logits=kind_of(site.point) is Kind.LOGITS)
     kept = _Kept()
-    probe = Replay(found.arithmetic, trace, alignment, found.levels, kept)
+    probe = Replay(found.arithmetic, trace, alignment, found.levels, kept, found)
     run(model, trace.steps[: site.step + 1], probe, lambda each: each == site)
     if site not in kept.tensors:
         reason = probe.sites[-1].reason if probe.sites else None
@@ -112,7 +112,7 @@ def local(model: Model, trace: Trace, site: Site) -> Pair:
             _check(trace, site)
         raise UsageError(f"{site}: {reason or f'its recorded shape {list(trace.shape(site))} does not fit the model'}")
     recorded, computed = kept.tensors[site]
-    of = f"the reference ({found.arithmetic.name}) on the same inputs"
+    of = f"the reference ({found.of(len(trace.steps[site.step].tokens)).arithmetic.name}) on the same inputs"
     return _pair(trace, site, recorded, computed, of=of, floor=probe.sites[-1].floor)
 
 

@@ -14,8 +14,10 @@ from firstdiff.dumps.points import Kind, kind_of
 from firstdiff.explaining.arithmetic_or_fault import has_faults
 from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, Levels, declared, fits
+from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, declared, fits
+from firstdiff.judging.arithmetic_phases import stand_ins
 from firstdiff.judging.arithmetic_search import LAYERS, fingerprint
+from firstdiff.judging.arithmetic_trials import CACHE_STEPS
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.floors import STORED
 from firstdiff.judging.layout_search import align
@@ -61,10 +63,11 @@ def replayed(
     """Replay a candidate in its arithmetic; at its own layers' level only where that hides no fault."""
     guess = replayed_as_found(model, candidate, progress, details)
     noted, found, alignment = Failures() if failures is None else failures, guess.found, guess.alignment
-    if not found.levels or not has_faults(model, candidate, found, alignment, guess.sites, failures=noted, table=table):
+    if not found.levelled or not has_faults(
+        model, candidate, found, alignment, guess.sites, failures=noted, table=table
+    ):
         return guess
-    found = replace(found, levels=Levels())
-    return _replay(model, candidate, found, alignment, progress, details)
+    return _replay(model, candidate, found.tight, alignment, progress, details)
 
 
 def replayed_as_found(
@@ -120,9 +123,9 @@ def _found(
     found = fingerprint(model, trace, alignment, wanted)
     if stands is not None and not found.better:
         return first, alignment, done
-    if stands is not None and found.arithmetic != stands:
+    if stands is not None and (found.arithmetic != stands or found.phases):
         found = replace(found, instead=stands.name)
-    same = found.arithmetic == first.arithmetic and not found.levels
+    same = found.arithmetic == first.arithmetic and not found.levelled and not found.phases
     return found, alignment, replace(done, found=found) if same and done is not None else None
 
 
@@ -153,12 +156,14 @@ def _understood(trace: Trace, path: Path, *, logits: bool) -> tuple[Fingerprint,
 
 
 def _among(trace: Trace, layers: frozenset[int], *, logits: bool = True) -> Wanted:
-    """Sites that stand for all of a trace: of some layers, and outside the layers, of the first step."""
+    """Sites that stand for all of a trace: of some layers, and outside the layers, of a step of each phase."""
+    kernels = frozenset(stand_ins(trace.steps).values())
 
     def wanted(site: Site) -> bool:
         if site.layer is None:
             return site in trace and site.step == 0 and (logits or kind_of(site.point) is not Kind.LOGITS)
-        return site.layer in layers and (site.step == 0 or kind_of(site.point) is Kind.CACHE)
+        cached = site.step < CACHE_STEPS and kind_of(site.point) is Kind.CACHE
+        return site.layer in layers and (site.step in kernels or cached)
 
     return wanted
 
@@ -193,8 +198,9 @@ def _decided(found: Fingerprint) -> bool:
 
     How an engine adds and turns is no part of the arithmetic that it is judged in.
     """
-    known = (e.known or (e.fits and (not e.weak or group == "results")) for group, e in found.groups.items())
-    return all(known) and not found.levels
+    groups = [of for phase in (found, *(phase for _, phase in found.phases)) for of in phase.groups.items()]
+    known = (e.known or (e.fits and (not e.weak or group == "results")) for group, e in groups)
+    return all(known) and not found.levelled
 
 
 def _narrow(trace: Trace) -> bool:
@@ -214,7 +220,7 @@ def _replay(
 ) -> Replayed:
     if details is not None:
         details.clear()
-    probe = Replay(found.arithmetic, trace, alignment, found.levels, details)
+    probe = Replay(found.arithmetic, trace, alignment, found.levels, details, found)
     probe.watch = progress.layers(model.hp.n_layer, len(trace.steps))
     run(model, trace.steps, probe, wanted, past=missing_past(model, trace))
     return Replayed(found, probe.settled(), alignment, probe.cut)

@@ -34,8 +34,10 @@ class Logits:
     """The last token's logits of one step against another engine's free-running ones.
 
     `kl` is the divergence of the candidate's distribution from the other's, in nats; `margin` is the other's top-1
-    logit less its logit of the candidate's top-1, or less its second where both agree; `noise` the root mean square
-    difference of the centred logits.
+    logit less its logit of the candidate's top-1, or less its second where both agree. `noise` is what the two
+    arithmetics change the logits by: the root mean square difference of the centred logits, where every operation of
+    the candidate up to them was judged and is right. It is None where that is not so: the difference is a fault's then,
+    or may be.
     """
 
     step: int
@@ -43,7 +45,7 @@ class Logits:
     top1_against: int
     margin: float
     kl: float
-    noise: float
+    noise: float | None
 
     @property
     def top1_agrees(self) -> bool:
@@ -53,7 +55,7 @@ class Logits:
     @property
     def within_noise(self) -> bool:
         """Whether another top-1 token says nothing: the margin is no larger than a few times the noise."""
-        return self.margin <= 4 * self.noise
+        return self.noise is not None and self.margin <= 4 * self.noise
 
 
 @dataclass(frozen=True, slots=True)

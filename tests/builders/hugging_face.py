@@ -93,3 +93,44 @@ def _config(keys: dict[str, Any], values: dict[str, Array]) -> dict[str, Any]:
         "mlp_bias": "blk.0.ffn_up.bias" in values,
         "rope_parameters": {**scaling, "rope_theta": keys["rope.freq_base"]},
     }
+
+
+HELD: dict[str, tuple[torch.dtype, float]] = {
+    "f8_e4m3": (torch.float8_e4m3fn, 448.0),
+    "f8_e5m2": (torch.float8_e5m2, 57344.0),
+}
+
+
+def hold(model: Any, kind: str, *parts: str) -> Any:
+    """Round the model's weights as engines do that hold them in a kind, and compute in float32; torch rounds.
+
+    Parameters
+    ----------
+    model
+        From :func:`hugging_face_model`.
+    kind
+        ``f16``, ``bf16``, or ``f8_e4m3``, ``f8_e5m2``, ``i8`` with ``-row``, ``-tensor``, ``-64``.
+    *parts
+        Parts of the names of the parameters: ``layers``, ``proj``, ``norm``, ``lm_head``; all for none.
+    """
+    for name, weight in model.named_parameters():
+        if not parts or any(part in name for part in parts):
+            weight.data = held(weight.data, kind)
+    return model
+
+
+def held(w: torch.Tensor, kind: str) -> torch.Tensor:
+    """Return a weight as an engine has it that holds it in a kind, float32."""
+    if kind in ("f16", "bf16"):
+        return w.to(torch.float16 if kind == "f16" else torch.bfloat16).float()
+    number, _, by = kind.partition("-")
+    dtype, largest = HELD.get(number, (None, 127.0))
+    rows = w.reshape(len(w), -1, int(by)) if by.isdecimal() else w
+    if by:
+        most = rows.abs().amax() if by == "tensor" else rows.abs().amax(-1, keepdim=True)
+        scale = most / largest
+    else:
+        scale = torch.ones(())
+    codes = rows / scale
+    codes = codes.round().clamp(-127, 127) if dtype is None else codes.to(dtype).float()
+    return (codes * scale).reshape(w.shape)

@@ -58,6 +58,13 @@ class Changed(Planting):
 
     before: Before = lambda call: call
     after: After = lambda _, y: y
+    kernels: Callable[[int], Arithmetic] | None = None  # by the number of tokens of a step
+    steps: Sequence[Step] = ()
+
+    def run(self, call: Call) -> Value:
+        if self.kernels is not None:
+            self.arithmetic = self.kernels(len(self.steps[call.step].tokens))
+        return super().run(call)
 
     def value(self, call: Call) -> Value:
         """Compute, and keep what a changed engine would dump."""
@@ -80,12 +87,17 @@ def dump(
     before: Before = lambda call: call,
     after: After = lambda _, y: y,
     arithmetic: Arithmetic = F32,
+    kernels: Callable[[int], Arithmetic] | None = None,
+    later: Sequence[Sequence[int]] = ((5,),),
 ) -> Trace:
-    """An undeclared trace of a prompt and one more token."""
+    """An undeclared trace of a prompt and of later steps: of one more token."""
     planted = [Planted(TABLE[bug], layer) for bug, layer in bugs]
-    probe = Changed(arithmetic, model, planted, before=before, after=after)
-    writer, length = MemoryWriter(), len(prompt)
-    steps = [Step(tuple(prompt), tuple(range(length))), Step((5,), (length,))]
+    steps: list[Step] = []
+    for tokens in (prompt, *later):
+        start = sum(len(step.tokens) for step in steps)
+        steps.append(Step(tuple(tokens), tuple(range(start, start + len(tokens)))))
+    probe = Changed(arithmetic, model, planted, before=before, after=after, kernels=kernels, steps=steps)
+    writer = MemoryWriter()
     for step, _ in zip(steps, model.forward(steps, probe), strict=True):
         writer.step(step, probe.finish())
     return writer.trace()

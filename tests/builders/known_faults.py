@@ -120,7 +120,7 @@ class Plant:
         held = {}
         with np.errstate(over="ignore"):
             for site, x in self.tensors.items():
-                held[site] = Held(_stored(x, dtype), dtype)
+                held[site] = Held(stored(x, dtype), dtype)
         empty = Trace.from_arrays(self.steps, {}, engine={"name": "planted", "arithmetic": "f32"}, model={})
         return replace(empty, tensors=held)
 
@@ -136,7 +136,7 @@ class Plant:
             )
 
 
-def _stored(x: Array, dtype: str) -> Array:
+def stored(x: Array, dtype: str) -> Array:
     """The raw values of a dump: bf16 as the upper bits of float32."""
     if dtype == "bf16":
         return (round_bf16(x).view(np.uint32) >> 16).astype(np.uint16)

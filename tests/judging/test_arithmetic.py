@@ -10,7 +10,7 @@ import pytest
 
 from builders.engines import recorded_by_llama_cpp
 from builders.judging import NORMS, PRODUCTS, UNKNOWN, Before, attribute, bits, dump, judge, weights_off
-from builders.models import SMOLLM2, in_blocks
+from builders.models import SMOLLM2, in_blocks, synthetic
 from firstdiff.dumps import Trace
 from firstdiff.engines.llamacpp import Attention
 from firstdiff.model.arithmetic import ARITHMETICS, F32, arithmetic_named
@@ -222,6 +222,54 @@ def test_a_declared_arithmetic_is_believed_where_it_fits_and_not_against_the_num
             assert [f"states the arithmetic {says}" in note for note in verdict.notes] == (
                 [] if says == name else [True]
             )
+
+
+@pytest.mark.parametrize(
+    ("says", "why"),
+    [
+        ("float16", "'float16': there is none of that name"),
+        ("f32+held=f17", "weights held in 'f17'"),
+        ({"products": "f32"}, "is no name"),
+        ("f32+held=i8-128", "rows of 64 numbers"),
+        ("f32+kv=q8_0", "heads of 16 numbers"),
+    ],
+)
+def test_a_stated_arithmetic_that_is_none_is_not_ignored_in_silence(tmp_path: Path, says: object, why: str) -> None:
+    model = open_model(synthetic(tmp_path, n_layer=2, n_embd=64, n_head=4, n_head_kv=2, head_dim=16, n_ff=128))
+    trace = dump(model, PROMPT)
+    stated = Trace.from_arrays(trace.steps, {s: trace[s] for s in trace}, engine={"arithmetic": says}, model={})
+    verdict = judge(model, stated)
+    assert verdict.verdict == "agrees"
+    (note,) = verdict.notes
+    assert note.startswith("the arithmetic that the trace states was not taken, but found from its numbers: ")
+    assert why in note
+
+
+def test_a_stated_way_of_holding_weights_is_tried_first(small: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firstdiff.runs.replaying.fingerprint", lambda *_: pytest.fail("searched"))
+    trace = dump(small, PROMPT, arithmetic=arithmetic_named("f32+held=f16"))
+    stated = Trace.from_arrays(
+        trace.steps, {s: trace[s] for s in trace}, engine={"arithmetic": "f32+held=f16"}, model={}
+    )
+    verdict = judge(small, stated)
+    assert (verdict.verdict, verdict.notes, verdict.arithmetic["held"]) == ("agrees", (), "f16")
+
+
+def test_a_stated_arithmetic_that_other_numbers_contradict_is_told(small: Model) -> None:
+    trace = dump(small, PROMPT, arithmetic=arithmetic_named("f32+held=bf16"))
+    for says, notes in (
+        ("f32", 1),
+        ("f32+held=f16", 1),
+        ("f32+matrices=bf16+norms=bf16+output=bf16+embedding=bf16", 0),
+    ):
+        stated = Trace.from_arrays(trace.steps, {s: trace[s] for s in trace}, engine={"arithmetic": says}, model={})
+        verdict = judge(small, stated)
+        assert diverging(verdict) == set()
+        assert verdict.arithmetic["held"] == "bf16"
+        assert len(verdict.notes) == notes
+        assert all(
+            f"states the arithmetic {says}, but its numbers are those of f32+held=bf16" in n for n in verdict.notes
+        )
 
 
 def test_few_sites_are_weak_evidence(small: Model) -> None:

@@ -378,14 +378,27 @@ def test_a_flip_inside_the_noise_is_no_divergence() -> None:
     calm = [Logits(step, 5, 5, 1.0, 1e-4 * step, 0.1) for step in range(3)]
     assert "top-1 agrees at every step; KL at most 0.0002 nats (step 2)" in logits(*calm)
     within = Logits(2, 17, 42, 0.05, 0.003, 0.1)
-    flip = "top-1 differs at step 2 (token 17 for 42), margin 0.05 within the arithmetics' noise of 0.1: no divergence"
-    assert flip in logits(*calm[:2], within)
-    assert "margin 0.3 within a few times the arithmetics' noise of 0.1" in logits(replace(within, margin=0.3))
+    flip = "top-1 differs at step 2 (token 17 for 42), by a margin of 0.05, no more than what rounding changes "
+    flip += "these logits by (0.1)"
+    assert f"{flip}: no divergence" in logits(*calm[:2], within)
+    assert "by a margin of 0.3, a few times what rounding changes these" in logits(replace(within, margin=0.3))
     outside = logits(replace(within, margin=3.0))
-    assert "margin 3 outside the arithmetics' noise of 0.1" in outside
+    assert "by a margin of 3, far more than what rounding changes these logits by (0.1)" in outside
     assert "no divergence" not in outside
     assert "and at 2 more steps" in logits(*[replace(within, step=i) for i in range(5)])
     assert "KL at most nan nats (step 1)" in logits(calm[0], replace(calm[1], kl=float("nan")), calm[2])
+
+
+def test_a_flip_behind_a_fault_is_not_put_down_to_rounding() -> None:
+    flip = Logits(0, 17, 42, 0.05, 8.0, None)
+    assert not flip.within_noise
+    said = logits(flip)
+    assert "by a margin of 0.05; it may not be rounding, because tensors before it diverge or were not compared" in said
+    assert "no divergence" not in said
+    wrong_later = verdict(
+        [wrong(s) if s.site.step == 1 else s for s in sites(steps=2)], logits=(replace(flip, noise=0.1),)
+    )
+    assert "no divergence" not in words(wrong_later, width=120)
 
 
 def test_hostile_names_are_shown_and_not_obeyed() -> None:

@@ -114,6 +114,14 @@ def test_a_flip_on_a_near_tie_is_within_the_noise() -> None:
     assert not compare_logits(0, wrong, against).within_noise
 
 
+def test_the_noise_of_the_logits_is_never_a_faults(model: Model) -> None:
+    clean, _ = plant(model, PROMPT, decode=1)
+    assert all(x.noise is not None for x in judge(model, clean).logits)
+    for fault in ("rope-base", "scale-missing"):
+        trace, _ = plant(model, PROMPT, (fault, 1), decode=1)
+        assert [x.noise for x in judge(model, trace).logits] == [None, None]
+
+
 def test_verdict_json_is_strict_and_the_same_twice(model: Model) -> None:
     trace, _ = plant(model, PROMPT, ("scale-missing", 1), decode=1)
     tensors = {s: np.array(trace[s]) for s in trace.sites()}

@@ -19,7 +19,7 @@ from builders.relaid import LAYOUTS, relaid
 from firstdiff.dumps import Site, Trace
 from firstdiff.errors import UsageError
 from firstdiff.judging.replay import Replay
-from firstdiff.model.arithmetic import F32, Array
+from firstdiff.model.arithmetic import F32, Array, arithmetic_named
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call
 from firstdiff.runs import replaying
@@ -89,6 +89,13 @@ DUMPS: dict[str, Made] = {
     "without norms": lambda m, _: lacking("attn_norm", "ffn_norm")(planted(m, ("rope-base", 4))),
     "without sums": lambda m, _: lacking("l_out", "ffn_inp", "embd")(planted(m, ("rope-base", 4))),
     "three points": lambda m, _: planted(m).without(lambda s: s.point not in ("Qcur", "ffn_swiglu", "l_out")),
+    "weights held in f16": lambda m, _: dump(m, PROMPT, arithmetic=arithmetic_named("f32+held=f16")),
+    "fp8 and a fault": lambda m, _: dump(
+        m, PROMPT, ("rope-base", 4), arithmetic=arithmetic_named("f32+matrices=f8_e4m3-row+norms=bf16")
+    ),
+    "another kernel for one token": lambda m, _: dump(
+        m, PROMPT, kernels=lambda tokens: arithmetic_named("f32" if tokens == 1 else "bf16-operands")
+    ),
     "an unknown arithmetic": lambda m, _: dump(m, PROMPT, after=UNKNOWN["noise of 3e-3 on products"][1]),
 }
 
@@ -114,7 +121,8 @@ def test_what_is_found_and_measured_is_what_judging_everything_gives(model: Mode
     assert found.levels == whole.levels
     assert layouts.described() == alignment.described()
     kept = Kept()
-    probe = Replay(whole.arithmetic, trace, alignment, whole.levels, kept)
+    assert found.stated == whole.stated
+    probe = Replay(whole.arithmetic, trace, alignment, whole.levels, kept, whole)
     for _ in model.forward(trace.steps, probe):
         pass
     floors = {s.site: s.floor for s in probe.sites}
@@ -183,7 +191,8 @@ def test_a_handful_of_layers_is_computed_for_the_first_question(
     inside = [place for place in places(computed) if place[1] is not None]
     assert len({layer for _, layer, _ in inside}) == replaying.LAYERS + 1  # and the site's own
     assert len([place for place in inside if place[0] == 0]) <= replaying.LAYERS * CALLS + 1
-    assert {point for step, _, point in inside if step} <= {"k_cache", "v_cache"}
+    assert {step for step, _, _ in inside} == {0, 1}  # of each number of tokens one step
+    assert len([place for place in inside if place[0] == 1]) <= replaying.LAYERS * CALLS + 1
 
 
 def test_what_is_not_comparable_is_said_with_its_reason(model: Model) -> None:

@@ -1,0 +1,104 @@
+"""Which dtypes of weights are tried at a site: what an engine holds them in is found from its products and norms."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from firstdiff.judging.arithmetic_attempts import Trial
+from firstdiff.judging.arithmetic_options import BASES, held_option
+from firstdiff.model.arithmetic import Arithmetic
+from firstdiff.model.holding import ELEMENTS, KINDS, holding, twin, variants
+
+IN_VAIN = 3
+"""Sites of a point at which every kind is tried in vain before only those are tried that fit elsewhere: what is wrong
+there is no dtype of the weights."""
+
+NEAREST = 3
+"""Kinds that are tried in all their variants, and under every arithmetic of products: those that leave least."""
+
+LESS = 0.75
+"""The right kind leaves less than this part of the error, even where its codes or the products are another variant's.
+int8 in groups of 32, the least of the kinds with codes, changes products by 5e-3, bf16 operands by 3e-3: half is
+left."""
+
+NARROWLY = 1 / 3
+"""The part of the floor of a narrow dump below which nothing but storing shows: a product of stored inputs, stored
+itself, is a quarter of it off."""
+
+Attempt = Callable[[str, Arithmetic], None]
+
+
+@dataclass
+class HeldSearch:
+    """Tries what weights may be held in, where the file's own numbers do not fit, and what has fitted elsewhere.
+
+    Parameters
+    ----------
+    fitted
+        The kinds that were at their floor at some site, in the order in which they were found, with the names of the
+        arithmetics of products.
+    """
+
+    fitted: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    vain: Counter[str] = field(default_factory=Counter)
+
+    def run(self, group: str, length: int, attempt: Attempt, trial: Trial, *, narrow: bool) -> None:
+        """Try kinds at one site, until one fits.
+
+        Parameters
+        ----------
+        group
+            The group of the site.
+        length
+            How many numbers a row of the weight has.
+        attempt
+            Tries an option; what it leaves is then in `trial`.
+        narrow
+            Whether tensors were stored in fewer digits than they were computed in. Floors are wide then.
+        """
+        errors = trial.errors
+
+        def fit() -> list[str]:
+            part_of_floor = NARROWLY if narrow else 1.0
+            return [name for name in errors if errors[name] <= part_of_floor * trial.floors[name]]
+
+        def all_of(names: Iterable[tuple[str, str]]) -> None:
+            for base, kind in names:
+                option = held_option(base, kind)
+                if option.name not in errors and holding(kind).divides(length):
+                    attempt(option.name, option)
+
+        codes = group != "norm"
+        known = [(base, kind) for kind, bases in self.fitted.items() for base in bases if codes or kind in ELEMENTS]
+        always = () if group == "linear" else ELEMENTS  # a product takes longer
+        all_of([*known, *(("f32", kind) for kind in always)])
+        if fit() or self.vain[trial.part] >= IN_VAIN:
+            return
+        kinds = KINDS if codes else ELEMENTS
+        all_of(("f32", kind) for kind in kinds)
+        nearest = sorted((k for k in kinds if f"f32+held={k}" in errors), key=lambda k: errors[f"f32+held={k}"])
+        least = min((errors[f"f32+held={kind}"] for kind in nearest), default=np.inf)
+        if least > LESS * errors["f32"]:
+            nearest = []
+        for stage in (
+            [("f32", way) for kind in nearest[:NEAREST] for way in variants(kind)],
+            [(base, kind) for kind in nearest[:NEAREST] for base in BASES],
+            [(base, way) for kind in nearest[:1] for way in variants(kind) for base in BASES],
+        ):
+            if codes and not fit():
+                all_of(stage)
+        found = [(base, kind) for base, by, kind in (name.partition("+held=") for name in fit()) if by]
+        all_of((base, other) for base, kind in found if (other := twin(kind)) is not None)
+        self._note(found, trial.part)
+
+    def _note(self, found: list[tuple[str, str]], part: str) -> None:
+        if not found:
+            self.vain[part] += 1
+        for base, kind in found:
+            for each in (kind, twin(kind)):
+                if each is not None:
+                    self.fitted[each] = tuple(dict.fromkeys((*self.fitted.get(each, ()), base)))
