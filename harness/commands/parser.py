@@ -83,6 +83,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     run.add_argument("--timeout", type=seconds, metavar="S", help="seconds that the engine may take (default: 600)")
     _names(run)
     _attention(run)
+    _budget(run)
     _html(run)
     _common(run)
 
@@ -96,6 +97,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         action="store_true",
         help="write the baselines anew, whatever they were: commit them afterwards",
     )
+    _budget(gate)
     _common(gate, "gate.json")
 
     record = add("record", "Record every intermediate of one engine's run.")
@@ -128,12 +130,14 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "witness", type=Path, metavar="TRACE_B", help="the trace beside it: exit code 1 if either diverges"
     )
     diff.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file (default: the one that TRACE_A names)")
+    _budget(diff)
     _format(diff)
 
     explain = add("explain", "Say why a site diverges, with every hypothesis that was tried.")
     explain.add_argument("path", type=Path, metavar="VERDICT_OR_TRACE", help="verdict.json, a run's folder, or a trace")
     explain.add_argument("site", nargs="?", metavar="SITE", help="such as Kcur_rope-3 (default: every explanation)")
     explain.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file of a trace")
+    _budget(explain)
     _names(explain)
     _json(explain, "the explanations")
 
@@ -219,6 +223,15 @@ def _common(parser: argparse.ArgumentParser, kept: str = "verdict.json") -> None
     )
     _threads(parser)
     _format(parser, kept)
+
+
+def _budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--budget",
+        type=count,
+        metavar="SECONDS",
+        help="seconds that the search for what explains may take, per candidate (default: 60)",
+    )
 
 
 def _html(parser: argparse.ArgumentParser) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from firstdiff.dumps import Trace
-from firstdiff.explaining.replay import Explaining, Place, replay, site_of
-from firstdiff.explaining.search import Fault
+from firstdiff.dumps import Site
+from firstdiff.explaining.attempt import Fault, Place
+from firstdiff.explaining.collecting import Judged
+from firstdiff.explaining.covering import Group
+from firstdiff.explaining.failures import Failures
+from firstdiff.hypotheses import Scene
+from firstdiff.judging.needed import run
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
 from firstdiff.model.value import Value
-from firstdiff.verdict import CounterCheck, SiteVerdict, Status
+from firstdiff.verdict import CounterCheck, Status
 
 
 @dataclass(kw_only=True)
@@ -21,15 +24,14 @@ class Repaired(Replay):
     """Replays with the faults made in the reference, at the sites where they are."""
 
     faults: Mapping[Place, Fault]
-    explaining: Explaining
+    scene: Scene
+    failures: Failures
     _right: Call | None = field(default=None, init=False)
 
     def value(self, call: Call) -> Value:
         """Judge the call as the candidate seems to have made it."""
         self._right = call
-        given = super().value(self._changed(call) or call)
-        self.explaining._shapes[call.point, call.step] = given.shape  # noqa: SLF001 - of the same run
-        return given
+        return super().value(self._changed(call) or call)
 
     def silent(self, call: Call) -> Value:
         """Compute the call as the candidate seems to have made it."""
@@ -41,7 +43,7 @@ class Repaired(Replay):
         right = self._right
         if right is None or call is right:
             return super()._computed(call, arithmetic)
-        with self.explaining.failures.at(site_of(call), *self.faults[(call.step, call.order)].hypotheses):
+        with self.failures.at(_site_of(call), *self.faults[(call.step, call.order)].hypotheses):
             return super()._computed(call, arithmetic)
         return super()._computed(right, arithmetic)
 
@@ -55,20 +57,28 @@ class Repaired(Replay):
         """The call gone wrong, where it is to go wrong and can be computed."""
         fault = self.faults.get((call.step, call.order))
         if fault is not None:
-            with self.explaining.failures.at(site_of(call), *fault.hypotheses):
-                return fault.change(-1 if fault.on is None else fault.on, call, self.explaining.scene)
+            with self.failures.at(_site_of(call), *fault.hypotheses):
+                return fault.change(-1 if fault.on is None else fault.on, call, self.scene)
         return None
 
 
-def counter_check(model: Model, trace: Trace, probe: Explaining, sites: Sequence[SiteVerdict]) -> CounterCheck | None:
+def counter_check(judged: Judged, scene: Scene, groups: Sequence[Group], failures: Failures) -> CounterCheck | None:
     """Replay with what explains made in the reference; what the reference was not trusted at is not judged again."""
-    faults = {place: fault for group in probe.groups for place, fault in group.changed.items()}
+    faults = {place: a.fault for group in groups for a in group.at.values() for place in a.places}
     if not faults:
         return None
-    repaired = Repaired(probe.arithmetic, trace, probe.alignment, probe.levels, faults=faults, explaining=probe)
-    replay(model, trace, repaired)
-    untrusted = {s.site for s in sites if s.status is Status.NOT_COMPARABLE}
+    of = judged.found
+    repaired = Repaired(
+        of.arithmetic, judged.trace, judged.alignment, of.levels, faults=faults, scene=scene, failures=failures
+    )
+    run(judged.model, judged.trace.steps, repaired)
+    untrusted = {s.site for s in judged.sites if s.status is Status.NOT_COMPARABLE}
     left = tuple(s.site for s in repaired.sites if s.status is Status.DIVERGES and s.site not in untrusted)
-    applied = tuple(dict.fromkeys(group.faults[0].fault.id for group in probe.groups))
+    applied = tuple(dict.fromkeys(group.faults[0].fault.id for group in groups))
     agreeing = sum(s.status in (Status.AGREES, Status.INHERITS) for s in repaired.sites)
     return CounterCheck(applied, left, agreeing + len(left))
+
+
+def _site_of(call: Call) -> Site:
+    """Where a call stands; a silent one under the name of its operation."""
+    return Site(call.step, call.layer, call.point or call.op.__name__)

@@ -9,6 +9,7 @@ import numpy as np
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.engines.identity import check_same_tokens, engine_name
+from firstdiff.explaining.budget import Budget
 from firstdiff.explaining.explanations import explain
 from firstdiff.explaining.failures import Failures
 from firstdiff.judging.closeup import Details
@@ -85,7 +86,16 @@ def judge(
     )
     sites = [replace(s, drift=beside.drifts.get(s.site)) for s in _settled(done.sites, beside.sites)]
     explanations, counter_check = explain(
-        model, trace, done.found, done.alignment, sites, failures=failures, table=run.table, progress=run.progress.say
+        model,
+        trace,
+        done.found,
+        done.alignment,
+        sites,
+        failures=failures,
+        table=run.table,
+        budget=Budget(run.budget),
+        only=next((s.site for s in sites if str(s.site) == run.only), None),
+        progress=run.progress.say,
     )
     return Verdict(
         candidate=engine_name(trace),

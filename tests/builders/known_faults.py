@@ -14,7 +14,7 @@ from firstdiff.dumps.points import axes_of
 from firstdiff.dumps.tensors import Held
 from firstdiff.explaining.explanations import explain
 from firstdiff.explaining.failures import Failures
-from firstdiff.explaining.replay import PAIR_SEARCHES
+from firstdiff.explaining.covering import PAIR_SEARCHES
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.hypotheses.planting import Planted, Planting, untouched
 from firstdiff.hypotheses.table import EQUIVALENT

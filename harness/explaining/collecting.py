@@ -1,0 +1,110 @@
+"""Collecting cases: the sites that diverge, each with all that is needed to run it again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+
+from firstdiff.dumps import Site, Trace
+from firstdiff.hypotheses import Scene
+from firstdiff.judging.arithmetic import Fingerprint
+from firstdiff.judging.case import Case
+from firstdiff.judging.layouts import Alignment
+from firstdiff.judging.needed import run
+from firstdiff.judging.replay import Replay
+from firstdiff.model.arithmetic import Array
+from firstdiff.model.engine import Model
+from firstdiff.model.outline import outline
+from firstdiff.verdict import SiteVerdict
+
+MEMORY = 1 << 30
+"""Bytes that the cases at hand together may take: SmolLM2 after 500 tokens, with every site wrong, has six times that."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """A trace, and all that it was judged with.
+
+    Parameters
+    ----------
+    model, trace
+        The model, and the trace made with it.
+    found, alignment
+        The arithmetic and the layouts that it was judged in.
+    sites
+        The sites judged.
+    """
+
+    model: Model
+    trace: Trace
+    found: Fingerprint
+    alignment: Alignment
+    sites: tuple[SiteVerdict, ...]
+
+
+@dataclass(kw_only=True)
+class Collecting(Replay):
+    """Hands on the case of each site in `wanted` that diverges."""
+
+    wanted: Collection[Site]
+    take: Callable[[Case], None] = field(repr=False)
+
+    def diverged(self, case: Case) -> None:
+        """Hand the case on."""
+        if case.site in self.wanted:
+            self.take(case)
+
+
+def collect(judged: Judged, wanted: Collection[Site], take: Callable[[Case], None]) -> None:
+    """Hand on the case of each of the wanted sites, in execution order; only what they need is run."""
+    if not wanted:
+        return
+    probe = Collecting(
+        judged.found.arithmetic, judged.trace, judged.alignment, judged.found.levels, wanted=wanted, take=take
+    )
+    steps = judged.trace.steps[: max(site.step for site in wanted) + 1]
+    run(judged.model, steps, probe, wanted.__contains__)
+
+
+def surroundings(judged: Judged) -> Scene:
+    """What surrounds any call of a run: every other recorded value, as the reference lays it out."""
+    shapes: dict[Site, tuple[int, ...]] = {}
+    ran: dict[Site, int] = {}
+    for awaited in outline(judged.model, judged.trace.steps):
+        call = awaited.call
+        if call.point:
+            site = Site(call.step, call.layer, call.point)
+            shapes[site], ran[site] = awaited.shape, call.order
+
+    def lookup(site: Site) -> Array | None:
+        return judged.alignment.shaped(judged.trace, site, shapes[site]) if site in shapes else None
+
+    return Scene(judged.model, judged.found.arithmetic, lookup, ran)
+
+
+def at_hand(wanted: Iterable[SiteVerdict], trace: Trace, most: int = MEMORY) -> frozenset[Site]:
+    """The sites whose cases are kept at hand together, so many bytes at most and one site at least.
+
+    The first site of each point and step comes first, then the second, and so on: between them they show whether one
+    fault covers points, layers and steps.
+    """
+    sizes: Mapping[Site, int] = {s.site: _size(s, trace) for s in wanted}
+    seen: Counter[tuple[str, int]] = Counter()
+    turns = {}
+    for site in sizes:
+        turns[site] = seen[site.point, site.step]
+        seen[site.point, site.step] += 1
+    kept, left = [], most
+    for site in sorted(turns, key=turns.__getitem__):
+        left -= sizes[site]
+        if left < 0 and kept:
+            break
+        kept.append(site)
+    return frozenset(kept)
+
+
+def _size(s: SiteVerdict, trace: Trace) -> int:
+    """Bytes of a case, roughly: what was recorded, computed and fed, and what a segment has between, in float32."""
+    return 4 * (4 + len(s.segment)) * (prod(trace.shape(s.site)) if s.site in trace else 0)
