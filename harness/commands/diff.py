@@ -13,5 +13,7 @@ from firstdiff.runs import diff as differing
 def diff(options: argparse.Namespace) -> int:
     """Judge one recorded trace beside another."""
     with watched() as progress:
-        verdict = differing.diff(options.candidate, options.witness, options.model, progress=progress, budget=budget_of(options))
+        verdict = differing.diff(
+            options.candidate, options.witness, options.model, progress=progress, budget=budget_of(options)
+        )
     return show_verdict(verdict, options, None)

@@ -19,7 +19,15 @@ from firstdiff.verdict.gated import Checked, to_json
 
 
 def gate_command(
-    config: Path, *, out: Path, only: Sequence[str], regen: bool, threads: int | None, kind: str, budget: float, progress: Progress
+    config: Path,
+    *,
+    out: Path,
+    only: Sequence[str],
+    regen: bool,
+    threads: int | None,
+    kind: str,
+    budget: float,
+    progress: Progress,
 ) -> tuple[str | None, list[Checked], int]:
     """Run a gate and keep ``gate.json``, ``summary.md`` and ``junit.xml`` beside its cases.
 

@@ -133,13 +133,7 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     _budget(diff)
     _format(diff)
 
-    explain = add("explain", "Say why a site diverges, with every hypothesis that was tried.")
-    explain.add_argument("path", type=Path, metavar="VERDICT_OR_TRACE", help="verdict.json, a run's folder, or a trace")
-    explain.add_argument("site", nargs="?", metavar="SITE", help="such as Kcur_rope-3 (default: every explanation)")
-    explain.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file of a trace")
-    _budget(explain)
-    _names(explain)
-    _json(explain, "the explanations")
+    _add_explain(add("explain", "Say why a site diverges, with every hypothesis that was tried."))
 
     hypotheses = add("hypotheses", "List the hypotheses: the ways of being wrong that are tried.")
     hypotheses.add_argument("id", nargs="?", metavar="ID", help="one of them, in full")
@@ -188,6 +182,15 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     _json(log, "every observation and what was found of it")
 
     add("doctor", "Check that this installation is sound.")
+
+
+def _add_explain(explain: argparse.ArgumentParser) -> None:
+    explain.add_argument("path", type=Path, metavar="VERDICT_OR_TRACE", help="verdict.json, a run's folder, or a trace")
+    explain.add_argument("site", nargs="?", metavar="SITE", help="such as Kcur_rope-3 (default: every explanation)")
+    explain.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file of a trace")
+    _budget(explain)
+    _names(explain)
+    _json(explain, "the explanations")
 
 
 def _add_report(report: argparse.ArgumentParser) -> None:

@@ -193,6 +193,4 @@ def explaining(case: Case, tried: Iterable[Attempt]) -> list[Attempt]:
     fewest = min(len(a.fault.parts) for a in good)
     good = [a for a in good if len(a.fault.parts) == fewest]
     level = max(ALIKE * min(a.residual for a in good), case.noise)
-    return sorted(
-        good, key=lambda a: (a.residual > level, a.residual if a.residual > level else 0.0, a.fault.fitted)
-    )
+    return sorted(good, key=lambda a: (a.residual > level, a.residual if a.residual > level else 0.0, a.fault.fitted))

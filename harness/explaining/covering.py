@@ -10,7 +10,7 @@ from firstdiff.dumps import Site
 from firstdiff.explaining.attempt import Attempt, Fault, Means, attempt, explaining
 from firstdiff.explaining.budget import OutOfTime
 from firstdiff.explaining.describing.findings import findings
-from firstdiff.explaining.search import Search, search
+from firstdiff.explaining.search import Search, is_long, search
 from firstdiff.judging.case import Case
 from firstdiff.model.operations import MOVES
 
@@ -18,7 +18,8 @@ SEARCHES = 4
 """Sites of one point at which all hypotheses are tried in vain before the rest are only held against what is known."""
 
 SEGMENT_SEARCHES = 2
-"""The same of a point behind others that were not recorded, where a search takes ten times as long."""
+"""The same of a point behind others that were not recorded, where a search takes ten times as long; one of a long
+segment."""
 
 PAIR_SEARCHES = 4
 """Sites of a run at which pairs are tried in vain: it is what takes most of the time where nothing explains."""
@@ -98,12 +99,13 @@ class Covering:
 
     def take(self, case: Case) -> None:
         """Explain a case by what explains others already, or else search it."""
-        if any([self._holds(known, case) for known in self.known]):  # each is held against it, not the first that does
+        held = [self._holds(known, case) for known in self.known]
+        if any(held):
             return
         if self.only not in (None, case.site):
             return
-        searches, most = self._searches.get(case.site.point, 0), SEARCHES if case.direct else SEGMENT_SEARCHES
-        if searches >= most:
+        searches = self._searches.get(case.site.point, 0)
+        if searches >= _most(case):
             return
         if self.means.budget.over:
             self.cut_short.add(case.site)
@@ -178,10 +180,13 @@ def _doubtful(known: Known, lengths: Sequence[int], missed: Collection[tuple[str
     """
     numbers = any(isinstance(v, int | float) for v in known.fault.values.values())
     return (
-        numbers
-        and all(lengths[s.step] == 1 for s in known.at)
-        and any((s.point, s.layer) in missed for s in known.at)
+        numbers and all(lengths[s.step] == 1 for s in known.at) and any((s.point, s.layer) in missed for s in known.at)
     )
+
+
+def _most(case: Case) -> int:
+    """At how many sites like this one all hypotheses are tried in vain."""
+    return SEARCHES if case.direct else 1 if is_long(case) else SEGMENT_SEARCHES
 
 
 def _computing(case: Case) -> int:

@@ -10,6 +10,7 @@ from firstdiff.dumps.points import Kind, of_kind
 from firstdiff.explaining.attempt import Attempt
 from firstdiff.explaining.collecting import Judged
 from firstdiff.explaining.covering import Covering, Group, InVain
+from firstdiff.explaining.search import is_long
 from firstdiff.explaining.telling_apart import separating
 from firstdiff.judging.case import Case
 from firstdiff.model.engine import Model
@@ -123,9 +124,10 @@ class Telling:
 
     def _cut_short(self, sites: Sequence[Site]) -> Explanation:
         seconds, only = self.covering.means.budget.seconds, self.covering.only
+        spared = only is not None and only not in sites
         return replace(
             self._unexplained(sites),
-            says=f"not searched within {seconds:g} s" if only is None else f"not searched, because only {only} was",
+            says=f"not searched, because only {only} was" if spared else f"not searched within {seconds:g} s",
             fix=f"search longer with --budget {LONGER}, or one site only: firstdiff explain TRACE {sites[0]} "
             f"--budget {LONGER}",
             unsearched=tuple(sites),
@@ -138,6 +140,8 @@ class Telling:
         says = f"not explained, because none of {count} hypotheses that apply gives these numbers"
         if len(searched) < len(sites):
             says += f" at {enumerated([str(of.case.site) for of in searched])}, where all were tried"
+        if is_long(first.case):
+            says += "; each was tried at all layers that were not recorded together, and not at one of them"
         return replace(
             self._unexplained(sites),
             says=says,

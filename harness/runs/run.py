@@ -86,4 +86,6 @@ def begun(
         For a file that cannot be read, or a model that is not supported.
     """
     progress.say("opening the model")
-    return Run(open_model(path), out, threads, attention, detailed=detailed, progress=progress, budget=budget, only=only)
+    return Run(
+        open_model(path), out, threads, attention, detailed=detailed, progress=progress, budget=budget, only=only
+    )
