@@ -20,7 +20,7 @@ from firstdiff.model.outline import outline
 from firstdiff.verdict import SiteVerdict
 
 MEMORY = 1 << 30
-"""Bytes that the cases at hand together may take: with every site of SmolLM2 wrong after 500 tokens, all would take five
+"""Bytes that the cases at hand together may take: with all sites of SmolLM2 wrong after 500 tokens, all would take five
 times that."""
 
 
