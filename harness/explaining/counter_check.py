@@ -5,18 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from firstdiff.dumps import Site
+from firstdiff.dumps.points import axes_of
 from firstdiff.explaining.attempt import Fault, Place
 from firstdiff.explaining.collecting import Judged
 from firstdiff.explaining.covering import Group
 from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import Scene
+from firstdiff.judging.measure import measure
 from firstdiff.judging.needed import run
-from firstdiff.judging.replay import Replay
+from firstdiff.judging.replay import Replay, counted
 from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
 from firstdiff.model.value import Value
 from firstdiff.verdict import CounterCheck, Status
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Elsewhere:
+    """A fault at a site that agrees: `hidden` takes note of the site where the fault changes less than its floor."""
+
+    fault: Fault
+    floor: float
+    hidden: list[Site]
 
 
 @dataclass(kw_only=True)
@@ -26,11 +40,14 @@ class Repaired(Replay):
     faults: Mapping[Place, Fault]
     scene: Scene
     failures: Failures
+    elsewhere: Mapping[Site, Sequence[Elsewhere]] = field(default_factory=dict)
     _right: Call | None = field(default=None, init=False)
 
     def value(self, call: Call) -> Value:
         """Judge the call as the candidate seems to have made it."""
         self._right = call
+        for of in self.elsewhere.get(Site(call.step, call.layer, call.point), ()):
+            self._look(of, call)
         return super().value(self._changed(call) or call)
 
     def silent(self, call: Call) -> Value:
@@ -53,6 +70,19 @@ class Repaired(Replay):
         right = super().floor((*calls[:-1], self._right), own=own, inputs=inputs)
         return max(super().floor(calls, own=own, inputs=inputs), right)
 
+    def _look(self, of: Elsewhere, call: Call) -> None:
+        """Note whether a fault that is made at other sites could not show at this one."""
+        with self.failures.at(_site_of(call), *of.fault.hypotheses), np.errstate(all="ignore"):
+            changed = of.fault.change(0, call, self.scene)
+            if changed is None:
+                return
+            wrong, right = (each.compute(self.arithmetic) for each in (changed, call))
+            if wrong.shape != right.shape:
+                return
+            axes, seen = axes_of(call.point, right.ndim), counted(call.point, right)
+            if measure(wrong, right, axes=axes, floor=of.floor, seen=seen).error <= of.floor:
+                of.hidden.append(_site_of(call))
+
     def _changed(self, call: Call) -> Call | None:
         """The call gone wrong, where it is to go wrong and can be computed."""
         fault = self.faults.get((call.step, call.order))
@@ -62,21 +92,53 @@ class Repaired(Replay):
         return None
 
 
-def counter_check(judged: Judged, scene: Scene, groups: Sequence[Group], failures: Failures) -> CounterCheck | None:
-    """Replay with what explains made in the reference; what the reference was not trusted at is not judged again."""
+def counter_check(
+    judged: Judged, scene: Scene, groups: Sequence[Group], failures: Failures
+) -> tuple[CounterCheck | None, list[list[Site]]]:
+    """Replay with what explains made in the reference; what the reference was not trusted at is not judged again.
+
+    Returns
+    -------
+    What is left; None where nothing explains. Then, for each group, the sites of its points that agree, and would with
+    its fault: it could not show there.
+    """
+    hidden: list[list[Site]] = [[] for _ in groups]
     faults = {place: a.fault for group in groups for a in group.at.values() for place in a.places}
     if not faults:
-        return None
+        return None, hidden
     of = judged.found
     repaired = Repaired(
-        of.arithmetic, judged.trace, judged.alignment, of.levels, faults=faults, scene=scene, failures=failures
+        of.arithmetic,
+        judged.trace,
+        judged.alignment,
+        of.levels,
+        faults=faults,
+        scene=scene,
+        failures=failures,
+        elsewhere=_elsewhere(judged, groups, hidden),
     )
     run(judged.model, judged.trace.steps, repaired)
     untrusted = {s.site for s in judged.sites if s.status is Status.NOT_COMPARABLE}
     left = tuple(s.site for s in repaired.sites if s.status is Status.DIVERGES and s.site not in untrusted)
     applied = tuple(dict.fromkeys(group.faults[0].fault.id for group in groups))
     agreeing = sum(s.status in (Status.AGREES, Status.INHERITS) for s in repaired.sites)
-    return CounterCheck(applied, left, agreeing + len(left))
+    return CounterCheck(applied, left, agreeing + len(left)), hidden
+
+
+def _elsewhere(judged: Judged, groups: Sequence[Group], hidden: Sequence[list[Site]]) -> dict[Site, list[Elsewhere]]:
+    """Where else each fault might be: at the sites of its points that agree.
+
+    Not for products: their weights would be read once more, and rounding hides few of their faults.
+    """
+    found: dict[Site, list[Elsewhere]] = {}
+    for group, noted in zip(groups, hidden, strict=True):
+        if group.first.segment or group.first.call.op is linear:
+            continue
+        points, fault = {site.point for site in group.at}, group.faults[0].fault
+        for s in judged.sites:
+            if s.point in points and not s.segment and s.status in (Status.AGREES, Status.INHERITS):
+                found.setdefault(s.site, []).append(Elsewhere(fault, s.floor or 0.0, noted))
+    return found
 
 
 def _site_of(call: Call) -> Site:

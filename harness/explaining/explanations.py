@@ -78,11 +78,12 @@ def explain(
         _cover(covering, judged, wanted)
     order = {site: number for number, site in enumerate(wanted)}
     groups = covering.groups(order, [len(step.tokens) for step in trace.steps])
+    check, hidden = counter_check(judged, scene, groups, failures)
     told = Telling(judged, covering, wanted)
-    made = [told.explained(group) for group in groups]
+    made = [told.explained(group, unseen) for group, unseen in zip(groups, hidden, strict=True)]
     made += told.not_explained({site for group in groups for site in group.at})
     made.sort(key=lambda e: order[e.site])
-    return tuple(made), counter_check(judged, scene, groups, failures)
+    return tuple(made), check
 
 
 def _cover(covering: Covering, judged: Judged, wanted: Mapping[Site, SiteVerdict]) -> None:

@@ -52,8 +52,8 @@ class Telling:
         """The model that was run."""
         return self.judged.model
 
-    def explained(self, group: Group) -> Explanation:
-        """The record of sites that one fault explains."""
+    def explained(self, group: Group, hidden: Sequence[Site]) -> Explanation:
+        """The record of sites that one fault explains; at `hidden`, sites of the same points, it could not show."""
         first, *others = group.faults
         known = {a.fault.id for a in group.faults}
         sites = list(group.at)
@@ -78,7 +78,7 @@ class Telling:
             next_best=self._nearest(rest, group.first),
             equals=tuple(map(self._told, others)),
             separate=self._separate(group) if others else None,
-            note=self._note(group, error, sites, alone),
+            note=self._note(group, error, alone, hidden),
             tried=self._tried(group.tried),
             searched=_other(group.first.site, sites[0]),
         )
@@ -90,10 +90,12 @@ class Telling:
             return separating(faults, group.first, means.scene, self.judged.trace)
         return None
 
-    def _note(self, group: Group, error: float, sites: Sequence[Site], alone: Sequence[str]) -> str | None:
-        """How sure a fault is, what fits the site searched only, and why it may change no score."""
-        first, searched = group.faults[0], group.first.site
+    def _note(self, group: Group, error: float, alone: Sequence[str], hidden: Sequence[Site]) -> str | None:
+        """How sure a fault is, what fits the site searched only, where it hides, and why it may change no score."""
+        first, searched, sites = group.faults[0], group.first.site, list(group.at)
         notes = weak(first.residual, error)
+        if hidden:
+            notes.append(f"it could not show at {self._extent(hidden)}, where it changes less than rounding does")
         if alone:
             notes.append(
                 f"at {searched} only, {enumerated(alone)} would fit as well, but not the same at all of these sites"

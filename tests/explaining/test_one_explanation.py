@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,19 +13,25 @@ import pytest
 
 from builders.hypotheses import plant
 from builders.judging import Changed, judge
+from builders.models import stored, synthetic
 from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.explaining.attempt import Attempt, Fault, Means, explaining
 from firstdiff.explaining.collecting import at_hand
 from firstdiff.explaining.covering import Covering, Known
+from firstdiff.explaining.explanations import explain
 from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Scene
+from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.judging.case import Case
-from firstdiff.model.arithmetic import F32
-from firstdiff.model.engine import Model
+from firstdiff.model.arithmetic import F32, F64
+from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import rope
 from firstdiff.model.probe import Call
+from firstdiff.model.synthetic import Llama, llama_tensors
+from firstdiff.model.weights import Weight
 from firstdiff.reports.terminal import render
+from firstdiff.runs.replaying import replayed
 from firstdiff.verdict import SiteVerdict, Status
 
 Array = np.ndarray[Any, Any]
@@ -170,3 +178,46 @@ def test_what_does_not_fit_into_memory_is_explained_as_it_comes_by(
     whole = judge(small, trace)
     monkeypatch.setattr("firstdiff.explaining.explanations.at_hand", lambda sites, trace: at_hand(sites, trace, 1))
     assert judge(small, trace).explanations == whole.explanations
+
+
+# Where the same fault could not show
+
+
+def test_where_rounding_hides_the_same_fault_that_is_said(tmp_path: Path) -> None:
+    """An epsilon shows where activations are small: here those of the embedding only."""
+    shape = Llama(n_layer=3)
+    sizes = {"token_embd.weight": 0.3, "blk.0.attn_output.weight": 100}
+    scaled = {name: stored(x * np.float32(sizes[name])) for name, x in llama_tensors(shape) if name in sizes}
+    model = open_model(synthetic(tmp_path, shape, tensors=scaled))
+    writer, fault = MemoryWriter(), Planted(TABLE["norm-eps"], None, {"eps": 1e-6})
+    record_planted(model, [1, *range(70, 90)], writer, arithmetic=F64, planted=[fault])
+    (explanation,) = judge(model, writer.trace(arithmetic="f32")).explanations
+    assert (explanation.hypothesis, explanation.extent) == ("norm-eps", "attn_norm at layer 0")
+    said = "it could not show at attn_norm at layers 1 and up, where it changes less than rounding does"
+    assert explanation.note == said
+
+
+def test_where_the_same_fault_would_show_nothing_is_said_of_it(small: Model) -> None:
+    trace, _ = plant(small, [1, *range(70, 90)], ("rope-base", 2), decode=0)
+    (explanation,) = judge(small, trace).explanations
+    assert explanation.note is None
+
+
+# Passes
+
+
+def test_explaining_reads_every_weight_once_and_that_for_the_counter_check(
+    small: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace, _ = plant(small, [1, *range(70, 90)], ("rope-base", None), decode=0)
+    done, read, rows = replayed(small, trace), Counter[tuple[str, int]](), Weight.rows
+
+    def counted(weight: Weight, start: int, stop: int, buffer: Array | None = None) -> Array:
+        read[weight.name, start] += 1
+        return rows(weight, start, stop, buffer)
+
+    monkeypatch.setattr(Weight, "rows", counted)
+    made, _ = explain(small, trace, done.found, done.alignment, done.sites, failures=Failures())
+    assert [e.hypothesis for e in made] == ["rope-base"]
+    assert {name for name, _ in read} >= {"blk.0.attn_q.weight", "blk.5.ffn_down.weight"}
+    assert set(read.values()) == {1}
