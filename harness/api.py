@@ -12,6 +12,7 @@ from firstdiff.blas import one_thread
 from firstdiff.dumps import Site, Trace, open_trace
 from firstdiff.dumps.site import as_site
 from firstdiff.errors import UsageError
+from firstdiff.explaining.budget import SECONDS
 from firstdiff.hypotheses.planting import Planted, planted
 from firstdiff.model.engine import Model, open_model
 from firstdiff.runs import judge, recording
@@ -125,6 +126,7 @@ def compare(
     against: Trace | File | None = None,
     prompt: str | None = None,
     chat: bool = False,
+    budget: float = SECONDS,
 ) -> Verdict:
     """Judge a trace: which site is the first to go wrong, and why.
 
@@ -140,6 +142,8 @@ def compare(
     prompt, chat
         The text that was meant to be run, with the model's chat template or without: the candidate's tokens are
         compared with llama.cpp's.
+    budget
+        Seconds that the search for what explains may take. The verdict says what was not searched.
 
     Raises
     ------
@@ -161,7 +165,7 @@ def compare(
     >>> list(frame[frame.status == "diverges"].site)
     ['Qcur_rope-2', 'Kcur_rope-2']
     """
-    run, trace = Run(opened_model(model)), as_trace(candidate)
+    run, trace = Run(opened_model(model), budget=budget), as_trace(candidate)
     witness = None if against is None else as_trace(against)
     source = Input(prompt=prompt, chat=chat)
     with one_thread():
@@ -190,7 +194,9 @@ class Explanations(tuple[Explanation, ...]):  # noqa: SLOT001 - a tuple cannot h
         return listed(self)
 
 
-def explain(what: Verdict | Trace | File, site: AnySite | None = None, *, model: File | None = None) -> Explanations:
+def explain(
+    what: Verdict | Trace | File, site: AnySite | None = None, *, model: File | None = None, budget: float = SECONDS
+) -> Explanations:
     """Say why sites diverge.
 
     Parameters
@@ -201,6 +207,8 @@ def explain(what: Verdict | Trace | File, site: AnySite | None = None, *, model:
         The one that is asked about; by default all.
     model
         The GGUF file, for a trace.
+    budget
+        Seconds that the search may take, for a trace.
 
     Raises
     ------
@@ -220,7 +228,7 @@ def explain(what: Verdict | Trace | File, site: AnySite | None = None, *, model:
     elif model is None:
         raise UsageError("a trace is explained with its model: give model=, the GGUF file")
     else:
-        verdict = compare(what, model)
+        verdict = compare(what, model, budget=budget)
     asked = None if site is None else as_site(site)
     if asked is not None and all(s.site != asked for s in verdict.sites):
         raise UsageError(f"{asked}: the verdict has no such site")

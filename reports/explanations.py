@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from firstdiff.reports.words import all_in, apart, listed, number
 from firstdiff.verdict import CounterCheck, Explanation, Status, Verdict
 
@@ -11,15 +13,42 @@ RUNNERS_UP = 12
 
 def paragraphs(verdict: Verdict, where: str | None = None) -> list[str]:
     """Each explanation in some sentences, and what the counter-check says; nothing where there is none."""
-    told = [explained(e) for e in verdict.explanations[:MOST]]
-    more = len(verdict.explanations) - MOST
+    told = [explained(e) for e in shown(verdict)]
+    return [*told, *after(verdict, where)]
+
+
+def shown(verdict: Verdict) -> tuple[Explanation, ...]:
+    """The explanations that a report tells one by one."""
+    return tuple(e for e in verdict.explanations if not e.unsearched)[:MOST]
+
+
+def after(verdict: Verdict, where: str | None = None) -> list[str]:
+    """What is said after the explanations: how many more there are, what was not searched, the counter-check."""
+    unsearched = [e for e in verdict.explanations if e.unsearched]
+    more = len(verdict.explanations) - len(unsearched) - MOST
+    told = []
     if more > 0:
         told.append(f"And {more:,} more explanation{'s' if more > 1 else ''}{all_in(where)}.")
+    if unsearched:
+        told.append(_not_searched(unsearched))
     return [*told, *filter(None, [counter_check(verdict, where)])]
+
+
+def _not_searched(unsearched: Sequence[Explanation]) -> str:
+    """The sites that there was no time for, and what to do."""
+    first = unsearched[0]
+    where = "; ".join(f"{e.extent}{_sites(len(e.unsearched))}" for e in unsearched)
+    return f"{first.says[:1].upper()}{first.says[1:]}: {where}. To do: {first.fix}."
+
+
+def _sites(count: int) -> str:
+    return f" ({count:,} sites)" if count > 1 else ""
 
 
 def explained(e: Explanation) -> str:
     """One explanation: what is wrong where, how well it fits, what to do."""
+    if e.unsearched:
+        return _not_searched([e])
     if e.hypothesis is None:
         findings = "; ".join(e.findings)
         looks = f" The difference: {findings}." if findings else ""
@@ -83,7 +112,7 @@ def in_full(e: Explanation) -> list[str]:
     if e.tried:
         width = max(len(t.hypothesis) for t in e.tried)
         rows = [f"  {t.hypothesis:{width}}  {number(t.residual):>8}  {t.says}" for t in e.tried]
-        told += [f"Tried at {e.site}, and what each leaves of the error:", *rows]
+        told += [f"Tried at {e.searched or e.site}, and what each leaves of the error:", *rows]
     return told
 
 

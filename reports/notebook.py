@@ -24,10 +24,10 @@ def fragment(verdict: Verdict) -> str:
     """The first part of the report. Names in traces are hostile, and stay text."""
     head, *rest = sentences(verdict)
     parts = [f"<p><strong>{text(head)}</strong></p>"]
-    shown = verdict.explanations[: explanations.MOST]
+    shown = explanations.shown(verdict)
     if shown:
         parts.append(listed(shown))
-    parts += [f"<p>{text(line)}</p>" for line in (*explanations.paragraphs(verdict)[len(shown) :], *rest)]
+    parts += [f"<p>{text(line)}</p>" for line in (*explanations.after(verdict), *rest)]
     if drawn := layers.lines(verdict, WIDTH):
         parts.append(_pre(drawn))
     rows = "".join(

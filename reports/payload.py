@@ -125,7 +125,7 @@ def _explanation(e: Explanation, number: dict[Site, int], text: Text) -> dict[st
     accepted = {e.hypothesis, *(t.hypothesis for t in e.equals)}
     return {
         "sites": [number[s] for s in e.sites if s in number],
-        "site": text(str(e.site)),
+        "site": text(str(e.searched or e.site)),
         "says": text(e.says),
         "explains": e.hypothesis is not None,
         "tried": [[text(t.hypothesis), text(t.says), _number(t.residual), t.hypothesis in accepted] for t in e.tried],

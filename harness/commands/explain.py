@@ -13,7 +13,9 @@ from firstdiff.verdict.writing import strict
 def explain(options: argparse.Namespace) -> int:
     """Say why sites diverge."""
     with watched() as progress:
-        verdict = explained.verdict_of(options.path, options.model, options.names, progress=progress)
+        verdict = explained.verdict_of(
+            options.path, options.model, options.names, site=options.site, budget=options.budget, progress=progress
+        )
     chosen = explained.chosen(verdict, options.site)
     if options.json:
         print(json.dumps(strict(chosen), indent=1, allow_nan=False))

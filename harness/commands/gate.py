@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from firstdiff.commands.options import budget_of
 from firstdiff.commands.printing import written
 from firstdiff.commands.watching import watched
 from firstdiff.gate.cases import run_gate
@@ -18,7 +19,15 @@ from firstdiff.verdict.gated import Checked, to_json
 
 
 def gate_command(
-    config: Path, *, out: Path, only: Sequence[str], regen: bool, threads: int | None, kind: str, progress: Progress
+    config: Path,
+    *,
+    out: Path,
+    only: Sequence[str],
+    regen: bool,
+    threads: int | None,
+    kind: str,
+    budget: float,
+    progress: Progress,
 ) -> tuple[str | None, list[Checked], int]:
     """Run a gate and keep ``gate.json``, ``summary.md`` and ``junit.xml`` beside its cases.
 
@@ -28,7 +37,9 @@ def gate_command(
     -------
     What is printed in the format `kind` (None for ``text``), the cases, and the worst of their exit codes.
     """
-    cases = run_gate(read_config(config), out=out, only=only, regen=regen, threads=threads, progress=progress)
+    cases = run_gate(
+        read_config(config), out=out, only=only, regen=regen, threads=threads, budget=budget, progress=progress
+    )
     progress.end()
     text = {"json": to_json(cases)} | {kind: written(cases, kind) for kind in ("markdown", "junit")}
     for name, of in (("gate.json", "json"), ("summary.md", "markdown"), ("junit.xml", "junit")):
@@ -53,6 +64,7 @@ def gate(options: argparse.Namespace) -> int:
             regen=options.force_regen,
             threads=options.threads,
             kind=options.format,
+            budget=budget_of(options),
             progress=progress,
         )
     if text is not None:

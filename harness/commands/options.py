@@ -6,6 +6,7 @@ import argparse
 
 from firstdiff.engines.llamacpp import Attention
 from firstdiff.errors import UsageError
+from firstdiff.explaining.budget import SECONDS
 from firstdiff.runs import pages
 from firstdiff.runs.prompt import Input
 
@@ -23,6 +24,11 @@ def source_of(options: argparse.Namespace) -> Input:
 def attention_of(options: argparse.Namespace) -> Attention:
     """llama.cpp's options of attention."""
     return Attention.of(flash=options.flash_attention, kv=options.kv)
+
+
+def budget_of(options: argparse.Namespace) -> float:
+    """Seconds that explaining may take."""
+    return SECONDS if options.budget is None else float(options.budget)
 
 
 def wants_details(options: argparse.Namespace) -> bool:

@@ -83,6 +83,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     run.add_argument("--timeout", type=seconds, metavar="S", help="seconds that the engine may take (default: 600)")
     _names(run)
     _attention(run)
+    _budget(run)
     _html(run)
     _common(run)
 
@@ -96,6 +97,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         action="store_true",
         help="write the baselines anew, whatever they were: commit them afterwards",
     )
+    _budget(gate)
     _common(gate, "gate.json")
 
     record = add("record", "Record every intermediate of one engine's run.")
@@ -128,14 +130,10 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "witness", type=Path, metavar="TRACE_B", help="the trace beside it: exit code 1 if either diverges"
     )
     diff.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file (default: the one that TRACE_A names)")
+    _budget(diff)
     _format(diff)
 
-    explain = add("explain", "Say why a site diverges, with every hypothesis that was tried.")
-    explain.add_argument("path", type=Path, metavar="VERDICT_OR_TRACE", help="verdict.json, a run's folder, or a trace")
-    explain.add_argument("site", nargs="?", metavar="SITE", help="such as Kcur_rope-3 (default: every explanation)")
-    explain.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file of a trace")
-    _names(explain)
-    _json(explain, "the explanations")
+    _add_explain(add("explain", "Say why a site diverges, with every hypothesis that was tried."))
 
     hypotheses = add("hypotheses", "List the hypotheses: the ways of being wrong that are tried.")
     hypotheses.add_argument("id", nargs="?", metavar="ID", help="one of them, in full")
@@ -186,6 +184,15 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add("doctor", "Check that this installation is sound.")
 
 
+def _add_explain(explain: argparse.ArgumentParser) -> None:
+    explain.add_argument("path", type=Path, metavar="VERDICT_OR_TRACE", help="verdict.json, a run's folder, or a trace")
+    explain.add_argument("site", nargs="?", metavar="SITE", help="such as Kcur_rope-3 (default: every explanation)")
+    explain.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file of a trace")
+    _budget(explain)
+    _names(explain)
+    _json(explain, "the explanations")
+
+
 def _add_report(report: argparse.ArgumentParser) -> None:
     report.add_argument("verdict", type=Path, metavar="VERDICT", help="the verdict.json of a run")
     report.add_argument("--html", type=Path, metavar="FILE", help="write the HTML page in place of printing")
@@ -219,6 +226,15 @@ def _common(parser: argparse.ArgumentParser, kept: str = "verdict.json") -> None
     )
     _threads(parser)
     _format(parser, kept)
+
+
+def _budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--budget",
+        type=count,
+        metavar="SECONDS",
+        help="seconds that the search for what explains may take, per candidate (default: 60)",
+    )
 
 
 def _html(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from firstdiff.commands.options import DECODE, TIMEOUT, attention_of, source_of, wants_details
+from firstdiff.commands.options import DECODE, TIMEOUT, attention_of, budget_of, source_of, wants_details
 from firstdiff.commands.printing import show_verdict, show_verdicts
 from firstdiff.commands.watching import watched
 from firstdiff.engines.threads import threads_for
@@ -52,4 +52,5 @@ def _begun(options: argparse.Namespace, out: Path, progress: Progress, *, detail
         attention=attention_of(options),
         detailed=detailed,
         progress=progress,
+        budget=budget_of(options),
     )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from firstdiff.dumps import Site, Trace
+from firstdiff.explaining.attempt import Means
+from firstdiff.explaining.collecting import Judged, collect, surroundings
+from firstdiff.explaining.covering import Covering
 from firstdiff.explaining.failures import Failures
-from firstdiff.explaining.replay import Explaining, replay
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.arithmetic import Fingerprint
+from firstdiff.judging.case import Case
 from firstdiff.judging.layouts import Alignment
 from firstdiff.model.engine import Model
 from firstdiff.verdict import SiteVerdict
@@ -38,17 +42,9 @@ def has_faults(
     if not wanted:
         return False
     faults = {id_: h for id_, h in table.items() if h.everywhere != "arithmetic"}
-    probe = Explaining(
-        found.arithmetic,
-        trace,
-        alignment,
-        phases=found.tight,
-        model=model,
-        wanted=wanted,
-        noise={},
-        table=faults,
-        failures=failures,
-        pairs=0,
-    )
-    replay(model, trace, probe)
-    return any(len(group.cases) > 1 for group in probe.groups)
+    judged = Judged.of(model, trace, found.tight, alignment, sites)
+    covering = Covering(Means(surroundings(judged), faults, failures), pairs=0)
+    cases: list[Case] = []
+    collect(judged, wanted, lambda case: cases.append(replace(case, noise=case.floor)))
+    covering.together(cases)
+    return any(len(known.at) > 1 for known in covering.known)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from firstdiff.dumps import Site
+from firstdiff.explaining.budget import OutOfTime
 from firstdiff.hypotheses.hypothesis import Hypothesis
 from firstdiff.verdict import Failed
 
@@ -32,6 +33,8 @@ class Failures:
         """Note an exception that leaves the block as one of these hypotheses, and go on after the block."""
         try:
             yield
+        except OutOfTime:
+            raise
         except Exception as e:  # noqa: BLE001 - whatever it is, it is noted
             self.note(site, parts, e)
 

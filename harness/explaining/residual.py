@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps.points import axes_of
+from firstdiff.explaining.budget import Budget
 from firstdiff.hypotheses.products import cut, rowwise, spread
 from firstdiff.judging.case import DOUBTFUL, Case
 from firstdiff.judging.measure import measure, within_f16
@@ -26,26 +27,39 @@ FINITE = 16
 """Numbers that must be finite in both, where a hypothesis gives NaN or infinity, for it to explain anything."""
 
 
-def rerun(case: Case, arithmetic: Arithmetic, alter: Alter) -> tuple[Array, Call] | None:
+@dataclass(frozen=True, slots=True, eq=False)
+class Rerun:
+    """What the judged call gives, the judged call itself, and the numbers of the calls that were altered."""
+
+    given: Array
+    call: Call
+    changed: tuple[int, ...]
+
+
+def rerun(case: Case, arithmetic: Arithmetic, alter: Alter, budget: Budget | None = None) -> Rerun | None:
     """Run the segment and the judged call again with altered calls; None where nothing was altered.
 
-    Returns
-    -------
-    What the judged call then gives, and the judged call itself.
+    Raises
+    ------
+    OutOfTime
+        Where the time of a `budget` is over.
     """
     new: dict[Value, Array] = {}
-    altered = False
+    altered = []
     for number, done in enumerate(case.segment):
         call = done.call.with_inputs(new)
         changed = alter(number, call)
-        altered |= changed is not None
+        if changed is not None:
+            altered.append(number)
         if changed is not None or call is not done.call:
+            if budget is not None:
+                budget.check()
             new[done.value] = computed(changed or call, arithmetic)
     call = case.call.with_inputs(new)
     changed = alter(len(case.segment), call)
-    if not altered and changed is None:
-        return None
-    return computed(changed or call, arithmetic), changed or call
+    if changed is not None:
+        altered.append(len(case.segment))
+    return Rerun(computed(changed or call, arithmetic), changed or call, tuple(altered)) if altered else None
 
 
 def computed(call: Call, arithmetic: Arithmetic) -> Array:

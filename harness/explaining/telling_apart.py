@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from firstdiff.dumps import Trace
-from firstdiff.explaining.search import Fault
+from firstdiff.explaining.attempt import Fault
 from firstdiff.hypotheses.hypothesis import Apart, Scene
 from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.judging.case import Case

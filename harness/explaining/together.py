@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from firstdiff.explaining.attempt import Attempt, Means, attempt, explaining
 from firstdiff.explaining.failures import Failures
-from firstdiff.explaining.search import Attempt, attempt, attempts, explaining
+from firstdiff.explaining.search import search
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene
 from firstdiff.judging.case import Case
 
@@ -31,14 +32,15 @@ def together(
     wrong, right
         What must be explained, and what the candidate has right.
     scene, table, failures
-        As in :func:`firstdiff.explaining.search.attempts`.
+        As in :class:`firstdiff.explaining.attempt.Means`.
 
     Returns
     -------
     The faults that leave what is right as it is, and those that do not: they would have to come and go.
     """
+    means = Means(scene, table, failures)
     for case in sought:
-        tried = explaining(case, attempts(case, scene, table, failures))
+        tried = explaining(case, search(case, means).tried)
         good = [a for a in tried if all(_explains(a, other, scene, failures) for other in wrong if other is not case)]
         if good:
             steady = [a for a in good if all(_spares(a, other, scene, failures) for other in right)]

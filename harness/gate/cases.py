@@ -11,6 +11,7 @@ from firstdiff.dumps import Site
 from firstdiff.engines.threads import threads_for
 from firstdiff.engines.user_engine import Engine
 from firstdiff.errors import CaptureError, UsageError, exit_code, told
+from firstdiff.explaining.budget import SECONDS
 from firstdiff.gate.baseline import Baseline, baseline_of, check_model, check_prompt, compare, read_baseline, to_text
 from firstdiff.gate.config import LLAMA, GateCase, GateConfig
 from firstdiff.gate.limits import held, sites_are
@@ -36,6 +37,7 @@ def run_gate(
     only: Sequence[str] = (),
     regen: bool = False,
     threads: int | None = None,
+    budget: float = SECONDS,
     progress: Progress = QUIET,
 ) -> list[Checked]:
     """Run a gate's cases one after another; a case that cannot be run fails alone.
@@ -52,6 +54,8 @@ def run_gate(
         Write every baseline anew.
     threads
         Threads of llama.cpp.
+    budget
+        Seconds that explaining may take in each case.
     progress
         Shows which case is judged, and at which layer.
 
@@ -68,7 +72,10 @@ def run_gate(
     done = []
     for number, case in enumerate(cases, 1):
         progress.part(f"{case.name} ({number} of {len(cases)})" if len(cases) > 1 else case.name)
-        done.append(check_case(case, config, out=out / case.name, regen=regen, threads=threads, progress=progress))
+        folder = out / case.name
+        done.append(
+            check_case(case, config, out=folder, regen=regen, threads=threads, budget=budget, progress=progress)
+        )
     return done
 
 
@@ -79,11 +86,12 @@ def check_case(
     out: Path,
     regen: bool,
     threads: int | None = None,
+    budget: float = SECONDS,
     progress: Progress = QUIET,
 ) -> Checked:
     """Run one case; what goes wrong is its result."""
     try:
-        return _checked(_Run(case, config, out, regen, threads, progress))
+        return _checked(_Run(case, config, out, regen, threads, budget, progress))
     except Exception as e:
         code = exit_code(e)
         if code is None:
@@ -98,6 +106,7 @@ class _Run:
     out: Path
     regen: bool
     threads: int | None
+    budget: float
     progress: Progress
 
     @property
@@ -112,6 +121,7 @@ def _checked(run: _Run) -> Checked:
         threads=threads_for(run.case.model, run.threads),
         detailed=True,  # for the page, if it fails: SmolLM2 takes 2 s in place of 1
         progress=run.progress,
+        budget=run.budget,
     )
     said = judging.identity
     was = None

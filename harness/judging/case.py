@@ -47,6 +47,8 @@ class Case:
         Whether `recorded` was stored in f16, and computed in more: beyond its range it is infinite then.
     stored, inputs
         The floor of what storing takes from the value, and took from its inputs: 2.5 times a rounding at its largest.
+    arithmetic
+        What the candidate computes this step in.
     """
 
     site: Site
@@ -61,6 +63,7 @@ class Case:
     half: bool = False
     stored: float = 0.0
     inputs: float = 0.0
+    arithmetic: Arithmetic | None = None
 
     @property
     def direct(self) -> bool:

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from firstdiff.dumps import Site
 from firstdiff.dumps.points import axes_of
+from firstdiff.explaining.attempt import Attempt
 from firstdiff.explaining.failures import Failures
-from firstdiff.explaining.search import Attempt
 from firstdiff.explaining.together import together
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.judging.case import Case

@@ -8,6 +8,7 @@ from pathlib import Path
 from firstdiff.dumps import open_trace
 from firstdiff.engines.identity import named_model
 from firstdiff.errors import UsageError
+from firstdiff.explaining.budget import SECONDS
 from firstdiff.progress import QUIET, Progress
 from firstdiff.runs.folder import FILE
 from firstdiff.runs.judge import judge
@@ -16,22 +17,33 @@ from firstdiff.verdict import Explanation, Verdict
 from firstdiff.verdict.reading import read_verdict
 
 
-def verdict_of(path: Path, model: Path | None, names: str | None = None, *, progress: Progress = QUIET) -> Verdict:
+def verdict_of(
+    path: Path,
+    model: Path | None,
+    names: str | None = None,
+    *,
+    site: str | None = None,
+    budget: float | None = None,
+    progress: Progress = QUIET,
+) -> Verdict:
     """Read a verdict (a file, or one in a run's folder), or judge a trace.
+
+    With a `budget` of seconds for the search, only `site` is searched, if one is given.
 
     Raises
     ------
     TraceError
         For a file that is neither, or is damaged.
     UsageError
-        For a trace without its model.
+        For a trace without its model, or a budget for a verdict.
     """
-    if path.suffix == ".json":
-        return read_verdict(path)
-    if model is None and (path / FILE).is_file():
-        return read_verdict(path / FILE)
+    if path.suffix == ".json" or (model is None and (path / FILE).is_file()):
+        if budget is not None:
+            raise UsageError(f"--budget: {path} is a verdict, which is read and not searched again: give the trace")
+        return read_verdict(path if path.suffix == ".json" else path / FILE)
     trace = open_trace(path, names=names)
-    return judge(begun(model or named_model(trace), progress=progress), trace)
+    seconds, only = (SECONDS, None) if budget is None else (budget, site)
+    return judge(begun(model or named_model(trace), progress=progress, budget=seconds, only=only), trace)
 
 
 def chosen(verdict: Verdict, site: str | None) -> tuple[Explanation, ...]:

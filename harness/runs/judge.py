@@ -11,6 +11,7 @@ import numpy as np
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.engines.identity import check_same_tokens, engine_name
+from firstdiff.explaining.budget import Budget
 from firstdiff.explaining.explanations import explain
 from firstdiff.explaining.failures import Failures
 from firstdiff.judging.arithmetic import not_taken
@@ -104,7 +105,16 @@ def judge(
     )
     dump = (*suspicion(sites, logits, beside.drifts, beside.against, len(trace.steps)), *dump)
     explanations, counter_check = explain(
-        model, trace, done.found, done.alignment, sites, failures=failures, table=run.table, progress=run.progress.say
+        model,
+        trace,
+        done.found,
+        done.alignment,
+        sites,
+        failures=failures,
+        table=run.table,
+        budget=Budget(run.budget),
+        only=next((s.site for s in sites if str(s.site) == run.only), None),
+        progress=run.progress.say,
     )
     padded, wins = padding(trace, model.hp.n_vocab)
     begins = begins_told(missing_past(model, trace))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from firstdiff.engines.identity import Identity, identity
 from firstdiff.engines.llamacpp import PLAIN, Attention
+from firstdiff.explaining.budget import SECONDS
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.model.engine import Model, open_model
 from firstdiff.progress import QUIET, Progress
@@ -28,6 +29,10 @@ class Run:
         How llama.cpp computes, where it is recorded.
     table
         The hypotheses by which divergences are explained.
+    budget
+        Seconds that explaining may take, per candidate.
+    only
+        The one site to search for what explains it, as it is printed; None for all that diverge.
     detailed
         Take the closer look at each site that a page shows.
     progress
@@ -41,6 +46,8 @@ class Run:
     table: Mapping[str, Hypothesis] = field(default_factory=lambda: TABLE)
     detailed: bool = False
     progress: Progress = QUIET
+    budget: float = SECONDS
+    only: str | None = None
 
     @property
     def identity(self) -> Identity:
@@ -68,6 +75,8 @@ def begun(
     attention: Attention = PLAIN,
     detailed: bool = False,
     progress: Progress = QUIET,
+    budget: float = SECONDS,
+    only: str | None = None,
 ) -> Run:
     """Open a model for a run.
 
@@ -77,4 +86,6 @@ def begun(
         For a file that cannot be read, or a model that is not supported.
     """
     progress.say("opening the model")
-    return Run(open_model(path), out, threads, attention, detailed=detailed, progress=progress)
+    return Run(
+        open_model(path), out, threads, attention, detailed=detailed, progress=progress, budget=budget, only=only
+    )

@@ -36,7 +36,8 @@ class Explanation:
     error, residual, floor
         The largest local error of the sites, what the hypothesis leaves of it at most, and the largest floor.
     next_best
-        The best of the other hypotheses that does not explain, at the first site.
+        The best of the other hypotheses that does not explain, at the site searched, where it leaves less than half of
+        the error.
     equals
         Hypotheses that explain as well: the data do not tell them apart.
     separate
@@ -46,7 +47,11 @@ class Explanation:
     findings
         Where no hypothesis explains: what the difference looks like, the most useful first.
     tried
-        The hypotheses tried at the first site, least residual first.
+        The hypotheses tried at the site searched, least residual first.
+    searched
+        The site at which they were tried; None for the first.
+    unsearched
+        Sites whose search did not begin or did not end within the time that explaining may take.
     """
 
     site: Site
@@ -65,6 +70,8 @@ class Explanation:
     note: str | None = None
     findings: tuple[str, ...] = ()
     tried: tuple[Tried, ...] = ()
+    searched: Site | None = None
+    unsearched: tuple[Site, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from math import isfinite
 from typing import Any
 
 from firstdiff.dumps.site import Site
-from firstdiff.verdict.explanations import CounterCheck
+from firstdiff.verdict.explanations import CounterCheck, Explanation
 from firstdiff.verdict.sites import Detail, SiteVerdict
 from firstdiff.verdict.verdict import Verdict, Witness
 
@@ -26,7 +26,7 @@ def to_json(verdict: Verdict) -> str:
         "first": None if verdict.first is None else _plain(verdict.first),
         "diverging": [_plain(s) for s in verdict.diverging],
         "dump_next": [site.key for site in verdict.dump_next],
-        "explanations": verdict.explanations,
+        "explanations": [_explained(e) for e in verdict.explanations],
         "counter_check": None if verdict.counter_check is None else _checked(verdict.counter_check),
         "failed": verdict.failed,
         "candidate": verdict.candidate,
@@ -52,6 +52,11 @@ def to_json(verdict: Verdict) -> str:
 def _plain_witness(witness: Witness) -> dict[str, Any]:
     """The witness's fields; whether it is judged too, and what is broken, are said only where that is so."""
     return {k: v for k, v in _fields(witness).items() if k not in {"broken", "judged_too"} or v}
+
+
+def _explained(explanation: Explanation) -> dict[str, Any]:
+    """An explanation's fields; where it was searched, and what was not, are said only where there is more to say."""
+    return {k: v for k, v in _fields(explanation).items() if k not in {"searched", "unsearched"} or v}
 
 
 def _checked(check: CounterCheck) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.dumps.points import axes_of
 from firstdiff.dumps.tensors import Held
+from firstdiff.explaining.covering import PAIR_SEARCHES
 from firstdiff.explaining.explanations import explain
 from firstdiff.explaining.failures import Failures
-from firstdiff.explaining.replay import PAIR_SEARCHES
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.hypotheses.planting import Planted, Planting, untouched
 from firstdiff.hypotheses.table import EQUIVALENT

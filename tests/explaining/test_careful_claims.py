@@ -14,7 +14,8 @@ from builders.judging import going_on_with, judge
 from builders.models import in_blocks, synthetic
 from builders.traces import MemoryWriter, altered
 from firstdiff.dumps import Site, Trace
-from firstdiff.explaining.replay import SEARCHES
+from firstdiff.explaining.covering import SEARCHES
+from firstdiff.explaining.telling import weak
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.hypotheses.where import Where
@@ -180,10 +181,6 @@ def test_the_counter_check_keeps_the_floor_of_what_storing_takes(small: Model) -
 
 
 def test_weak_evidence_is_called_weak() -> None:
-    from firstdiff.explaining.explanations import _note
-    from firstdiff.explaining.search import Attempt, Fault
-
-    trace = Trace.from_arrays([], {}, engine={}, model={})
-    attempt = Attempt(Fault(((TABLE["norm-eps"], {"eps": 1e-6}),)), 2e-3, 3e-3)
-    assert "weak" in (_note(attempt, 1e-2, [Site(0, 1, "l_out")], [], trace) or "")
-    assert _note(attempt, 1.0, [Site(0, 1, "l_out")], [], trace) is None
+    (said,) = weak(2e-3, 1e-2)
+    assert said == "the evidence is weak, because 20% of the error is left: record more points between"
+    assert weak(2e-3, 1.0) == []

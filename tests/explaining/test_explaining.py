@@ -18,7 +18,7 @@ from builders.judging import going_on_with, judge
 from builders.models import synthetic
 from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Step, Trace
-from firstdiff.explaining.search import Fault
+from firstdiff.explaining.attempt import Fault
 from firstdiff.explaining.telling_apart import separating
 from firstdiff.hypotheses import TABLE, Scene
 from firstdiff.hypotheses.catalogue import TOKENS

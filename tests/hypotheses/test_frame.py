@@ -9,8 +9,9 @@ import pytest
 
 from builders.models import synthetic
 from firstdiff.dumps import Site
+from firstdiff.explaining.attempt import Fault, Means, attempt, explaining
 from firstdiff.explaining.failures import Failures
-from firstdiff.explaining.search import Fault, attempt, attempts, explaining
+from firstdiff.explaining.search import search
 from firstdiff.hypotheses import TABLE, Scene
 from firstdiff.hypotheses.frame import AS_THE_REFERENCE, Frame
 from firstdiff.judging.case import Case
@@ -77,7 +78,7 @@ def test_what_a_candidate_did_on_its_own_rows_is_explained_on_them(model: Model,
     assert planted is not None
     case = diverging(call, neighbours(planted[1].compute(F32)))
     table = {i: h for i, h in TABLE.items() if i.startswith("rope-")}
-    best, *_ = explaining(case, attempts(case, scene, table, Failures(), pairs=False))
+    best, *_ = explaining(case, search(case, Means(scene, table, Failures()), pairs=False).tried)
     assert best.fault.id == id_
     assert best.residual <= 1e-6
 
@@ -99,7 +100,7 @@ def test_a_pair_of_faults_is_made_on_the_candidates_rows_and_laid_back_once(mode
     np.testing.assert_array_equal(changed.compute(F32), neighbours(theirs))
     case = diverging(call, neighbours(theirs))
     table = {h.id: h for h, _ in parts}
-    best, *_ = explaining(case, attempts(case, framed(model, HALF_SPLIT), table, Failures()))
+    best, *_ = explaining(case, search(case, Means(framed(model, HALF_SPLIT), table, Failures())).tried)
     assert best.fault.id == "rope-pairing + rope-base"
 
 

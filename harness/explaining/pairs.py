@@ -1,0 +1,66 @@
+"""Pairs: two faults of different stages at one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from math import inf, isfinite
+
+from firstdiff.explaining.attempt import Attempt, Fault, Means, at_part
+from firstdiff.explaining.residual import Part, part_of
+from firstdiff.hypotheses.hypothesis import Hypothesis, Values
+from firstdiff.judging.case import Case
+from firstdiff.model.probe import Call
+
+PAIR_LOOK = 48, 6
+"""Outputs and tokens of a product that pairs are tried at first."""
+
+WAYS = 12  # of one hypothesis that pairs are made of
+
+
+def pairs_of(case: Case, means: Means, singles: Iterable[Attempt]) -> Iterator[Attempt]:
+    """Yield the pairs that explain a case whose judged call is the only one, the earlier stage first."""
+    if case.segment or not isfinite(case.error):
+        return
+    applicable = [means.table[a.fault.id] for a in singles]
+    part, scene = part_of(case, *PAIR_LOOK), means.scene
+    own = scene.frame(case.call).own(case.call)
+    for first in sorted(applicable, key=lambda h: h.stage):
+        with means.failures.at(case.site, first):
+            for values in islice(first.ways(own, scene, None), WAYS):
+                means.budget.check()
+                changed = first.apply(own, scene, values)
+                if changed is None or changed.op is not own.op:
+                    continue
+                for second in applicable:
+                    if second.stage <= first.stage or not second.where.matches(changed):
+                        continue
+                    with means.failures.at(case.site, first, second):
+                        best = _second(case, means, (first, values), second, changed, part)
+                        if best is not None and best.explains:
+                            yield best
+
+
+def _second(
+    case: Case,
+    means: Means,
+    first: tuple[Hypothesis, Values],
+    second: Hypothesis,
+    changed: Call,
+    part: Part | None,
+) -> Attempt | None:
+    """The best second fault after a first one."""
+    best: Attempt | None = None
+    scene = means.scene
+    frame = scene.frame(case.call)
+    for values in islice(second.ways(changed, scene, frame.there(case.recorded)), 2 * WAYS):
+        means.budget.check()
+        both = second.apply(changed, scene, values)
+        if both is None:
+            continue
+        tried = at_part(case, scene, Fault((first, (second, values))), frame.laid_back(both), part)
+        if best is None or tried.residual < best.residual:
+            best = tried
+            if best.explains:
+                break
+    return best if best is not None and best.residual < inf else None
