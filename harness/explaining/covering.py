@@ -135,7 +135,7 @@ class Covering:
         """Whether a known fault explains a case too. Beyond its time it is asked where that is one operation only."""
         budget, scene = None if case.direct else self.means.budget, self.means.at(case).scene
         with self.means.failures.at(case.site, *known.fault.hypotheses), suppress(OutOfTime):
-            for fault in _placed(case, known.fault):
+            for fault in _placed(case, known):
                 tried = attempt(case, scene, fault, known=True, budget=budget)
                 if tried is not None and tried.explains:
                     known.at[case.site] = tried
@@ -194,9 +194,17 @@ def _computing(case: Case) -> int:
     return sum(call.op not in MOVES for call in case.calls)
 
 
-def _placed(case: Case, fault: Fault) -> Iterator[Fault]:
-    """A known fault as it is; then on the one call that computes anything here, whose number may be another."""
+def _placed(case: Case, known: Known) -> Iterator[Fault]:
+    """A known fault as it is; then on other calls of the case that it may be on.
+
+    A segment may be longer elsewhere, where unrecorded caches of earlier steps go into it: its end is what is alike.
+    """
+    fault, segment = known.fault, case.segment
     yield fault
     computing = [n for n, call in enumerate(case.calls) if call.op not in MOVES]
-    if len(computing) == 1 and (fault.on is not None or case.segment):
-        yield replace(fault, on=computing[0] if case.segment else None)
+    if len(computing) == 1 and (fault.on is not None or segment):
+        yield replace(fault, on=computing[0] if segment else None)
+    elif fault.on is not None:
+        on = fault.on + len(segment) - len(known.case.segment)
+        if on >= 0 and on != fault.on:
+            yield replace(fault, on=on)
