@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -11,14 +10,8 @@ from firstdiff.hypotheses.fitting import Numbers
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_op
 from firstdiff.hypotheses.where import SOFTMAX
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import soft_max, visible
+from firstdiff.model.operations import visible
 from firstdiff.model.probe import Call
-
-BLIND = ("uniform over all keys", "zeros", "uniform over the right keys")
-"""What engines have in a row of the softmax that sees no key, where it is not NaN."""
-
-SOUGHT = 64
-"""Keys up to which every window is tried; of more, the powers of two."""
 
 SMALLEST = 1e-30  # of probabilities that float32 holds to all its digits
 
@@ -63,15 +56,12 @@ def _softmax(
     cap: float | None = None,
     sink: float | None = None,
     padding: int = 0,
-    window: int | None = None,
     highest: bool = True,
     axis: int = -1,
     divide: bool = True,
 ) -> Array:
     """A causal softmax with one thing about it changed: see the hypotheses below."""
     shown = visible(kq.shape[-2], kq.shape[-1], offset)
-    if window is not None:
-        shown = shown & ~visible(kq.shape[-2], kq.shape[-1], -window)
     with np.errstate(all="ignore"):
         wide: Array = kq.astype(np.float64 if highest else np.float32)
         z = wide * wide.dtype.type(scale)
@@ -85,27 +75,6 @@ def _softmax(
             total = total + np.exp(sink - top)
         total = total + padding * np.exp(-top)
         return arithmetic.widen(np.asarray(p / total if divide else p))
-
-
-def _window(call: Call, _scene: Scene, values: Values) -> Call | None:
-    return (
-        with_op(call, _softmax, window=values["window"]) if values["window"] < call.argument("kq").shape[-1] else None
-    )
-
-
-def _windows(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
-    keys = call.argument("kq").shape[-1]
-    if scene.later is not None:  # where it is not seen, it is sought
-        yield from ({"window": n} for n in range(1, keys) if keys <= SOUGHT or n & (n - 1) == 0)
-        return
-    if observed is None:
-        yield {"window": max(1, keys // 2)}
-        return
-    shown = (np.asarray(observed) != 0).any(0)  # [T, S]; in f16 a small one may be 0 for one query, and not for all
-    own = np.arange(keys - len(shown), keys)
-    seen = int((own + 1 - shown.argmax(-1))[shown.any(-1)].max(initial=0))
-    if 0 < seen < keys:
-        yield {"window": seen}
 
 
 def _cap(call: Call, _scene: Scene, values: Values) -> Call | None:
@@ -146,57 +115,6 @@ def _axis(call: Call, _scene: Scene, values: Values) -> Call | None:
     return with_op(call, _softmax, axis=axis) if call.argument("kq").shape[axis] > 1 else None
 
 
-def _no_mask(call: Call, _scene: Scene, _values: Values) -> Call | None:
-    kq = call.argument("kq")
-    return call.with_arguments(offset=kq.shape[-1]) if kq.shape[-2] > 1 else None
-
-
-def _mask_offset(call: Call, _scene: Scene, values: Values) -> Call | None:
-    kq = call.argument("kq")
-    offset = values["offset"]
-    if offset > 0 and kq.shape[-2] <= offset:
-        return None  # a mask missing altogether, or nothing hidden from a single query
-    if "blind" in values:
-        return with_op(call, _blind, offset=offset, blind=values["blind"])
-    return call.with_arguments(offset=offset)
-
-
-def _blind(kq: Array, *, scale: float, offset: int, blind: str, arithmetic: Arithmetic) -> Array:
-    """A causal softmax that has something else than NaN in the rows that see no key."""
-    p = soft_max(kq, scale=scale, offset=offset, arithmetic=arithmetic)
-    queries, keys = kq.shape[-2:]
-    right = visible(queries, keys)
-    rows = {
-        "uniform over all keys": np.full(right.shape, 1 / keys),
-        "zeros": np.zeros(right.shape),
-        "uniform over the right keys": right / right.sum(-1, keepdims=True),
-    }[blind]
-    hidden = ~visible(queries, keys, offset).any(-1)
-    p[:, hidden] = rows[hidden]
-    return p
-
-
-def _mask_offsets(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, Any]]:
-    queries, keys = call.argument("kq").shape[-2:]
-    offsets = [1, -1, 2]
-    if observed is not None and scene.later is None and (seen := _offset_seen(observed)):
-        offsets = [*dict.fromkeys((seen, *offsets))]
-    for offset in offsets:
-        if offset < queries - 1 or offset == 1:
-            yield {"offset": offset}
-        if keys - queries + offset < 0:  # masks of a large negative number make such rows uniform, others zeros
-            yield from ({"offset": offset, "blind": blind} for blind in BLIND)
-
-
-def _offset_seen(observed: Array) -> int:
-    """How many keys after its own a query sees, at most of all that do not see the last one; 0 where none does."""
-    shown = np.asarray((observed > 0).any(0))  # [T, S]
-    queries, keys = shown.shape
-    last = keys - 1 - shown[:, ::-1].argmax(-1)
-    clear = shown.any(-1) & (last < keys - 1)
-    return int((last - np.arange(keys - queries, keys))[clear].max()) if clear.any() else 0
-
-
 TABLE = (
     Hypothesis(
         "scale-missing",
@@ -225,32 +143,6 @@ TABLE = (
         "scores multiplied by {scale:.6g} in place of 1 / sqrt(head_dim)",
         stage=4,
         source="antonellof/ferrox#40",
-    ),
-    Hypothesis(
-        "mask-missing",
-        SOFTMAX,
-        "no causal mask",
-        "hide from each token all later ones",
-        _no_mask,
-        source="lablup/mlxcel#998",
-    ),
-    Hypothesis(
-        "mask-offset",
-        SOFTMAX,
-        "a causal mask that is off by some tokens",
-        "let each token see itself and all earlier ones",
-        _mask_offset,
-        _mask_offsets,
-        "a causal mask that is off by {offset:+d}",
-    ),
-    Hypothesis(
-        "window-added",
-        SOFTMAX,
-        "a sliding window that the file does not ask for",
-        "let each token see all earlier ones",
-        _window,
-        _windows,
-        "a sliding window of {window} tokens that the file does not ask for",
     ),
     Hypothesis(
         "softcap-added",

@@ -17,8 +17,8 @@ from builders.tiny_models import tiny
 from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Step
 from firstdiff.hypotheses import TABLE, Scene
+from firstdiff.hypotheses.masks import BLIND
 from firstdiff.hypotheses.planting import Planted, record_planted
-from firstdiff.hypotheses.softmax import BLIND
 from firstdiff.model.arithmetic import F32, F64, Array
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import linear, rope, signature, visible
