@@ -132,11 +132,13 @@ def _later(first: Fingerprint, at_first: Tried, tried: Tried) -> Fingerprint:
         if known is None or not trials or (not known.level and _fits(known.name, trials)):
             continue
         other = _evidence(group, trials)
-        if other.fits or other.known or (other.level and not known.level):
+        tight = option(group, other.name).weights_and_results is None
+        fits = other.fits and (tight or not known.level)  # the wide floor of a narrow store fits what is unknown too
+        if fits or other.known or (other.level and not known.level):
             changed[group] = other
     if not changed:
         return first
-    groups = held_alike(agreed(first.groups | changed, tried.get("results", [])))
+    groups = held_alike(agreed(first.groups | changed, at_first.get("results", [])))
     return _put_together(groups, {**at_first, **{group: tried[group] for group in changed}})
 
 
