@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
 from trust_dumps import Garden
 from trust_parts import COUNTS, PARTS, Outcome
-from trust_table import broken, table, told
+from trust_table import broken, failure, table, told
 
 from firstdiff.reports.terminal import render
 
@@ -32,7 +33,10 @@ from firstdiff.reports.terminal import render
 def work(job: tuple[Garden, str, int]) -> Outcome:
     """Make one dump, judge it, and hold the verdict against the truth."""
     garden, part, seed = job
-    return replace(PARTS[part](garden, seed), verdict=None)
+    try:
+        return replace(PARTS[part](garden, seed), verdict=None)
+    except Exception as e:
+        raise RuntimeError(f"--part {part} --only {seed} cannot be made: {type(e).__name__}: {e}") from e
 
 
 def shown(garden: Garden, part: str, seed: int) -> Iterator[str]:
@@ -66,9 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for number in range(options.count or COUNTS[part])
         ]
         outcomes = []
-        with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
-            for outcome in pool.imap(work, todo):
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(options.processes, context) as pool:
+            for outcome in pool.map(work, todo):
                 outcomes.append(outcome)
+                sys.stderr.writelines(f"{line}\n" for line in failure(outcome))
                 if len(outcomes) % 100 == 0:
                     sys.stderr.write(f"{len(outcomes)} of {len(todo)} after {time.perf_counter() - start:.0f} s\n")
     text = "".join(f"{line}\n" for line in table(outcomes, time.perf_counter() - start))

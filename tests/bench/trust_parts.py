@@ -25,7 +25,7 @@ from firstdiff.runs.run import Run
 from firstdiff.verdict import Status, Verdict
 
 SECONDS = 60
-"""What one verdict may take: the budget of explaining, which is its longest part."""
+"""What one verdict may take of a processor: the budget of explaining, which is its longest part."""
 
 MOST_HIDDEN = 0.05
 """The highest floor that may hide a fault: that of bf16 over a dozen operations that were not recorded."""
@@ -70,21 +70,22 @@ class TooLongError(Exception):
 
 @contextmanager
 def _at_most(seconds: int) -> Iterator[None]:
+    """Stop what takes more processor time: the machine may have other things to do."""
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise TooLongError
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def judged(model: Model, trace: Trace) -> Judged:
     """Judge a dump, as every command does."""
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with _at_most(SECONDS):
             verdict, error = judge.judge(Run(model), trace), ""
@@ -92,7 +93,7 @@ def judged(model: Model, trace: Trace) -> Judged:
         verdict, error = None, "too long"
     except Exception as e:  # noqa: BLE001 - an error is an outcome
         verdict, error = None, f"error: {type(e).__name__}: {e}"
-    return Judged(verdict, error, time.perf_counter() - start)
+    return Judged(verdict, error, time.process_time() - start)
 
 
 # Right engines
@@ -171,9 +172,10 @@ def faulty(garden: Garden, seed: int) -> Outcome:
 
 
 def _drawn_fault(garden: Garden, seed: int) -> tuple[Sequence[Planted], Recipe]:
-    """A fault of the table, by turns, and a dump of a model in which it changes something."""
+    """A fault of the table, each once in so many dumps, and a dump of a model in which it changes something."""
     rng = random.Random(f"fault {seed}")
-    hypothesis = list(TABLE.values())[seed % len(TABLE)]
+    ids = random.Random(seed // len(TABLE)).sample(list(TABLE), len(TABLE))
+    hypothesis = TABLE[ids[seed % len(TABLE)]]
     for attempt in range(TRIES):
         recipe = drawn(seed + 1_000_000 * attempt, {"engine": "reference"})
         model = opened(garden.path(recipe["model"]))

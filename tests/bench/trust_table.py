@@ -99,9 +99,14 @@ def _failures(outcomes: Sequence[Outcome]) -> Iterator[str]:
     kinds = Counter(kind for o in outcomes for kind in o.failed)
     yield "  " + (", ".join(f"{kind} {count}" for kind, count in kinds.most_common()) or "no failure")
     for o in outcomes:
-        if o.failed:
-            yield f"    --part {o.part} --only {o.seed}: {o.detail}"
-            yield f"        {o.kind}; {told(o.recipe)}"
+        yield from failure(o)
+
+
+def failure(outcome: Outcome) -> Iterator[str]:
+    """What is wrong with a verdict, and what makes it again; nothing where nothing is."""
+    if outcome.failed:
+        yield f"    --part {outcome.part} --only {outcome.seed}: {outcome.detail} ({outcome.seconds:.1f} s)"
+        yield f"        {outcome.kind}; {told(outcome.recipe)}"
 
 
 def told(recipe: Mapping[str, str]) -> str:

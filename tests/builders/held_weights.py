@@ -59,7 +59,7 @@ def held(kind: str, name: str, x: Floats) -> Floats:
     rounding, which = HELD[kind]
     if which != "all" and (x.ndim == 1 or (which == "products" and name in ENDS)):
         return x
-    rounded: Floats = rounding(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+    rounded: Floats = rounding(torch.from_numpy(np.array(x, np.float32))).numpy()
     return rounded
 
 

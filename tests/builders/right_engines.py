@@ -6,6 +6,7 @@ The reference can also have faults planted in it, in the candidate's own order o
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from builders.engines import compile_engine, run_engine
+from builders.engines import compile_engine
 from builders.held_weights import HeldCall
 from builders.hugging_face import INTERLEAVED, by_halves, hugging_face_model
 from builders.known_faults import Array, Knowing
@@ -54,7 +55,7 @@ COMPUTE: dict[str, Callable[[int], Arithmetic]] = {
 
 GGML = {
     "ggml": Attention(flash=False),
-    "ggml, cache f32": Attention(flash=False, keys="f32", values="f32"),
+    "ggml, keys q8_0": Attention(flash=False, keys="q8_0", values="f16"),
     "ggml, flash": Attention(flash=True),
     "ggml, flash, cache q8_0": Attention(flash=True, keys="q8_0", values="q8_0"),
 }
@@ -219,5 +220,7 @@ def by_llama_cpp(path: Path, steps: Sequence[Step], out: Path, *, compute: str) 
 
 def by_c(path: Path, steps: Sequence[Step], build: Path, out: Path) -> Trace:
     """Run the engine of tests/engines/c: the first step, then greedily as many as there are."""
-    run_engine(compile_engine(build), path, list(steps[0].tokens), out, decode=len(steps) - 1)
+    tokens = ",".join(map(str, steps[0].tokens))
+    command = [compile_engine(build), "--model", path, "--tokens", tokens, "--decode", str(len(steps) - 1)]
+    subprocess.run([*map(str, command), "--dump", str(out)], check=True, capture_output=True)
     return open_trace(out)
