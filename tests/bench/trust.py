@@ -19,8 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # read where numpy and torch are imported
-    os.environ.setdefault(_name, "1")
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"  # read where numpy and torch are imported
 sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
 from trust_dumps import Garden
@@ -37,6 +36,15 @@ def work(job: tuple[Garden, str, int]) -> Outcome:
         return replace(PARTS[part](garden, seed), verdict=None)
     except Exception as e:
         raise RuntimeError(f"--part {part} --only {seed} cannot be made: {type(e).__name__}: {e}") from e
+
+
+def all_of(todo: Sequence[tuple[Garden, str, int]], processes: int) -> Iterator[Outcome]:
+    """The outcomes in order, each as soon as it and those before it are there."""
+    if processes == 1:
+        yield from map(work, todo)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(work, todo)
 
 
 def shown(garden: Garden, part: str, seed: int) -> Iterator[str]:
@@ -70,13 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for number in range(options.count or COUNTS[part])
         ]
         outcomes = []
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(options.processes, context) as pool:
-            for outcome in pool.map(work, todo):
-                outcomes.append(outcome)
-                sys.stderr.writelines(f"{line}\n" for line in failure(outcome))
-                if len(outcomes) % 100 == 0:
-                    sys.stderr.write(f"{len(outcomes)} of {len(todo)} after {time.perf_counter() - start:.0f} s\n")
+        for outcome in all_of(todo, options.processes):
+            outcomes.append(outcome)
+            sys.stderr.writelines(f"{line}\n" for line in failure(outcome))
+            if len(outcomes) % 100 == 0:
+                sys.stderr.write(f"{len(outcomes)} of {len(todo)} after {time.perf_counter() - start:.0f} s\n")
     text = "".join(f"{line}\n" for line in table(outcomes, time.perf_counter() - start))
     sys.stdout.write(text)
     if options.out:

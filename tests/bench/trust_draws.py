@@ -83,7 +83,7 @@ def covering() -> tuple[Recipe, ...]:
         if _completed({a: x, b: y}, random.Random(0)) is not None
     }
     rng, made = random.Random(0), []
-    for pair in sorted(left, key=lambda p: (sorted(p))):
+    for pair in sorted(left, key=sorted):
         if pair in left:
             drawn = [r for _ in range(12) if (r := _completed(dict(pair), rng)) is not None]
             best = max(drawn, key=lambda r: len(left & _pairs(r)))

@@ -71,6 +71,7 @@ class TooLongError(Exception):
 @contextmanager
 def _at_most(seconds: int) -> Iterator[None]:
     """Stop what takes more processor time: the machine may have other things to do."""
+
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise TooLongError
 
@@ -308,7 +309,7 @@ def _outcome(
     part: str, seed: int, kind: str, recipe: Recipe, done: Judged, found: Sequence[tuple[str, str]], **more: bool
 ) -> Outcome:
     failed = tuple(dict.fromkeys(f for f, _ in found))
-    detail = "; ".join(f"{f}: {where}" if where else f for f, where in found[:4])
+    detail = "; ".join(f"{f}: {where}" if where else f for f, where in found[:8])
     return Outcome(part, seed, kind, recipe, failed, detail, done.seconds, verdict=done.verdict, **more)
 
 

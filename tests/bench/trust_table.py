@@ -40,9 +40,7 @@ LIMITS = (
     Limit("a site diverges", "clean", 0, _failed("diverges")),
     Limit("a cause or a fault of the dump is claimed", "clean", 0, _failed("cause claimed", "dump finding")),
     Limit("the input contract is said to be broken", "clean", 0, _failed("input contract")),
-    Limit(
-        "what was recorded is not judged", "clean", 0, _failed("not judged", "logits not compared", "incomparable")
-    ),
+    Limit("what was recorded is not judged", "clean", 0, _failed("not judged", "logits not compared", "incomparable")),
     Limit("no answer", "clean", 0, _failed(*_NO_ANSWER)),
     Limit("the first site is right", "faults", 0.995, lambda o: o.site, lambda o: o.seen, at_least=True),
     Limit("a right site is accused", "faults", 0.005, _failed("right site accused")),
