@@ -26,7 +26,7 @@ BEFORE = rm -rf $(LEFTOVERS) $(VENV)/lib/python*/site-packages/firstdiff
 $(shell ls $(VENV)/lib/python*/site-packages/firstdiff/__init__.py >/dev/null 2>&1 || rm -f $(VENV)/package.stamp)
 
 .NOTPARALLEL:
-.PHONY: help demo quick test lint bench bench-diagnosis clean
+.PHONY: help demo quick test lint bench bench-diagnosis bench-trust clean
 
 help:
 	@echo 'make demo    a real model, a planted bug, the whole report'
@@ -35,6 +35,7 @@ help:
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   benchmarks'
 	@echo 'make bench-diagnosis   every hypothesis planted everywhere (half an hour on two cores), clean engines, smallest changes seen'
+	@echo 'make bench-trust   thousands of dumps of right engines, of engines with one fault, and faulty dumps (TODO on two cores)'
 	@echo 'make clean   remove what make made, .venv and .venv-quick too'
 
 demo: $(VENV)/demo.stamp $(VENV)/package.stamp
@@ -58,6 +59,9 @@ bench-diagnosis: $(VENV)/test.stamp $(VENV)/package.stamp
 	@$(RUN)/python tests/bench/diagnosis.py $(ARGS)
 	@$(RUN)/python tests/bench/false_alarms.py
 	@$(RUN)/python tests/bench/sensitivity.py
+
+bench-trust: $(VENV)/test.stamp $(VENV)/package.stamp
+	@$(RUN)/python tests/bench/trust.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(QUICK) $(LEFTOVERS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -77,3 +79,61 @@ def test_the_smallest_changes_seen_are_near_the_floor(tmp_path: Path) -> None:
 
 def last(done: subprocess.CompletedProcess[str]) -> str:
     return done.stdout.splitlines()[-1]
+
+
+def run_trust(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, BENCH / "trust.py", "--processes", "1", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.llama
+@pytest.mark.torch
+@pytest.mark.parametrize("seed", [7, 11])  # llama.cpp, two layers of four recorded; the reference, all of them
+def test_dumps_of_right_engines_are_judged_against_what_is_true(tmp_path: Path, seed: int) -> None:
+    done = run_trust("--part", "clean", "--start", seed, "--count", 1, "--out", tmp_path / "table")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == (tmp_path / "table").read_text()
+    assert "Dumps of right engines: 1\n" in done.stdout
+    assert "BROKEN" not in done.stdout
+
+
+@pytest.mark.llama
+@pytest.mark.torch
+def test_a_fault_is_planted_in_a_dump_and_the_verdict_held_against_it() -> None:
+    done = run_trust("--part", "faults", "--start", 1, "--count", 1)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"the first site is right +1 of 1 ", done.stdout)
+    assert re.search(r"the right cause is claimed +1 of 1 ", done.stdout)
+
+
+@pytest.mark.llama
+@pytest.mark.torch
+def test_every_pair_of_values_of_two_dimensions_that_can_be_is_among_the_dumps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    from trust_draws import DIMENSIONS, allowed, covering
+
+    dumps = covering()
+    assert all(allowed(dump) and list(dump) == list(DIMENSIONS) for dump in dumps)
+    seen = {pair for dump in dumps for pair in combinations(dump.items(), 2)}
+    wanted = {((a, x), (b, y)) for a, b in combinations(DIMENSIONS, 2) for x in DIMENSIONS[a] for y in DIMENSIONS[b]}
+    missing = {pair for pair in wanted - seen if allowed(dict(pair))}
+    assert all({a, b} <= {"engine", "compute", "stated", "model", "order", "prompt"} for (a, _), (b, _) in missing)
+
+
+@pytest.mark.llama
+@pytest.mark.torch
+def test_a_limit_of_the_bench_of_trust_that_is_broken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    from trust_parts import Outcome
+    from trust_table import broken, table
+
+    right = Outcome("clean", 0, "C", {"model": "a"}, (), "", 0.1)
+    accused = replace(right, seed=1, failed=("diverges",), detail="diverges: Qcur-0")
+    named = replace(right, part="faults", seen=True, site=True, right=True)
+    unnamed = replace(named, right=False)
+    assert not broken([right] * 99 + [named] * 9 + [unnamed])
+    assert [limit.says for limit in broken([right] * 99 + [accused])] == ["a site diverges"]
+    assert [limit.says for limit in broken([named] * 8 + [unnamed])] == ["the right cause is claimed"]
+    assert "    --part clean --only 1: diverges: Qcur-0 (0.1 s)" in list(table([right, accused], 1.0))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from builders.relaid import stored_as
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.dumps.points import axes_of
 from firstdiff.dumps.tensors import Held
@@ -25,7 +26,6 @@ from firstdiff.judging.replay import counted
 from firstdiff.model.arithmetic import F32, F64
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
-from firstdiff.model.quants import round_bf16
 from firstdiff.model.synthetic import Llama
 from firstdiff.model.value import Value
 from firstdiff.runs.replaying import replayed
@@ -50,9 +50,10 @@ def tokens_of(name: str) -> list[int]:
 
 @dataclass
 class Knowing(Planting):
-    """Records with faults planted, and measures what each planted change changes at its site."""
+    """Records with faults planted, and measures what each planted change changes at its site: `right` is untouched."""
 
     changes: dict[Site, float] = field(default_factory=dict, init=False)
+    right: dict[Site, Array] = field(default_factory=dict, init=False)
     made: dict[str, dict[Site, float]] = field(default_factory=dict, init=False)  # the same, by the plant that made it
 
     def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
@@ -60,7 +61,7 @@ class Knowing(Planting):
         if wrong is not None and len(self.planted) > 1:
             site = Site(call.step, call.layer, call.point)
             with np.errstate(all="ignore"):
-                size = _size(call.point, wrong.compute(self.arithmetic), call.compute(self.arithmetic))
+                size = size_of(call.point, wrong.compute(self.arithmetic), call.compute(self.arithmetic))
             self.made.setdefault(plant.hypothesis.id, {})[site] = size
         return wrong
 
@@ -71,7 +72,8 @@ class Knowing(Planting):
         if len(self.touched) > before:
             with np.errstate(all="ignore"):
                 right = untouched(call).compute(self.arithmetic)
-            self.changes[self.touched[-1]] = _size(call.point, value.array, right)
+            self.changes[self.touched[-1]] = size_of(call.point, value.array, right)
+            self.right[self.touched[-1]] = right
         return value
 
 
@@ -99,7 +101,7 @@ class OwnKnowing(Knowing):
         return None if wrong is None else self.own.laid_back(wrong)
 
 
-def _size(point: str, wrong: Array, right: Array) -> float:
+def size_of(point: str, wrong: Array, right: Array) -> float:
     """How large a change is, as a local error."""
     return measure(wrong, right, axes=axes_of(point), floor=0.0, seen=counted(point, right)).error
 
@@ -120,7 +122,7 @@ class Plant:
         held = {}
         with np.errstate(over="ignore"):
             for site, x in self.tensors.items():
-                held[site] = Held(stored(x, dtype), dtype)
+                held[site] = Held(stored_as(x, dtype), dtype)
         empty = Trace.from_arrays(self.steps, {}, engine={"name": "planted", "arithmetic": "f32"}, model={})
         return replace(empty, tensors=held)
 
@@ -134,13 +136,6 @@ class Plant:
                 for site, x in self.tensors.items()
                 if site.point not in ("kq", "kq_soft_max")
             )
-
-
-def stored(x: Array, dtype: str) -> Array:
-    """The raw values of a dump: bf16 as the upper bits of float32."""
-    if dtype == "bf16":
-        return (round_bf16(x).view(np.uint32) >> 16).astype(np.uint16)
-    return x.astype({"f32": np.float32, "f16": np.float16}[dtype])
 
 
 def plant_known(
@@ -276,10 +271,10 @@ def named(
     if not sites:
         return "invisible"
     told = [e for e in explanations if sites & set(e.sites)]
-    return min((_call(id_, planted.ids, e) for e in told), key=_rank, default="described")
+    return min((called(id_, planted.ids, e) for e in told), key=_rank, default="described")
 
 
-def _call(id_: str, ids: Sequence[str], e: Explanation) -> str:
+def called(id_: str, ids: Sequence[str], e: Explanation) -> str:
     if e.hypothesis is None:
         return "described"
     given = e.hypothesis.split(" + ")

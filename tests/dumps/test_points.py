@@ -36,7 +36,7 @@ from firstdiff.explaining.describing.findings import copies
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import record_planted
 from firstdiff.judging.closeup import Details
-from firstdiff.judging.layout_search import BEFORE, KEYS
+from firstdiff.judging.layout_trials import KEYS
 from firstdiff.judging.layouts import QUERIES, ROTATED, SCORES
 from firstdiff.judging.measure import locate, measure
 from firstdiff.judging.replay import Replay
@@ -114,7 +114,6 @@ LISTS: dict[str, Iterable[str | None]] = {
         *SCORES,
         *QUERIES,
         *KEYS,
-        *(p for pair in BEFORE for p in pair),
     ],
     "samples": statistics.SCORES,
     "hypotheses": [point for hypothesis in TABLE.values() for point in hypothesis.where.points],
@@ -157,7 +156,6 @@ def test_the_points_of_one_operand_are_copies_of_each_other_but_for_the_norm() -
 
 def test_a_scale_that_is_folded_into_q_is_looked_for_in_all_that_carry_q() -> None:
     assert QUERIES == ("Qcur", "Qcur_normed", "Qcur_rope")
-    assert set(BEFORE) == {(f"{x}cur{norm}", f"{x}cur_rope") for x in "QK" for norm in ("", "_normed")}
 
 
 def test_axes_of_names_that_the_table_does_not_have_follow_from_their_number() -> None:

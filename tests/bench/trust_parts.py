@@ -1,0 +1,318 @@
+"""The parts of the bench of trust: a dump is made, judged, and its verdict held against what is true."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+
+import numpy as np
+from trust_draws import Recipe, covering, drawn
+from trust_dumps import Garden, Truth, keeps, laid_out, may_be_unjudged, opened, recorded, recorded_sites, with_fault
+
+from builders.dump_faults import DUMP_FAULTS
+from builders.known_faults import BORDER, called, places
+from firstdiff.dumps import Site, Trace
+from firstdiff.hypotheses import TABLE
+from firstdiff.hypotheses.planting import Planted
+from firstdiff.model.engine import Model
+from firstdiff.runs import judge
+from firstdiff.runs.run import Run
+from firstdiff.verdict import Status, Verdict
+
+SECONDS = 60
+"""What one verdict may take of a processor: the budget of explaining, which is its longest part."""
+
+MOST_HIDDEN = 0.05
+"""The highest floor that may hide a fault: that of bf16 over a dozen operations that were not recorded."""
+
+TRIES = 40
+"""Dumps drawn for a fault until it changes something in one."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verdict made of one dump.
+
+    `failed` says what is wrong with the verdict, by kind, and `detail` where. `seen` is whether the dump holds a site
+    that the fault changes clearly; `site` whether the first divergence is the right one, `right` whether the cause is.
+    """
+
+    part: str
+    seed: int
+    kind: str
+    recipe: Recipe
+    failed: tuple[str, ...]
+    detail: str
+    seconds: float
+    seen: bool = False
+    site: bool = False
+    right: bool = False
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A verdict, or what came in its place, and how long it took."""
+
+    verdict: Verdict | None
+    error: str
+    seconds: float
+
+
+class TooLongError(Exception):
+    """A verdict took too long."""
+
+
+@contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    """Stop what takes more processor time: the machine may have other things to do."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise TooLongError
+
+    before = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def judged(model: Model, trace: Trace) -> Judged:
+    """Judge a dump, as every command does."""
+    start = time.process_time()
+    try:
+        with _at_most(SECONDS):
+            verdict, error = judge.judge(Run(model), trace), ""
+    except TooLongError:
+        verdict, error = None, "too long"
+    except Exception as e:  # noqa: BLE001 - an error is an outcome
+        verdict, error = None, f"error: {type(e).__name__}: {e}"
+    return Judged(verdict, error, time.process_time() - start)
+
+
+# Right engines
+
+
+def clean(garden: Garden, seed: int) -> Outcome:
+    """A dump of a right engine: nothing diverges, no cause is claimed, and what was recorded is judged."""
+    cover = covering()
+    recipe = cover[seed] if seed < len(cover) else drawn(seed)
+    model = opened(garden.path(recipe["model"]))
+    trace = laid_out(recorded(garden, recipe), recipe, model)
+    done = judged(model, trace)
+    found = list(_of_a_right_engine(done, trace, recipe))
+    return _outcome("clean", seed, recipe["engine"], recipe, done, found)
+
+
+def _of_a_right_engine(done: Judged, trace: Trace, recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What is wrong with a verdict on a right engine's dump: the kind, and where."""
+    if (verdict := done.verdict) is None:
+        yield done.error.split(":")[0], done.error
+        return
+    if verdict.diverging:
+        yield "diverges", _sites([s.site for s in verdict.diverging])
+    for e in verdict.explanations:
+        if e.hypothesis is not None:
+            yield "cause claimed", f"{e.hypothesis} at {e.site}"
+    for record in getattr(verdict, "dump", ()):
+        if not _is_said_rightly(record.id, recipe):
+            yield "dump finding", record.id
+    if verdict.broken:
+        yield "input contract", ", ".join(verdict.broken)
+    yield from _coverage(verdict, trace, recipe)
+
+
+def _is_said_rightly(id_: str, recipe: Recipe) -> bool:
+    """Whether a finding says how the dump was reduced."""
+    reduction = recipe["reduction"]
+    words = {"padded": ("row", "padded"), "no step": ("begin", "middle", "step-0", "past"), "last row": ("row",)}
+    return any(word in id_ for start, of in words.items() if reduction.startswith(start) for word in of)
+
+
+def _coverage(verdict: Verdict, trace: Trace, recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """What was recorded, and neither judged nor excused."""
+    there = recorded_sites(trace)
+    left = [
+        s.site
+        for s in verdict.sites
+        if s.site in there
+        and s.status in (Status.NOT_COMPARABLE, Status.NOT_RECORDED)
+        and not may_be_unjudged(recipe, s.site)
+    ]
+    unlisted = there - {s.site for s in verdict.sites}
+    if left or unlisted:
+        yield "not judged", _sites([*left, *sorted(unlisted, key=str)])
+    steps = {site.step for site in there if site.point == "result_output"}
+    if steps - {logits.step for logits in verdict.logits}:
+        yield "logits not compared", ""
+    if verdict.verdict == "incomparable":
+        yield "incomparable", ""
+
+
+# One fault each
+
+
+def faulty(garden: Garden, seed: int) -> Outcome:
+    """A dump of an engine with one fault."""
+    planted, recipe = _drawn_fault(garden, seed)
+    (fault,) = planted
+    model = opened(garden.path(recipe["model"]))
+    run = with_fault(garden, recipe, planted)
+    trace = laid_out(run.trace, recipe, model)
+    truth = Truth.of(run, recipe, trace)
+    done = judged(model, trace)
+    where = "all" if fault.layer is None else fault.layer
+    return _of_a_wrong_engine("faults", seed, f"{fault.hypothesis.id} at {where}", recipe, done, truth, fault)
+
+
+def _drawn_fault(garden: Garden, seed: int) -> tuple[Sequence[Planted], Recipe]:
+    """A fault of the table, each once in so many dumps, and a dump of a model in which it changes something."""
+    rng = random.Random(f"fault {seed}")
+    ids = random.Random(seed // len(TABLE)).sample(list(TABLE), len(TABLE))
+    hypothesis = TABLE[ids[seed % len(TABLE)]]
+    for attempt in range(TRIES):
+        recipe = drawn(seed + 1_000_000 * attempt, {"engine": "reference"})
+        model = opened(garden.path(recipe["model"]))
+        at = places(hypothesis, model)
+        if hypothesis.everywhere == "layout":
+            at.pop("all", None)  # that is a layout, and no fault
+        planted = [Planted(hypothesis, at[rng.choice(list(at))])]
+        if any(with_fault(garden, recipe, planted).changes.values()):
+            break
+    return planted, recipe
+
+
+def _of_a_wrong_engine(
+    part: str, seed: int, kind: str, recipe: Recipe, done: Judged, truth: Truth, fault: Planted
+) -> Outcome:
+    """Hold the verdict on a wrong engine's dump against what is wrong with it."""
+    verdict = done.verdict
+    if verdict is None:
+        return _outcome(part, seed, kind, recipe, done, [(done.error.split(":")[0], done.error)])
+    clear, floors = _clear(verdict, truth)
+    diverging = [s.site for s in verdict.diverging]
+    accused = [site for site in diverging if not truth.answers_for(site)]
+    ids = [fault.hypothesis.id]
+    calls = {e.site: called(ids[0], ids, e) for e in verdict.explanations}
+    wrong = {site: name for site, name in calls.items() if name not in ("named", "equivalent", "described")}
+    own = [e for e in verdict.explanations if set(clear) & set(e.sites)]
+    right = any(called(ids[0], ids, e) in ("named", "equivalent") for e in own)
+    site = _first_is_right(verdict, truth, clear)
+    found = [("right site accused", _sites(accused))] * bool(accused)
+    found += [("wrong cause", ", ".join(f"{name} at {at}" for at, name in wrong.items()))] * bool(wrong)
+    if clear and not site:
+        first = verdict.first
+        size = f"{truth.sizes[clear[0]]:.2g} over {floors[clear[0]]:.2g}"
+        found.append(("first site wrong", f"{first and first.site} where it is {clear[0]} ({size})"))
+    if clear and not right and not wrong:
+        found.append(("not explained", _sites(clear)))
+    return _outcome(part, seed, kind, recipe, done, found, seen=bool(clear), site=site, right=right)
+
+
+def _clear(verdict: Verdict, truth: Truth) -> tuple[list[Site], Mapping[Site, float]]:
+    """The recorded sites that a fault changes clearly above the floor, and the floors."""
+    floors = {s.site: s.floor or 0.0 for s in verdict.sites}
+    clear = [
+        site
+        for site, size in truth.sizes.items()
+        if site in truth.recorded and size > BORDER * min(floors.get(site, 0.0), MOST_HIDDEN)
+    ]
+    return [site for site in clear if truth.sizes[site] > BORDER * 1e-6], floors
+
+
+def _first_is_right(verdict: Verdict, truth: Truth, clear: Sequence[Site]) -> bool:
+    """Whether the first divergence is the first clear change, or a fainter one before it."""
+    order = {s.site: index for index, s in enumerate(verdict.sites)}
+    first = verdict.first
+    if first is None:
+        return not clear
+    return truth.answers_for(first.site) and (not clear or order[first.site] <= order[clear[0]])
+
+
+# Faults of the dump
+
+
+def spoilt(garden: Garden, seed: int) -> Outcome:
+    """A faulty dump: every second one of a right engine, the others of one with a fault elsewhere."""
+    kind = list(DUMP_FAULTS)[seed // 2 % len(DUMP_FAULTS)]
+    for attempt in range(TRIES):
+        number = seed + 1_000_000 * attempt
+        made = _spoilt_right(garden, number, kind) if seed % 2 == 0 else _spoilt_wrong(garden, number, kind)
+        if made is not None:
+            return replace(made, seed=seed)
+    raise AssertionError(f"no dump has the fault {kind}")
+
+
+WHOLE = ("all", "no caches", "no caches, no scores")
+"""Reductions in which every kind of fault of a dump can be seen."""
+
+
+def _recipe(seed: int, given: Recipe) -> Recipe:
+    reduction = random.Random(f"dump {seed}").choice(WHOLE)
+    return drawn(seed, {"reduction": reduction, **given})
+
+
+def _spoilt_right(garden: Garden, seed: int, kind: str) -> Outcome | None:
+    recipe = _recipe(seed, {})
+    model = opened(garden.path(recipe["model"]))
+    plain = DUMP_FAULTS[kind](recorded(garden, recipe))
+    if plain is None:
+        return None
+    trace = laid_out(plain, recipe, model)
+    done = judged(model, trace)
+    found = [f for f in _of_a_right_engine(done, trace, recipe) if f[0] in _BLAMED]
+    if done.verdict is not None and not getattr(done.verdict, "dump", ()):
+        found.append(("not named", ""))
+    return _outcome("dump", seed, f"{kind}, right engine", recipe, done, found)
+
+
+_BLAMED = ("diverges", "cause claimed", "error", "too long")
+
+
+def _spoilt_wrong(garden: Garden, seed: int, kind: str) -> Outcome | None:
+    recipe = _recipe(seed, {"engine": "reference"})
+    model = opened(garden.path(recipe["model"]))
+    hypothesis = random.Random(f"both {seed}").choice([h for h in TABLE.values() if h.everywhere == "fault"])
+    fault = Planted(hypothesis, None if hypothesis.outside_layers else 0)
+    run = with_fault(garden, recipe, [fault])
+    plain = DUMP_FAULTS[kind](run.trace)
+    if plain is None:
+        return None
+    same = {s for s in plain.sites() if s in run.trace and np.array_equal(plain[s], run.trace[s], equal_nan=True)}
+    shown = {site: size for site, size in run.changes.items() if site in same and keeps(recipe["reduction"], site)}
+    if max(shown.values(), default=0.0) < MOST_HIDDEN * BORDER:
+        return None  # to be told from the fault of the dump, it must show where the dump is right
+    trace = laid_out(plain, recipe, model)
+    truth = Truth.of(run, recipe, trace)
+    truth = replace(truth, sizes={site: size for site, size in truth.sizes.items() if site in same})
+    done = judged(model, trace)
+    outcome = _of_a_wrong_engine("dump", seed, f"{kind}, wrong engine", recipe, done, truth, fault)
+    outcome = replace(outcome, kind=f"{kind}, wrong engine", detail=f"({hypothesis.id}) {outcome.detail}")
+    failed = tuple(f for f in outcome.failed if f != "not explained")
+    if done.verdict is not None and not getattr(done.verdict, "dump", ()):
+        failed += ("not named",)
+    return replace(outcome, failed=failed)
+
+
+PARTS: Mapping[str, Callable[[Garden, int], Outcome]] = {"clean": clean, "faults": faulty, "dump": spoilt}
+COUNTS = {"clean": 2000, "faults": 3000, "dump": 10 * 2 * len(DUMP_FAULTS)}
+
+
+def _outcome(
+    part: str, seed: int, kind: str, recipe: Recipe, done: Judged, found: Sequence[tuple[str, str]], **more: bool
+) -> Outcome:
+    failed = tuple(dict.fromkeys(f for f, _ in found))
+    detail = "; ".join(f"{f}: {where}" if where else f for f, where in found[:8])
+    return Outcome(part, seed, kind, recipe, failed, detail, done.seconds, verdict=done.verdict, **more)
+
+
+def _sites(sites: Sequence[Site]) -> str:
+    more = f" and {len(sites) - 3} more" if len(sites) > 3 else ""
+    return f"{', '.join(map(str, sites[:3]))}{more}"
