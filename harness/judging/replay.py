@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from firstdiff.judging.measure import locate, measure, stands_in_f16, within_f16
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.partial import Cut
 from firstdiff.judging.rows import Mask, along, both, of_rows
-from firstdiff.judging.traced import Traced, Upstream
+from firstdiff.judging.traced import Look, Traced, Upstream
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import MOVES, visible
 from firstdiff.model.probe import Call
@@ -33,23 +33,6 @@ from firstdiff.verdict import SiteVerdict, Status
 NORMED = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
 NO_PAST = "what the cache held before the trace begins was not recorded"
 BEHIND = "it depends on rows that were not recorded, and something before them is wrong"
-
-
-class Look(Protocol):
-    """Takes a closer look at each judged site, while both tensors are at hand."""
-
-    def take(
-        self,
-        site: Site,
-        status: Status,
-        candidate: Array,
-        reference: Array,
-        /,
-        *,
-        axes: tuple[str, ...],
-        seen: Mask | None,
-    ) -> None:
-        """Look at what was recorded and what was computed, same shape; `seen` are the entries that count."""
 
 
 @dataclass
@@ -152,8 +135,9 @@ class Replay(Judging):
             known = finite if mask is None else np.where(mask, finite, np.float32(np.nan))
             error = verdict.local_error or 0.0
             case = Case(
-                site, call, known, computed, error, floor, 0.0, seen, upstream.pending, half, own, upstream.lost
-            )
+                site, call, known, computed, error, floor, 0.0, seen, upstream.pending, half, own, upstream.lost,
+                self.arithmetic,
+            )  # fmt: skip
             self.diverged(self._as_scaled(case))
         return Traced(
             recorded,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
+from firstdiff.dumps import Site
 from firstdiff.judging import floors
 from firstdiff.judging.case import Done
 from firstdiff.judging.rows import Mask
@@ -14,6 +16,7 @@ from firstdiff.model.arithmetic import Array
 from firstdiff.model.operations import append, attend, scores
 from firstdiff.model.probe import Call
 from firstdiff.model.value import Value
+from firstdiff.verdict import Status
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,3 +116,20 @@ def _own_rows(call: Call, inputs: Sequence[Traced]) -> Mask | None:
 def _queries(call: Call) -> range:
     """The queries of a call of attention."""
     return range(len(call.argument("q")) if call.op is scores else call.argument("p").shape[1])
+
+
+class Look(Protocol):
+    """Takes a closer look at each judged site, while both tensors are at hand."""
+
+    def take(
+        self,
+        site: Site,
+        status: Status,
+        candidate: Array,
+        reference: Array,
+        /,
+        *,
+        axes: tuple[str, ...],
+        seen: Mask | None,
+    ) -> None:
+        """Look at what was recorded and what was computed, same shape; `seen` are the entries that count."""
