@@ -14,7 +14,7 @@ from firstdiff.judging.arithmetic_options import option
 from firstdiff.judging.measure import measure
 from firstdiff.judging.systematic import rest
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.holding import holding, twin
+from firstdiff.model.holding import ELEMENTS, holding, twin
 from firstdiff.model.operations import attend, linear, scores, visible
 from firstdiff.model.probe import Call
 from firstdiff.model.rounding import round_to
@@ -93,10 +93,13 @@ class Attempts:
             return
         if (kind := arithmetic.weights_and_results) is not None and not _stored(self.sample, kind):
             return
-        with np.errstate(all="ignore"):
-            self.computed[name] = _chained(self._measured(arithmetic), arithmetic)
-            found = measure(self.sample, self.computed[name], axes=self.axes, floor=np.inf, seen=self.seen)
-        self.trial.errors[name] = found.error
+        calls = self._measured(arithmetic)
+        for each in _with_biases(arithmetic, calls[-1]):
+            with np.errstate(all="ignore"):
+                computed = _chained(calls, each)
+                error = measure(self.sample, computed, axes=self.axes, floor=np.inf, seen=self.seen).error
+            if not error > self.trial.errors.get(name, np.inf):
+                self.computed[name], self.trial.errors[name] = computed, error
         self.trial.floors[name] = floors.floor(arithmetic, self.cut, own=self.own, inputs=self.lost)
 
     def ask_for_rests(self) -> None:
@@ -126,9 +129,9 @@ class Attempts:
             for each, of in held.items() if len(rows) else ():
                 biases = None if bias is None else bias.pick(rows)
                 cut = call.with_arguments(weight=of.pick(rows), bias=biases, heads=None)
-                computed = cut.compute(option("linear", each))
-                error = measure(recorded, computed, axes=("token", "feature"), floor=np.inf).error
-                self.trial.errors[each] = max(self.trial.errors[each], error)
+                computed = (cut.compute(a) for a in _with_biases(option("linear", each), cut))
+                errors = (measure(recorded, x, axes=("token", "feature"), floor=np.inf).error for x in computed)
+                self.trial.errors[each] = max(self.trial.errors[each], min(errors))
         return differ
 
     def _measured(self, arithmetic: Arithmetic) -> tuple[Call, ...]:
@@ -141,6 +144,13 @@ class Attempts:
             self.largest[whole.name] = whole.measured().largest
         cut = replace(self.cut[-1].argument("weight"), largest=self.largest[whole.name])
         return (*self.cut[:-1], self.cut[-1].with_arguments(weight=cut))
+
+
+def _with_biases(arithmetic: Arithmetic, call: Call) -> list[Arithmetic]:
+    """An arithmetic with all that biases may be held in, where the matrix is held in codes: norms tell which it is."""
+    if arithmetic.matrices in (None, *ELEMENTS) or call.argument("bias") is None:
+        return [arithmetic]
+    return [replace(arithmetic, norms=kind) for kind in (*ELEMENTS, None)]
 
 
 def _stored(x: Array, kind: str) -> bool:

@@ -175,3 +175,23 @@ def test_biases_and_norms_of_heads_are_held_too(tmp_path: Path, arch: str, kind:
     verdict = judge(open_model(path), engine(path, kind, *parts))
     assert diverging(verdict) == set()
     assert verdict.arithmetic["held"].startswith(kind)
+
+
+def test_biases_are_held_as_norms_are_where_matrices_have_codes(tmp_path: Path) -> None:
+    path = tiny("qwen2", tmp_path, file_type="Q8_0", **SHAPE)
+    made = hold(hold(hugging_face_model(path), "i8-row", *MATRICES), "bf16", "bias", "norm", "embed", "lm_head")
+    verdict = judge(open_model(path), firstdiff.torch.record(made, PROMPT, decode=1))
+    assert diverging(verdict) == set()
+    assert verdict.arithmetic["held"] == "i8-row (matrices), bf16 (norms, output, embedding)"
+
+
+@pytest.mark.parametrize("kind", ["bf16", "f8_e4m3-row"])
+def test_a_fault_of_a_second_engine_is_named_beside_what_its_weights_are_held_in(
+    q4_k: Path, model: Model, kind: str
+) -> None:
+    made = hold(hugging_face_model(q4_k), kind, *(() if kind == "bf16" else MATRICES))
+    made.model.layers[1].post_attention_layernorm.variance_epsilon = 1e-2
+    verdict = judge(model, firstdiff.torch.record(made, PROMPT, decode=1))
+    assert diverging(verdict) == {"ffn_norm-1", "ffn_norm-1@1"}
+    assert [e.hypothesis for e in verdict.explanations] == ["norm-eps"]
+    assert verdict.arithmetic["held"].startswith(kind)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+from typing import Any
 
 import pytest
 
 from builders.judging import NORMS, UNKNOWN, Before, Floats, attribute, dump, judge, weights_off
 from builders.models import in_blocks
+from builders.tiny_models import tiny
 from firstdiff.model.arithmetic import Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call
@@ -105,3 +109,26 @@ def test_steps_of_the_other_kernel_need_not_be_the_first(small: Model) -> None:
     verdict = judge(small, dump(small, [1, 300], kernels=kernels("f32", "tf32", least=6), later=later))
     assert diverging(verdict) == set()
     assert verdict.arithmetic["linear"] == "f32 in steps of 1 to 2 tokens, tf32 in steps of 6 to 12 tokens"
+
+
+def test_a_second_engine_with_a_kernel_for_prompts_is_read(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    import firstdiff.torch
+    from builders.hugging_face import hugging_face_model
+
+    path = tiny("llama", tmp_path, file_type="Q4_K_M", n_layer=3, n_ff=256)
+    made = hugging_face_model(path)
+
+    def linear(self: Any, x: Any) -> Any:
+        weight = self.weight
+        if x.shape[-2] > 1:
+            x, weight = (of.to(torch.bfloat16).float() for of in (x, weight))
+        return torch.nn.functional.linear(x, weight)
+
+    for module in made.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.forward = MethodType(linear, module)
+    verdict = judge(open_model(path), firstdiff.torch.record(made, PROMPT, decode=2))
+    assert diverging(verdict) == set()
+    assert verdict.arithmetic["linear"] == "bf16-operands in steps of 12 tokens, f32 in steps of 1 token"
