@@ -35,7 +35,7 @@ help:
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   benchmarks'
 	@echo 'make bench-diagnosis   every hypothesis planted everywhere (half an hour on two cores), clean engines, smallest changes seen'
-	@echo 'make bench-trust   thousands of dumps of right engines, of engines with one fault, and faulty dumps (TODO on two cores)'
+	@echo 'make bench-trust   thousands of dumps of right engines, of engines with one fault, and faulty dumps'
 	@echo 'make clean   remove what make made, .venv and .venv-quick too'
 
 demo: $(VENV)/demo.stamp $(VENV)/package.stamp

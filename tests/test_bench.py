@@ -126,7 +126,7 @@ def test_every_pair_of_values_of_two_dimensions_that_can_be_is_among_the_dumps(
 @pytest.mark.torch
 def test_a_limit_of_the_bench_of_trust_that_is_broken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCH)
-    from trust_parts import Outcome
+    from trust_judging import Outcome
     from trust_table import broken, table
 
     right = Outcome("clean", 0, "C", {"model": "a"}, (), "", 0.1)

@@ -20,10 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"  # read where numpy and torch are imported
-sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
 from trust_dumps import Garden
-from trust_parts import COUNTS, PARTS, Outcome
+from trust_judging import Outcome
+from trust_parts import COUNTS, PARTS
 from trust_table import broken, failure, table, told
 
 from firstdiff.reports.terminal import render

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping
 from functools import cache
 from itertools import combinations, product
+from pathlib import Path
 from types import MappingProxyType
+
+sys.path.append(str(Path(__file__).parents[1]))  # for builders, here and in what imports this
 
 from builders.held_weights import HELD
 from builders.right_engines import COMPUTE, GGML
@@ -118,10 +122,3 @@ def drawn(seed: int, given: Recipe = MappingProxyType({})) -> Recipe:
     recipe = _completed(given, random.Random(f"{seed} {sorted(given.items())}"))
     assert recipe is not None, f"there is no dump with {given}"
     return recipe
-
-
-def clean_dumps(count: int) -> Iterator[Recipe]:
-    """The full cross of pairs first, then random draws."""
-    cover = covering()
-    for seed in range(count):
-        yield cover[seed] if seed < len(cover) else drawn(seed)

@@ -3,98 +3,26 @@
 from __future__ import annotations
 
 import random
-import signal
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from types import FrameType
+from dataclasses import replace
 
 import numpy as np
 from trust_draws import Recipe, covering, drawn
 from trust_dumps import Garden, Truth, keeps, laid_out, may_be_unjudged, opened, recorded, recorded_sites, with_fault
+from trust_judging import Judged, Outcome, judged
 
 from builders.dump_faults import DUMP_FAULTS
 from builders.known_faults import BORDER, called, places
 from firstdiff.dumps import Site, Trace
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted
-from firstdiff.model.engine import Model
-from firstdiff.runs import judge
-from firstdiff.runs.run import Run
 from firstdiff.verdict import Status, Verdict
-
-SECONDS = 60
-"""What one verdict may take of a processor: the budget of explaining, which is its longest part."""
 
 MOST_HIDDEN = 0.05
 """The highest floor that may hide a fault: that of bf16 over a dozen operations that were not recorded."""
 
 TRIES = 40
 """Dumps drawn for a fault until it changes something in one."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a verdict made of one dump.
-
-    `failed` says what is wrong with the verdict, by kind, and `detail` where. `seen` is whether the dump holds a site
-    that the fault changes clearly; `site` whether the first divergence is the right one, `right` whether the cause is.
-    """
-
-    part: str
-    seed: int
-    kind: str
-    recipe: Recipe
-    failed: tuple[str, ...]
-    detail: str
-    seconds: float
-    seen: bool = False
-    site: bool = False
-    right: bool = False
-    verdict: Verdict | None = None
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A verdict, or what came in its place, and how long it took."""
-
-    verdict: Verdict | None
-    error: str
-    seconds: float
-
-
-class TooLongError(Exception):
-    """A verdict took too long."""
-
-
-@contextmanager
-def _at_most(seconds: int) -> Iterator[None]:
-    """Stop what takes more processor time: the machine may have other things to do."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise TooLongError
-
-    before = signal.signal(signal.SIGPROF, stop)
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
-
-
-def judged(model: Model, trace: Trace) -> Judged:
-    """Judge a dump, as every command does."""
-    start = time.process_time()
-    try:
-        with _at_most(SECONDS):
-            verdict, error = judge.judge(Run(model), trace), ""
-    except TooLongError:
-        verdict, error = None, "too long"
-    except Exception as e:  # noqa: BLE001 - an error is an outcome
-        verdict, error = None, f"error: {type(e).__name__}: {e}"
-    return Judged(verdict, error, time.process_time() - start)
 
 
 # Right engines
@@ -218,13 +146,11 @@ def _of_a_wrong_engine(
 
 def _clear(verdict: Verdict, truth: Truth) -> tuple[list[Site], Mapping[Site, float]]:
     """The recorded sites that a fault changes clearly above the floor, and the floors."""
-    floors = {s.site: s.floor or 0.0 for s in verdict.sites}
-    clear = [
-        site
-        for site, size in truth.sizes.items()
-        if site in truth.recorded and size > BORDER * min(floors.get(site, 0.0), MOST_HIDDEN)
-    ]
-    return [site for site in clear if truth.sizes[site] > BORDER * 1e-6], floors
+    known = {s.site: s.floor for s in verdict.sites if s.floor}
+    usual = max(known.values(), default=MOST_HIDDEN)  # for what was not judged
+    floors = {site: min(known.get(site, usual), MOST_HIDDEN) for site in truth.sizes}
+    clear = [site for site, size in truth.sizes.items() if site in truth.recorded and size > BORDER * floors[site]]
+    return clear, floors
 
 
 def _first_is_right(verdict: Verdict, truth: Truth, clear: Sequence[Site]) -> bool:
@@ -233,7 +159,7 @@ def _first_is_right(verdict: Verdict, truth: Truth, clear: Sequence[Site]) -> bo
     first = verdict.first
     if first is None:
         return not clear
-    return truth.answers_for(first.site) and (not clear or order[first.site] <= order[clear[0]])
+    return truth.answers_for(first.site) and (not clear or order[first.site] <= order.get(clear[0], len(order)))
 
 
 # Faults of the dump

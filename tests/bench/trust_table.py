@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from trust_parts import Outcome
+from trust_judging import Outcome
 
 
 @dataclass(frozen=True)
