@@ -7,20 +7,28 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
+from firstdiff.dumps.points import axes_of
 from firstdiff.judging import floors
 from firstdiff.judging.arithmetic_attempts import Attempts, Trial
 from firstdiff.judging.arithmetic_held import HeldSearch
 from firstdiff.judging.arithmetic_options import group_of, option, possible
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.needed import Judging
+from firstdiff.judging.rows import Mask, of_rows
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.operations import (
     MOVES,
+    Operation,
+    add,
     append,
     attend,
     embed,
+    linear,
+    rms_norm,
+    rope,
     scores,
     soft_max,
+    swiglu,
 )
 from firstdiff.model.probe import Call
 from firstdiff.model.shapes import shape_of
@@ -40,11 +48,13 @@ TOKENS = 8
 class Own(Value):
     """A value that the candidate recorded.
 
-    `lost` is the relative error that storing it may have caused; `scaled` is a query as the candidate scales it.
+    `lost` is the relative error that storing it may have caused; `scaled` is a query as the candidate scales it; `rows`
+    are those that were recorded, None for all: the others are NaN.
     """
 
     lost: float
     scaled: Array | None = None
+    rows: Mask | None = None
 
 
 @dataclass
@@ -53,7 +63,7 @@ class Trials(Judging):
 
     In the other `steps`, at some `layers`, those options are tried first that fit the site in the first step, and the
     rest where none of them does. What goes on is the candidate's own. Sites whose inputs were not recorded are not
-    tried.
+    tried; where some rows were, an operation that works row by row is tried on these.
     """
 
     trace: Trace
@@ -76,28 +86,33 @@ class Trials(Judging):
         computed = call.compute(self.arithmetic)
         own = [s for s in call.sources if isinstance(s, Own)]
         if call.op in MOVES and own and all(isinstance(s, Own) for s in call.sources if s is not None):
-            return Own(computed, max(s.lost for s in own))
+            return Own(computed, max(s.lost for s in own), rows=next((s.rows for s in own if s.rows is not None), None))
         return Value(computed)
 
     def value(self, call: Call) -> Value:
         """Try what can be tried of this call, and return the candidate's value, or a computed one."""
         site = Site(call.step, call.layer, call.point)
-        whole = self._recorded(site, self._shape(call))
+        whole = self._recorded(call, site, self._shape(call))
         inputs = [s for s in call.sources if s is not None]
         own = all(isinstance(s, Own) for s in inputs) and (bool(inputs) or call.op is embed)
         if whole is None:
             with np.errstate(all="ignore"):
                 computed = call.compute(self.arithmetic)
             self._pending[call.point] = call if own or call.op is soft_max else replace(call, inputs=())
-            recorded, _ = self.alignment.read(self.trace, site, computed)  # the last token's row, say
-            return Value(computed if recorded is None else recorded)
+            return Value(computed)
         lost = max((s.lost for s in inputs if isinstance(s, Own)), default=0.0)
         if self._is_tried(call):
+            rows = _common(whole, call)
             if call.op is embed:
                 self._try_rows(site, call, whole)
+            elif rows is not None:
+                calls, values = self._as_scaled((call,), whole.array)
+                cut = _of_rows(calls[0], rows) if own else None
+                if cut is not None:
+                    self._try(site, (cut,), of_rows(values, rows, axes_of(call.point, values.ndim)), lost)
             elif calls := (call,) if own else self._flash(call):
-                self._try(site, *self._as_scaled(calls, whole), lost)
-        return self._own(call, site, whole)
+                self._try(site, *self._as_scaled(calls, whole.array), lost)
+        return whole
 
     def _is_tried(self, call: Call) -> bool:
         """Whether a call is tried: all are in the first step, of the cache in two; in later ones some layers' are."""
@@ -107,15 +122,21 @@ class Trials(Judging):
         return call.step in self.steps and (call.layer is None or call.layer in self.layers)
 
     def known(self, call: Call) -> Value | None:
-        """Return the candidate's value, where all of it was recorded."""
-        site = Site(call.step, call.layer, call.point)
-        whole = self._recorded(site, shape_of(call))
-        return None if whole is None else self._own(call, site, whole)
+        """Return the candidate's value, where any of it was recorded."""
+        return self._recorded(call, Site(call.step, call.layer, call.point), shape_of(call))
 
-    def _own(self, call: Call, site: Site, whole: Array) -> Own:
-        dtype = self.alignment.dtype(self.trace, site)
-        scaled = self.alignment.scaled_query(self.trace, site, whole)
-        return Own(whole, floors.stored(F32, call, dtype, whole), scaled)
+    def _recorded(self, call: Call, site: Site, shape: tuple[int, ...] | None) -> Own | None:
+        """The candidate's value, NaN in rows that were not recorded; None where it was not recorded at all."""
+        if shape is None:
+            return None
+        like = np.broadcast_to(np.float32(np.nan), shape)
+        recorded, mask, _ = self.alignment.read_rows(self.trace, site, like)
+        if recorded is None:
+            return None
+        rows = None if mask is None else mask.ravel()
+        held = of_rows(recorded, rows, axes_of(call.point, recorded.ndim))
+        lost = floors.stored(F32, call, self.alignment.dtype(self.trace, site), held)
+        return Own(recorded, lost, self.alignment.scaled_query(self.trace, site, recorded), rows)
 
     def _as_scaled(self, calls: tuple[Call, ...], whole: Array) -> tuple[tuple[Call, ...], Array]:
         """Scores, and the call, as the candidate computes them: of a scaled Q, which is what it rounds."""
@@ -135,38 +156,26 @@ class Trials(Judging):
                 shape = call.compute(self.arithmetic).shape
         return shape
 
-    def _recorded(self, site: Site, shape: tuple[int, ...] | None) -> Array | None:
-        """The candidate's value, where all of it was recorded."""
-        if shape is None:
-            return None
-        like = np.broadcast_to(np.float32(np.nan), shape)
-        recorded, _ = self.alignment.read(self.trace, site, like)
-        held = Site(site.step, site.layer, self._source(site.point))
-        if recorded is None or self.trace[held].size < recorded.size:
-            return None
-        return recorded
-
-    def _source(self, point: str) -> str:
-        layout = self.alignment.layouts.get(point)
-        return point if layout is None or layout.source is None else layout.source
-
     def _flash(self, call: Call) -> tuple[Call, ...]:
         """The calls that flash attention makes one of, where it is judged as one; none where it is not."""
         pending, self._pending = self._pending, {}
         kq, p = pending.get("kq"), pending.get("kq_soft_max")
         if call.op is not attend or kq is None or p is None or not kq.inputs or not isinstance(call.sources[1], Own):
             return ()
+        if any(isinstance(s, Own) and s.rows is not None for s in (*kq.sources, call.sources[1])):
+            return ()
         if {(c.step, c.layer) for c in (kq, p)} != {(call.step, call.layer)}:
             return ()
         return kq, p, call
 
-    def _try_rows(self, site: Site, call: Call, whole: Array) -> None:
+    def _try_rows(self, site: Site, call: Call, whole: Own) -> None:
         """Try some rows of the embedding, each by itself: they are what is known of how the table is held."""
         tokens = call.argument("tokens")
-        places = sorted({int(token): place for place, token in reversed(list(enumerate(tokens)))}.values())
+        held = [(place, token) for place, token in enumerate(tokens) if whole.rows is None or whole.rows[place]]
+        places = sorted({int(token): place for place, token in reversed(held)}.values())
         for place in places[:TOKENS]:
             cut = call.with_arguments(tokens=tokens[place : place + 1])
-            self._try(site, (cut,), whole[place : place + 1], 0.0)
+            self._try(site, (cut,), whole.array[place : place + 1], 0.0)
 
     def _try(self, site: Site, calls: tuple[Call, ...], whole: Array, lost: float) -> None:
         group = group_of(calls[-1])
@@ -190,3 +199,38 @@ class Trials(Judging):
             attempts.ask_for_rests()
             self._fitting.setdefault((site.layer, part), trial.fitting)
         self.found.setdefault(group, []).append(trial)
+
+
+def _common(whole: Own, call: Call) -> Mask | None:
+    """The rows that are recorded of a result and of all that it is computed from; None for all."""
+    own = [s for s in call.sources if isinstance(s, Own)]
+    if call.op in (scores, attend) and own[1:] and own[-1].rows is not None:
+        return np.zeros(1, bool)  # each query reads all keys
+    masks = [s.rows for s in (whole, *own) if s.rows is not None]
+    if any(len(m) != len(masks[0]) for m in masks):
+        return np.zeros(1, bool)
+    return np.logical_and.reduce(masks) if masks else None
+
+
+_ROWS: dict[Operation, tuple[str, ...]] = {
+    linear: ("x",), rms_norm: ("x",), rope: ("x", "positions"), swiglu: ("gate", "up"), add: ("a", "b"),
+    scores: ("q",), soft_max: ("kq",), attend: ("p",),
+}  # fmt: skip
+"""Operands whose rows are the tokens', of operations that work row by row."""
+
+LAST = (scores, soft_max, attend)
+"""Operations that take their rows for the last ones that are cached."""
+
+
+def _of_rows(call: Call, rows: Mask) -> Call | None:
+    """A call cut down to some rows; None where it does not work row by row, or no row is left."""
+    kept = np.flatnonzero(rows)
+    if call.op not in _ROWS or not len(kept) or (call.op in LAST and kept[0] != len(rows) - len(kept)):
+        return None
+    axis = 1 if call.op in (soft_max, attend) else 0
+    return call.with_arguments(
+        **{
+            name: x.take(kept, axis) if isinstance(x := call.argument(name), np.ndarray) else tuple(x[i] for i in kept)
+            for name in _ROWS[call.op]
+        }
+    )

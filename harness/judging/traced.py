@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from firstdiff.dumps import Site
+from firstdiff.dumps.points import Kind, kind_of
 from firstdiff.judging import floors
 from firstdiff.judging.case import Done
 from firstdiff.judging.rows import Mask
@@ -105,17 +106,14 @@ def _own_rows(call: Call, inputs: Sequence[Traced]) -> Mask | None:
     """The rows of a result that are made of nothing but the candidate's own rows; None for all of them."""
     if all(x.rows is None for x in inputs):
         return None
-    if call.op is append:
+    kind = kind_of(call.point)  # a hypothesis may have put another operation in the place of the usual one
+    if call.op is append or kind is Kind.CACHE:
         return np.concatenate([np.ones(len(x), bool) if x.rows is None else x.rows for x in inputs])
-    if call.op in (scores, attend) and isinstance(call.sources[1], Traced) and call.sources[1].rows is not None:
-        return np.zeros(len(inputs[0].rows if inputs[0].rows is not None else _queries(call)), bool)
+    held = call.sources[1] if call.op in (scores, attend) or kind in (Kind.SCORES, Kind.ATTENTION) else None
+    if isinstance(held, Traced) and held.rows is not None:  # each query reads all of them
+        return np.zeros(call.inputs[0].shape[0 if call.op is scores or kind is Kind.SCORES else 1], bool)
     rows: Mask = np.logical_and.reduce([x.rows for x in inputs if x.rows is not None])
     return rows
-
-
-def _queries(call: Call) -> range:
-    """The queries of a call of attention."""
-    return range(len(call.argument("q")) if call.op is scores else call.argument("p").shape[1])
 
 
 class Look(Protocol):
