@@ -93,19 +93,28 @@ class Evidence:
         return f"{self.base} (weak evidence)" if self.weak else self.base
 
 
+Segment = tuple[int, tuple[str, ...]]
+"""A step, and the points of a segment of it, the judged one last."""
+
+
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """The floors of groups whose arithmetic is unknown: by point, and by group for points of too few layers."""
+    """The floors of groups whose arithmetic is unknown: by point, and by group for points of too few layers.
+
+    `segments` are those of whole segments that are off alike at all layers.
+    """
 
     points: dict[str, float] = field(default_factory=dict)
     groups: dict[str, float] = field(default_factory=dict)
+    segments: dict[Segment, float] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.groups)
 
     def floor(self, calls: Sequence[Call]) -> float:
         """What the calls of a segment add to its floor; 0 where their arithmetic is known."""
-        return sum(self._of(call) for call in calls)
+        whole = self.segments.get((calls[-1].step, tuple(call.point for call in calls if call.point)), 0.0)
+        return max(whole, sum(self._of(call) for call in calls))
 
     def _of(self, call: Call) -> float:
         group = "results" if call.op is embed else group_of(call)
@@ -137,6 +146,14 @@ class Fingerprint:
         """What was found for steps of so many tokens, or of the number nearest to it."""
         found = min(self.phases, key=lambda of: max(of[0], tokens) / min(of[0], tokens), default=None)
         return self if found is None else found[1]
+
+    def with_segments(self, segments: dict[Segment, float]) -> Fingerprint:
+        """The same with levels of whole segments."""
+
+        def levelled(found: Fingerprint) -> Fingerprint:
+            return replace(found, levels=replace(found.levels, segments=segments))
+
+        return replace(levelled(self), phases=tuple((tokens, levelled(found)) for tokens, found in self.phases))
 
     @property
     def tight(self) -> Fingerprint:

@@ -26,6 +26,7 @@ from firstdiff.judging.needed import Wanted, run
 from firstdiff.judging.partial import Cut, rows_told
 from firstdiff.judging.past import missing_past
 from firstdiff.judging.replay import Replay
+from firstdiff.judging.segment_levels import segment_levels, told
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model, open_model
 from firstdiff.progress import QUIET, Progress
@@ -47,7 +48,7 @@ class Replayed:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know of how the trace was read."""
-        return (*rows_told(self.cut), *self.found.notes)
+        return (*rows_told(self.cut), *told(self.found.levels.segments), *self.found.notes)
 
 
 @np.errstate(all="ignore")
@@ -61,6 +62,28 @@ def replayed(
     progress: Progress = QUIET,
 ) -> Replayed:
     """Replay a candidate in its arithmetic; at its own layers' level only where that hides no fault."""
+    return _levelled(
+        model, _replayed(model, candidate, details, table, failures, progress), candidate, details, progress
+    )
+
+
+def _levelled(model: Model, done: Replayed, candidate: Trace, details: Details | None, progress: Progress) -> Replayed:
+    """Replay once more with levels of segments, where some are off alike at all layers."""
+    segments = segment_levels(done.sites)
+    if not segments:
+        return done
+    return _replay(model, candidate, done.found.with_segments(segments), done.alignment, progress, details)
+
+
+def _replayed(
+    model: Model,
+    candidate: Trace,
+    details: Details | None,
+    table: Mapping[str, Hypothesis],
+    failures: Failures | None,
+    progress: Progress,
+) -> Replayed:
+    """Replay a candidate in its arithmetic, without levels of segments."""
     guess = replayed_as_found(model, candidate, progress, details)
     noted, found, alignment = Failures() if failures is None else failures, guess.found, guess.alignment
     if not found.levelled or not has_faults(

@@ -1,0 +1,89 @@
+"""Levels of segments: how far an engine's own rounding goes between recorded values, where nothing shows it by itself.
+
+An operation whose inputs or result were not recorded tells nothing of the arithmetic it is computed in. Where a segment
+is off by the same little at all layers, it is the engine's arithmetic that is not known, and no layer is accused of it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+
+from firstdiff.judging.arithmetic import BY_NAME, Segment
+from firstdiff.judging.arithmetic_search import ALIKE, CEILINGS, LAYERS, SHARE, STANDS_OUT
+from firstdiff.verdict import SiteVerdict
+
+OTHER = 1e-2  # ceiling of an operation that no group has
+
+WHOLE = 0.05
+"""Ceiling of a whole segment: over a layer, weights in fp8 or products of bf16 make up to 2.5e-2 of the residual stream
+(``make bench-trust``)."""
+
+
+def segment_levels(sites: Sequence[SiteVerdict]) -> dict[Segment, float]:
+    """The level of each segment that is off alike at the layers of a step, or that nothing is known of.
+
+    Parameters
+    ----------
+    sites
+        The sites judged, at the floors of the arithmetic that was taken.
+    """
+    ops = {s.site: s.op for s in sites}
+    measured = {s.op for s in sites if not s.segment and s.local_error is not None}
+    of: dict[Segment, list[SiteVerdict]] = defaultdict(list)
+    for s in sites:
+        if s.segment and s.local_error is not None:
+            of[s.step, (*(site.point for site in s.segment), s.point)].append(s)
+    levels: dict[Segment, float] = {}
+    few: dict[Segment, tuple[set[str], float]] = {}
+    excused: dict[int, set[str]] = defaultdict(set)
+    for segment, alike in of.items():
+        spanned = {ops[site] for site in (*alike[0].segment, alike[0].site) if site in ops}
+        ceiling = _ceiling(ops[site] for site in (*alike[0].segment, alike[0].site) if site in ops)
+        if len(alike) < LAYERS:
+            few[segment] = spanned, ceiling
+            continue
+        errors = [(s.local_error or 0.0, s.floor or 0.0) for s in alike]
+        level = _level(errors, ceiling, known=spanned <= measured)
+        if level is not None:
+            levels[segment] = level
+            excused[segment[0]] |= spanned
+    for segment, (spanned, ceiling) in few.items():
+        # What too few layers have is held to the ceiling, if other segments show that its operations are not known.
+        if spanned & excused[segment[0]] or not spanned <= measured:
+            levels[segment] = ceiling
+    shown = {s.step for s in sites if s.segment and (s.local_error or 0.0) > (s.floor or 0.0)}
+    return {segment: level for segment, level in levels.items() if segment[0] in shown}
+
+
+def _level(errors: Sequence[tuple[float, float]], ceiling: float, *, known: bool) -> float | None:
+    """A few times what a segment shows over the layers; None where that is no arithmetic's.
+
+    Where the arithmetic of its operations is `known` from other sites, most layers must show more than that.
+    """
+    showing = [error for error, floor in errors if error > floor]
+    if not known:
+        middle = max(median(error for error, _ in errors), median(floor for _, floor in errors))
+        return min(ceiling, STANDS_OUT * middle)
+    if len(showing) < SHARE * len(errors) or max(showing) > min(ceiling, ALIKE * min(showing)):
+        return None
+    return min(ceiling, STANDS_OUT * median(showing))
+
+
+def _ceiling(ops: Iterable[str]) -> float:
+    """The most that unknown arithmetics of some operations can make together."""
+    return min(WHOLE, sum(CEILINGS.get(BY_NAME.get(op, ""), OTHER) for op in ops))
+
+
+def told(levels: Mapping[Segment, float]) -> tuple[str, ...]:
+    """Say what was judged at a level of its own."""
+    if not levels:
+        return ()
+    points = sorted({points[-1] for _, points in levels})
+    says = (
+        f"what {', '.join(points)} {'are' if len(points) > 1 else 'is'} computed from was not recorded, and the "
+        "arithmetic of the operations between is not known: the largest error that counts as right there is what they "
+        f"show at all layers, at most {max(levels.values()):.2g}"
+    )
+    return (says,)
