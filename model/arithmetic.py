@@ -51,8 +51,7 @@ class Arithmetic:
         Threads of ggml's flash attention on the CPU; 0 for plain attention.
     matrices, norms, output, embedding
         What the engine holds these weights in, converted once when the file is loaded: see
-        :mod:`firstdiff.model.holding`; `output` is the matrix that makes logits. Biases are held as matrices are where
-        that holds each number by itself, and as norms otherwise.
+        :mod:`firstdiff.model.holding`; `output` is the matrix that makes logits. Biases are held as norms are.
     weights_and_results
         What weights and the result of every operation are rounded to: ``f16``, ``bf16``; None keeps them.
     floor
@@ -93,7 +92,7 @@ class Arithmetic:
     @property
     def biases(self) -> str | None:
         """What biases are held in."""
-        return self.matrices if self.matrices in ELEMENTS else self.norms
+        return self.norms
 
     def keep(self, x: Array) -> Array:
         """A weight or a result as this arithmetic stores it."""

@@ -147,8 +147,8 @@ class Attempts:
 
 
 def _with_biases(arithmetic: Arithmetic, call: Call) -> list[Arithmetic]:
-    """An arithmetic with all that biases may be held in, where the matrix is held in codes: norms tell which it is."""
-    if arithmetic.matrices in (None, *ELEMENTS) or call.argument("bias") is None:
+    """An arithmetic with all that biases may be held in, where the matrix is held in another type: norms tell which."""
+    if arithmetic.matrices is None or call.argument("bias") is None:
         return [arithmetic]
     return [replace(arithmetic, norms=kind) for kind in (*ELEMENTS, None)]
 

@@ -212,6 +212,8 @@ def _evidence(group: str, trials: Sequence[Trial]) -> Evidence:
 def _most_at_floor(group: str, count: dict[str, int]) -> str | None:
     """The option at whose floor some sites are, and hardly any at another's; one that stores has too high a floor."""
     tight = {name: n for name, n in count.items() if option(group, name).weights_and_results is None}
+    if not tight:
+        return None
     best = max(tight, key=lambda name: tight[name])
     others = [n for n in tight.values() if n != tight[best]]
     return best if tight[best] >= max(HANDFUL, STRONG * max(others, default=0)) else None

@@ -7,7 +7,18 @@ from dataclasses import replace
 
 from firstdiff.dumps.points import axes_of, carrying
 from firstdiff.judging.layouts import LOGITS, OTHER_ORDERS, PLAIN, ROTATED, Layout
-from firstdiff.judging.readers import Read, columns_of, merged_last, moved, padded, per_group, plain, repeated, wider
+from firstdiff.judging.readers import (
+    Read,
+    columns_of,
+    merged_last,
+    moved,
+    padded,
+    per_group,
+    plain,
+    repeated,
+    turned,
+    wider,
+)
 from firstdiff.model.engine import Model
 
 
@@ -28,8 +39,11 @@ def candidates(point: str, model: Model) -> Iterator[Layout]:
         first, hp = point == "ffn_gate", model.hp
         half = columns_of(0, hp.n_ff) if first else columns_of(hp.n_ff, 2 * hp.n_ff)
         other = columns_of(hp.n_ff, 2 * hp.n_ff) if first else columns_of(0, hp.n_ff)
-        yield Layout("from the fused gate and up, gate first", half, "ffn_gate_up", 2 * hp.n_ff)
-        yield Layout("from the fused gate and up, up first", other, "ffn_gate_up", 2 * hp.n_ff)
+        for says, columns in (("gate first", half), ("up first", other)):
+            yield Layout(f"from the fused gate and up, {says}", columns, "ffn_gate_up", 2 * hp.n_ff)
+            yield Layout(
+                f"from the fused gate and up [feature, token], {says}", turned(columns), "ffn_gate_up", 2 * hp.n_ff
+            )
     if point in LOGITS:
         yield Layout("more columns than the vocabulary has tokens: the first are the tokens'", wider)
 
@@ -68,10 +82,11 @@ def _fused(point: str, model: Model) -> Iterator[Layout]:
         ("from the fused product, blocks of Q, K and V", columns_of(*blocks)),
         ("from the fused product, interleaved by KV head", per_group(part[point], (group + 2) * d)),
     ):
-        layout = Layout(says, read, "wqkv", q + 2 * kv)
-        yield layout
-        if point in ROTATED and model.rotation is not None:
-            yield _reordered(layout, model.rotation.pairing)
+        for words, columns in ((says, read), (f"[feature, token], {says}", turned(read))):
+            layout = Layout(words, columns, "wqkv", q + 2 * kv)
+            yield layout
+            if point in ROTATED and model.rotation is not None:
+                yield _reordered(layout, model.rotation.pairing)
 
 
 def _reordered(layout: Layout, pairing: str, *, plain: bool = False) -> Layout:

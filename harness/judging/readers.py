@@ -113,6 +113,17 @@ def columns_of(start: int, stop: int) -> Read:
     return read
 
 
+def turned(inner: Read) -> Read:
+    """A matrix [feature, token], read as [token, feature]."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        while x.ndim > 2 and x.shape[0] == 1:  # noqa: PLR2004 - a matrix
+            x = x[0]
+        return inner(x.T, shape) if x.ndim == 2 else None  # noqa: PLR2004
+
+    return read
+
+
 def per_group(part: slice, width: int) -> Read:
     """Interleaved per KV head: [q of its group, k, v] for one head after another."""
 

@@ -78,7 +78,8 @@ def _coverage(verdict: Verdict, trace: Trace, recipe: Recipe) -> Iterator[tuple[
     if left or unlisted:
         yield "not judged", _sites([*left, *sorted(unlisted, key=str)])
     steps = {site.step for site in there if site.point == "result_output"}
-    if steps - {logits.step for logits in verdict.logits}:
+    free = not recipe["reduction"].startswith("no step 0")  # without the tokens before, no engine can run beside
+    if free and steps - {logits.step for logits in verdict.logits}:
         yield "logits not compared", ""
     if verdict.verdict == "incomparable":
         yield "incomparable", ""

@@ -57,8 +57,8 @@ def held(kind: str, name: str, x: Floats) -> Floats:
     if kind == "f32":
         return x
     rounding, which = HELD[kind]
-    if which != "all" and (x.ndim == 1 or (which == "products" and name in ENDS)):
-        return x
+    if name == "rope_freqs.weight" or (which != "all" and (x.ndim == 1 or (which == "products" and name in ENDS))):
+        return x  # factors of frequencies are no weights of the network
     rounded: Floats = rounding(torch.from_numpy(np.array(x, np.float32))).numpy()
     return rounded
 
