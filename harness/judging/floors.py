@@ -55,6 +55,13 @@ MOST = 0.3
 STORED = {"f16": F16.floor, "bf16": BF16.floor, "f8_e4m3": 0.2, "f8_e5m2": 0.4}
 """What storing a tensor in a narrower dtype than it was computed in takes from it, as a floor."""
 
+OPERANDS = ("f16", "bf16", "tf32", "tf32-truncated", "f16-sums")
+"""Types that operands are rounded to, number by number."""
+
+DOUBLE = 3.0
+"""How much more a rounded input changes a product whose operands are rounded once more: of numbers with 11 bits an
+eighth falls on another one of 8 bits, which is off by eight times as much."""
+
 CODES = {"f16": 12.0, "bf16": 6.0}
 """How much more an input that was rounded when it was stored changes a product whose activations are quantised: some
 of their codes flip, and the less the rounding, the more that is beside it. On SmolLM2's clean llama.cpp traces of 7, 12
@@ -99,8 +106,16 @@ def floor(arithmetic: Arithmetic, calls: Sequence[Call], *, own: float = 0.0, in
 
 def passed_on(arithmetic: Arithmetic, call: Call, inputs: float) -> float:
     """By how much an operation can enlarge a relative error `inputs` of its inputs."""
+    codes = CODES["f16" if inputs <= F16.floor else "bf16"]
     if call.op is linear and arithmetic.ggml_products and call.argument("weight").kind.block > 1:
-        return CODES["f16" if inputs <= F16.floor else "bf16"]
+        return codes
+    if (
+        call.op in (append, scores)
+        and (cache := arithmetic.values if call.argument("values") is True else arithmetic.keys) in CODE
+    ):
+        return codes * math.sqrt(CODE[cache] if call.op is append else 1.0)
+    if (arithmetic.products if call.op is linear else arithmetic.attention) in OPERANDS and call.op in _SUMMED:
+        return DOUBLE
     if call.op is soft_max:  # an exponent's absolute error is its result's relative one
         return max(1.0, _largest(call.argument("kq")) * float(call.argument("scale")))
     if call.op is swiglu:

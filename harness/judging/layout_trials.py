@@ -25,7 +25,7 @@ from firstdiff.judging.needed import Judging
 from firstdiff.judging.rows import Rows, held, placed, usual, with_rows
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
-from firstdiff.model.operations import visible
+from firstdiff.model.operations import soft_max, visible
 from firstdiff.model.probe import Call
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
@@ -86,6 +86,7 @@ class Trial(Judging):
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
     fitting: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # by shape, also without numbers
+    measured: set[str] = field(default_factory=set)  # by what they are computed from themselves
     votes: list[_Vote] = field(default_factory=list)
     _known: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
 
@@ -119,16 +120,38 @@ class Trial(Judging):
                 best.setdefault(layout.reordered, (np.inf, read))
                 continue
             self.errors[call.point][index].append(error)
+            self.measured.add(call.point)
             if layout.reordered not in best or error < BETTER * best[layout.reordered][0]:
                 best[layout.reordered] = error, read
+        self._ask_probabilities(call, computed[False])
         if not best:
-            return Value(computed[False])
+            right, turned = computed[False], computed.get(True)
+            return Value(right) if turned is None else _Own(turned if self.reordered else right, right, turned)
         if len(best) == 1:
             return Value(next(iter(best.values()))[1])
         self._vote(call, best, computed)
         plain, other = best[False], best[True]
         reordered = self.reordered if self.votes else other[0] < BETTER * plain[0]
         return _Own(other[1] if reordered else plain[1], plain[1], other[1])
+
+    def _ask_probabilities(self, call: Call, expected: Array) -> None:
+        """Let probabilities say whether the scores that they are made of are scaled, where nothing else does.
+
+        `expected` is what the call gives on scores that are not.
+        """
+        (scores,) = SCORES
+        fitting = self.fitting.get(scores, [])
+        if call.op is not soft_max or scores not in self.scaled or scores in self.measured or not fitting:
+            return
+        plain, site = min(fitting), Site(call.step, call.layer, call.point)
+        unscaled = call.argument("kq") * np.float32(self.model.hp.head_dim**0.5)
+        with np.errstate(all="ignore"):
+            other = call.with_arguments(kq=unscaled).compute(self.arithmetic)
+        for index, given in ((plain, expected), (plain + len(self.layouts(scores)) // 2, other)):
+            read = (self._read(site, layout, given) for layout in self.layouts(call.point))
+            errors = [e for x in read if x is not None and (e := _error(call.point, x, given)) is not None]
+            if errors:
+                self.errors[scores][index].append(min(errors))
 
     def _computed(self, call: Call, *, other: bool) -> Array:
         """What the call gives on inputs read in the reference's order of dimensions, or in the other one."""

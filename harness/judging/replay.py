@@ -115,7 +115,7 @@ class Replay(Judging):
         calls = (*(done.call for done in upstream.pending), call)
         tight = self.floor(calls, own=own, inputs=upstream.lost) + (upstream.free if leans else 0.0)
         floor = max(tight, self.levels.floor(calls))
-        recorded = within_f16(raw, computed, floor) if half else raw
+        recorded = within_f16(raw, computed, floor) if half and not leans else raw
         seen = both(counted(call.point, computed), None if judged is None else along(judged, axes))
         verdict = self._judge(site, call, recorded, computed, upstream=upstream, floor=floor, seen=seen)
         if floor > tight:

@@ -14,7 +14,7 @@ from firstdiff.dumps.points import Kind, kind_of
 from firstdiff.explaining.arithmetic_or_fault import has_faults
 from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, declared, fits
+from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, Segment, declared, fits
 from firstdiff.judging.arithmetic_phases import stand_ins
 from firstdiff.judging.arithmetic_search import LAYERS, fingerprint
 from firstdiff.judging.arithmetic_trials import CACHE_STEPS
@@ -31,6 +31,10 @@ from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model, open_model
 from firstdiff.progress import QUIET, Progress
 from firstdiff.verdict import SiteVerdict, Status
+
+
+ROUNDS = 3
+"""How often levels of segments are sought: scores, what attends by them, and what is behind that."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,11 +72,15 @@ def replayed(
 
 
 def _levelled(model: Model, done: Replayed, candidate: Trace, details: Details | None, progress: Progress) -> Replayed:
-    """Replay once more with levels of segments, where some are off alike at all layers."""
-    segments = segment_levels(done.sites)
-    if not segments:
-        return done
-    return _replay(model, candidate, done.found.with_segments(segments), done.alignment, progress, details)
+    """Replay with levels of segments, where some are off alike at all layers; what is behind them shows only then."""
+    levels: dict[Segment, float] = {}
+    for _ in range(ROUNDS):
+        more = {segment: level for segment, level in segment_levels(done.sites).items() if segment not in levels}
+        if not more:
+            break
+        levels |= more
+        done = _replay(model, candidate, done.found.with_segments(levels), done.alignment, progress, details)
+    return done
 
 
 def _replayed(
