@@ -32,7 +32,6 @@ from firstdiff.model.engine import Model, open_model
 from firstdiff.progress import QUIET, Progress
 from firstdiff.verdict import SiteVerdict, Status
 
-
 ROUNDS = 3
 """How often levels of segments are sought: scores, what attends by them, and what is behind that."""
 
