@@ -98,14 +98,12 @@ class Fault:
         """The call gone wrong in every part; None where one does not apply, or the fault is on another call."""
         if self.on is not None and number != self.on:
             return None
-        frame = scene.frame(call)
-        own = frame.own(call)
         for hypothesis, values in self.parts:
-            changed = hypothesis.apply(own, scene, values)
+            changed = hypothesis.apply(call, scene, values)
             if changed is None:
                 return None
-            own = changed
-        return frame.laid_back(own)
+            call = changed
+        return call
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,13 +24,12 @@ def pairs_of(case: Case, means: Means, singles: Iterable[Attempt]) -> Iterator[A
         return
     applicable = [means.table[a.fault.id] for a in singles]
     part, scene = part_of(case, *PAIR_LOOK), means.scene
-    own = scene.frame(case.call).own(case.call)
     for first in sorted(applicable, key=lambda h: h.stage):
         with means.failures.at(case.site, first):
-            for values in islice(first.ways(own, scene, None), WAYS):
+            for values in islice(first.ways(case.call, scene, None), WAYS):
                 means.budget.check()
-                changed = first.apply(own, scene, values)
-                if changed is None or changed.op is not own.op:
+                changed = first.apply(case.call, scene, values)
+                if changed is None or changed.op is not case.call.op:
                     continue
                 for second in applicable:
                     if second.stage <= first.stage or not second.where.matches(changed):
@@ -52,13 +51,12 @@ def _second(
     """The best second fault after a first one."""
     best: Attempt | None = None
     scene = means.scene
-    frame = scene.frame(case.call)
-    for values in islice(second.ways(changed, scene, frame.there(case.recorded)), 2 * WAYS):
+    for values in islice(second.ways(changed, scene, case.recorded), 2 * WAYS):
         means.budget.check()
         both = second.apply(changed, scene, values)
         if both is None:
             continue
-        tried = at_part(case, scene, Fault((first, (second, values))), frame.laid_back(both), part)
+        tried = at_part(case, scene, Fault((first, (second, values))), both, part)
         if best is None or tried.residual < best.residual:
             best = tried
             if best.explains:

@@ -12,7 +12,6 @@ from firstdiff.explaining.budget import OutOfTime
 from firstdiff.explaining.pairs import pairs_of
 from firstdiff.explaining.residual import Part, part_of, rerun
 from firstdiff.hypotheses.fitting import Numbers
-from firstdiff.hypotheses.frame import Frame
 from firstdiff.hypotheses.hypothesis import Hypothesis, Later
 from firstdiff.judging.case import Case
 from firstdiff.model.arithmetic import Array
@@ -106,8 +105,7 @@ def _faults(case: Case, means: Means, hypothesis: Hypothesis) -> Iterator[Fault]
     Of a long segment only the calls outside the layers are tried alone.
     """
     scene = means.scene
-    frames = [scene.frame(call) for call in case.calls]
-    calls = [frame.own(call) for frame, call in zip(frames, case.calls, strict=True)]
+    calls = case.calls
     numbers = [n for n, call in enumerate(calls) if hypothesis.where.matches(call)]
     long = is_long(case)
     if len(numbers) > 1:
@@ -115,11 +113,11 @@ def _faults(case: Case, means: Means, hypothesis: Hypothesis) -> Iterator[Fault]
         yield from (Fault(((hypothesis, values),)) for values in islice(ways, EACH if long else None))
     for number in numbers:
         if number == len(calls) - 1:
-            tried = hypothesis.ways(calls[number], scene, frames[number].there(case.recorded))
+            tried = hypothesis.ways(calls[number], scene, case.recorded)
         elif long and calls[number].layer is not None:
             continue
         else:
-            beside = replace(scene, later=_later(case, means, number, frames[number]))
+            beside = replace(scene, later=_later(case, means, number))
             tried = hypothesis.ways(calls[number], beside, case.recorded if _fits(hypothesis) else None)
         for values in tried:
             yield Fault(((hypothesis, values),), on=number if len(calls) > 1 else None)
@@ -130,13 +128,11 @@ def _fits(hypothesis: Hypothesis) -> bool:
     return isinstance(hypothesis.ways, Numbers)
 
 
-def _later(case: Case, means: Means, number: int, frame: Frame) -> Later:
+def _later(case: Case, means: Means, number: int) -> Later:
     """What is judged at the end of a segment, given one of its calls as the candidate makes it."""
 
     def run(changed: Call) -> Array:
-        done = rerun(
-            case, means.scene.arithmetic, lambda n, _: frame.laid_back(changed) if n == number else None, means.budget
-        )
+        done = rerun(case, means.scene.arithmetic, lambda n, _: changed if n == number else None, means.budget)
         assert done is not None
         return done.given
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from firstdiff.dumps import Site
 from firstdiff.dumps.points import OUTSIDE
-from firstdiff.hypotheses.frame import AS_THE_REFERENCE, Frame
 from firstdiff.hypotheses.where import Where
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.engine import Model
@@ -52,8 +51,6 @@ class Scene:
         Every recorded call of the run so far: its site, and its number in its step.
     later
         Where what was observed is no result of the call, but of a later one.
-    frame
-        How the candidate lays out what a call works on.
     """
 
     model: Model
@@ -61,7 +58,6 @@ class Scene:
     lookup: Callable[[Site], Array | None]
     ran: Mapping[Site, int] = field(default_factory=dict)
     later: Later | None = None
-    frame: Callable[[Call], Frame] = lambda _call: AS_THE_REFERENCE
 
     def observable(self, call: Call) -> Array:
         """What would be observed if this were the call."""

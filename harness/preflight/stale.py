@@ -1,7 +1,7 @@
 """Stale buffers: steps of a dump that repeat the tensors of another step, bit for bit.
 
-No engine computes the same numbers of other tokens. A buffer that is read when it was written again, or not written
-yet, holds them.
+No engine computes the same numbers of other tokens, or of the same at other positions. A buffer that is read when it
+was written again, or not written yet, holds them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ COPY = "copy each tensor when it is computed: your dump reads the buffers after 
 
 TELLING = (Kind.NORM, Kind.PRODUCT, Kind.ROTATION, Kind.SCORES, Kind.PROBABILITIES, Kind.ATTENTION, Kind.ACTIVATION)
 """Kinds of which two layers are never equal. A sum may be: where both branches are zero, it is its input."""
+
+TURNED = (Kind.ROTATION, Kind.SCORES, Kind.PROBABILITIES, Kind.ATTENTION)
+"""Kinds that tell one position from another where the tokens are the same."""
 
 AT_LEAST = 0.9
 """The share of two layers' tensors, or of two steps', that is equal where buffers are stale: the logits, or what a hook
@@ -51,7 +54,7 @@ def tells(x: Array) -> bool:
 
 
 def stale_steps(trace: Trace) -> Iterator[DumpFinding]:
-    """Find steps that repeat the tensors of an earlier step of other tokens."""
+    """Find steps that repeat the tensors of an earlier step."""
     by_step: dict[int, list[Site]] = defaultdict(list)
     for site in trace:
         by_step[site.step].append(site)
@@ -73,12 +76,11 @@ def _spread(sites: Sequence[Site]) -> list[Site]:
 
 
 def _repeated(trace: Trace, before: int, sites: Sequence[Site]) -> tuple[Site, ...]:
-    """The sites of a step that hold what an earlier step held; none where most do not, or of the same tokens.
+    """The sites of a step that hold what an earlier step held; none where most do not.
 
-    Of the same token all that comes before the first rotation is equal; of another one nothing is.
+    Of another token nothing is equal. Of the same one all is that comes before the first rotation, and where every
+    token is the same, as good as all but what shows the position: this has to be equal as well.
     """
-    if trace.steps[sites[0].step].tokens == trace.steps[before].tokens:
-        return ()
     equal = {s for s in sites if same(trace, s, Site(before, s.layer, s.point))}
     compared = [
         s
@@ -89,6 +91,9 @@ def _repeated(trace: Trace, before: int, sites: Sequence[Site]) -> tuple[Site, .
     ]
     # A lookup of the wrong token makes all equal up to the first rotation.
     deep = any(s.layer or kind_of(s.point) in (Kind.ROTATION, Kind.ATTENTION, Kind.LOGITS) for s in equal)
+    if _same_tokens(trace, before, sites[0].step):
+        turned = [s for s in compared if kind_of(s.point) in TURNED]
+        deep = equal.issuperset(turned) and any(kind_of(s.point) is Kind.ROTATION for s in turned)
     if not deep or sum(s in equal for s in compared) < AT_LEAST * len(compared):
         return ()
     return tuple(s for s in sites if s in equal)
@@ -96,12 +101,21 @@ def _repeated(trace: Trace, before: int, sites: Sequence[Site]) -> tuple[Site, .
 
 def _finding(trace: Trace, before: int, now: int, sites: tuple[Site, ...]) -> DumpFinding:
     was, own = (_tokens(trace.steps[step].tokens) for step in (before, now))
+    ran, see = f"step {now} ran {own} and step {before} {was}", f"the engine ran step {now} on its own tokens"
+    if _same_tokens(trace, before, now):
+        then, here = (trace.steps[step].positions[0] for step in (before, now))
+        ran = f"step {now} ran {own} at position {here} and step {before} at position {then}"
+        see = f"the engine ran step {now} at position {here}"
     return DumpFinding(
         "stale-step",
-        f"step {now} repeats step {before}'s tensors to the bit, though step {now} ran {own} and step {before} {was}",
-        f"{COPY}; where the logits repeat as well, see that the engine ran step {now} on its own tokens",
+        f"step {now} repeats step {before}'s tensors to the bit, though {ran}",
+        f"{COPY}; where the logits repeat as well, see that {see}",
         sites,
     )
+
+
+def _same_tokens(trace: Trace, before: int, now: int) -> bool:
+    return trace.steps[now].tokens == trace.steps[before].tokens
 
 
 def _tokens(tokens: Sequence[int]) -> str:

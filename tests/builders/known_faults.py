@@ -95,10 +95,10 @@ class OwnKnowing(Knowing):
 
         return Scene(self.own.model, self.arithmetic, lookup, self._ran)
 
-    def _gone_wrong(self, plant: Planted, call: Call) -> Call | None:
+    def _computed(self, call: Call) -> tuple[Array, bool]:
         assert self.own is not None
-        wrong = super()._gone_wrong(plant, self.own.own(call))
-        return None if wrong is None else self.own.laid_back(wrong)
+        value, touched = super()._computed(self.own.own(call))
+        return self.own.back(call.point, value), touched
 
 
 def size_of(point: str, wrong: Array, right: Array) -> float:

@@ -293,6 +293,22 @@ def test_layers_that_ran_and_were_not_recorded_are_no_finding(model: Model, clea
     assert verdict.dump == ()
 
 
+def test_a_step_that_repeats_another_of_the_same_token_is_told_by_its_position(model: Model) -> None:
+    right = dump(model, PROMPT, later=[[5], [5]])
+    assert dump_findings(model, right)[0] == ()
+    verdict = judge(model, held_instead(right, another_step(2, 1)))
+    assert named(verdict) == ["stale-step"]
+    assert "though step 2 ran token 5 at position 13 and step 1 at position 12" in verdict.dump[0].says
+    assert (verdict.diverging, verdict.exit_code) == ((), 4)
+
+
+def test_an_engine_that_does_not_rotate_repeats_itself_where_all_tokens_are_the_same(model: Model) -> None:
+    """Its keys are equal then at any position; its scores are more and more."""
+    verdict = judge(model, dump(model, [5, 5, 5, 5], ("rope-none", None), later=[[5], [5]]))
+    assert verdict.dump == ()
+    assert str(verdict.diverging[0].site) == "Qcur_rope-0"
+
+
 CLEAN: dict[str, tuple[Sequence[int], int]] = {
     "one token": ([1], 0),
     "one token and then the same": ([1], 2),

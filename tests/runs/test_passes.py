@@ -1,0 +1,103 @@
+"""Passes over the weights: how often a verdict on one step reads them all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from builders.judging import judge
+from builders.second_engine import Patch, dumped, heads_left_over, positions_doubled, ran
+from builders.tiny_models import tiny
+from firstdiff.dumps import Step, Trace
+from firstdiff.engines.reference import Recording
+from firstdiff.model.arithmetic import F32
+from firstdiff.model.engine import Model, open_model
+from firstdiff.model.weights import Weight
+
+LAYERS = 30
+"""So many that the handful from which layouts and arithmetic are found is a small part: as many as SmolLM2 has."""
+
+PROMPT = [1, *range(60, 83)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("passes")
+    return open_model(tiny("llama", folder, n_layer=LAYERS, n_embd=64, n_head=4, n_head_kv=2, head_dim=16, n_ff=96))
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many numbers of each matrix were read, by its name; a lookup of some rows is no reading."""
+    count: Counter[str] = Counter()
+    rows, values = Weight.rows, Weight.values
+
+    def counted_rows(
+        self: Weight, start: int, stop: int, buffer: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        count[self.name] += (stop - start) * self.shape[-1]
+        return rows(self, start, stop, buffer)
+
+    def counted_values(self: Weight) -> npt.NDArray[np.float32]:
+        count[self.name] += self.shape[0] * self.shape[-1] if len(self.shape) > 1 else 0
+        return values(self)
+
+    monkeypatch.setattr(Weight, "rows", counted_rows)
+    monkeypatch.setattr(Weight, "values", counted_values)
+    return count
+
+
+def passes(model: Model, read: Counter[str]) -> float:
+    """The numbers read, in all numbers of the matrices that a forward pass multiplies by."""
+    matrices = {name: t for name, t in model.gguf.tensors.items() if len(t.shape) > 1 and name != "token_embd.weight"}
+    return sum(read.values()) / sum(t.shape[0] * t.shape[1] for t in matrices.values())
+
+
+def trace_of(model: Model, folder: Path, *patches: Patch) -> Trace:
+    """A dump in Hugging Face's order that states no arithmetic."""
+    return dumped(ran(model.gguf.path, PROMPT, *patches, decode=0), folder / "dump")
+
+
+def test_a_pass_of_the_reference_reads_all_weights_once(model: Model, read: Counter[str]) -> None:
+    for _ in model.forward([Step(tuple(PROMPT), tuple(range(len(PROMPT))))], Recording(F32)):
+        pass
+    assert passes(model, read) == 1
+
+
+def test_a_clean_dump_takes_two_passes_and_a_look_at_a_handful_of_layers(
+    model: Model, read: Counter[str], tmp_path: Path
+) -> None:
+    """Layouts, arithmetic, then one replay, and the reference's own run: 2.4 as measured."""
+    assert judge(model, trace_of(model, tmp_path)).verdict == "agrees"
+    assert passes(model, read) < 2.5
+
+
+def transposed(model: Any) -> None:
+    """Read a square weight of one layer transposed."""
+    weight = model.model.layers[3].self_attn.o_proj.weight
+    weight.data = weight.data.T.contiguous()
+
+
+FAULTS: dict[str, tuple[Patch, float]] = {
+    "a rotation": (positions_doubled(3), 3.5),
+    "heads left over": (heads_left_over(3), 3.5),
+    "a transposed weight": (transposed, 4.5),
+    "a rotation at every layer": (positions_doubled(*range(LAYERS)), 5.0),
+}
+"""A patch, and the bound. One pass more is the counter-check's (3.4 as measured). Hypotheses of a product read its own
+weights (4.1), and where an operation is wrong at every layer, an arithmetic is sought at the handful too (4.6)."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_takes_one_pass_more(model: Model, read: Counter[str], tmp_path: Path, fault: str) -> None:
+    patch, most = FAULTS[fault]
+    verdict = judge(model, trace_of(model, tmp_path, patch))
+    assert verdict.verdict == "diverges"
+    assert all(e.hypothesis is not None for e in verdict.explanations)
+    assert passes(model, read) < most
