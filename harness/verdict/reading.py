@@ -82,6 +82,7 @@ def _verdict(found: dict[str, Any]) -> Verdict:
     _check_counter_check(verdict)
     _check_failed(verdict)
     _check_dump(verdict)
+    _check_sensitivity(verdict)
     try:
         again = json.loads(verdict.to_json())
     except (KeyError, ValueError, TypeError, OverflowError) as e:
@@ -242,6 +243,25 @@ def _check_dump(verdict: Verdict) -> None:
                 raise _UnfitError(f"dump[{i}]", f"is of a site that is not there: {shown(str(site))}")
             if not finding.judged and known[site].status is not Status.NOT_COMPARABLE:
                 raise _UnfitError(f"dump[{i}]", f"covers {shown(str(site))}, which {known[site].status}")
+
+
+def _check_sensitivity(verdict: Verdict) -> None:
+    """A pass alone says how small a fault it could have shown, at sites that it judged."""
+    judged = {s.site for s in verdict.sites if s.status in JUDGED}
+    known = {s.site for s in verdict.sites}
+    if verdict.sensitivity and verdict.verdict != "agrees":
+        raise _UnfitError("sensitivity", f"is told of a verdict that {verdict.verdict}")
+    for i, s in enumerate(verdict.sensitivity):
+        where, places = f"sensitivity[{i}]", [p for p in (s.least, s.most) if p is not None]
+        if s.tried != 0 if s.least is None else s.tried < len(places):
+            raise _UnfitError(where, f"has {len(places)} places of {s.tried} that were tried")
+        if (s.least is None or s.tried == 1) and s.most is not None:
+            raise _UnfitError(where, "has a place where it takes most, and no other")
+        if any(not p.share > 0 for p in places) or [p.share for p in places] != sorted(p.share for p in places):
+            raise _UnfitError(where, "has shares that are not above 0, the least first")
+        for p in places:
+            if p.site not in known or p.seen not in judged:
+                raise _UnfitError(where, f"is of {shown(str(p.site))}, seen at {shown(str(p.seen))}, which is not judged")
 
 
 def _check_charts(where: str, detail: Detail) -> None:
