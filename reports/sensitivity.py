@@ -9,11 +9,11 @@ from firstdiff.verdict import Fault, Sensitivity, Smallest, Verdict
 
 NAMES = {
     Fault.NORM_EPSILON: "a norm's epsilon",
-    Fault.ROPE_BASE: "the base of a rotation",
-    Fault.SOFTMAX_SCALE: "the scale of a softmax",
-    Fault.MATRIX: "all weights of a product",
-    Fault.WEIGHT: "one weight of a product",
-    Fault.EMBEDDING: "the rows of the embedding",
+    Fault.ROPE_BASE: "the rope base",
+    Fault.SOFTMAX_SCALE: "the softmax scale",
+    Fault.MATRIX: "all weights of one matrix",
+    Fault.WEIGHT: "one weight of a matrix",
+    Fault.EMBEDDING: "all rows of the embedding",
 }
 
 ALIKE = 3.0
@@ -32,7 +32,7 @@ def sensitivity(verdict: Verdict) -> list[str]:
     told = []
     if shown:
         faults = "; ".join(f"{_amount(s.fault, least.share)} ({_where(s, least)})" for s, least in shown)
-        told.append(f"A fault at one place would have shown if it were as small as this: {faults}.")
+        told.append(f"A fault at a single place would have shown from this size on: {faults}.")
     if hidden:
         told.append(f"However wrong {_any_of(hidden)} were, it would not have shown in this dump.")
     if unknown:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from firstdiff.judging.past import missing_past
 from firstdiff.judging.replay import Replay, counted
 from firstdiff.judging.rows import Mask, along, both
 from firstdiff.judging.traced import Traced, Upstream
-from firstdiff.model.arithmetic import F32, Array
+from firstdiff.model.arithmetic import F32, GGML, Arithmetic, Array
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import Operation, embed, linear, rms_norm, rope, soft_max
 from firstdiff.model.probe import Call
@@ -46,13 +46,22 @@ proportion."""
 MOST = 1e6
 """The largest share that is told: nobody has a number wrong by more."""
 
-ATTEMPTS = 8
+ATTEMPTS = 12
 """Changes that are tried at one place. A change that acts in proportion takes two."""
+
+NEAR = 1.05
+"""How near a change has to come that does not act in proportion any more, as a factor."""
+
+BISECTIONS = 4
+"""They find a share to a fifth of itself."""
 
 RIGHT = (Status.AGREES, Status.INHERITS)
 
 
 # Faults
+
+
+Make = Callable[[Call, Array, float, Arithmetic], Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,23 +73,23 @@ class Change:
     fault, op
         Which number, and of which operation.
     make
-        Gives the operation's result with the number larger by a share: of the call and its right result.
+        Gives the operation's result with the number larger by a share: of the call, its right result and the arithmetic.
     start
         The share that is tried first.
-    everywhere
-        Whether every layer is tried; or else the first, the middle and the last.
+    layers
+        How many layers are tried, evenly spread.
     """
 
     fault: Fault
     op: Operation
-    make: Callable[[Call, Array, float], Array]
+    make: Make
     start: Callable[[Call], float] = lambda _: AIM
-    everywhere: bool = False
+    layers: int = 3
 
 
-def _attribute(name: str) -> Callable[[Call, Array, float], Array]:
-    def make(call: Call, _right: Array, share: float) -> Array:
-        return call.with_arguments(**{name: call.argument(name) * (1 + share)}).compute(F32)
+def _attribute(name: str) -> Make:
+    def make(call: Call, _right: Array, share: float, arithmetic: Arithmetic) -> Array:
+        return call.with_arguments(**{name: call.argument(name) * (1 + share)}).compute(arithmetic)
 
     return make
 
@@ -91,16 +100,26 @@ def _epsilon(call: Call) -> float:
     return 2 * AIM * (float(np.square(x).mean(-1).min()) + eps) / eps if eps else AIM
 
 
-def _matrix(call: Call, right: Array, share: float) -> Array:
+def _all(_call: Call, right: Array, share: float, _arithmetic: Arithmetic) -> Array:
+    return right + share * right
+
+
+def _matrix(call: Call, right: Array, share: float, arithmetic: Arithmetic) -> Array:
+    weight = call.argument("weight")
+    if arithmetic.products is not None:
+        larger = replace(weight, dense=(weight.values() * (1 + share)).astype(np.float32))
+        return call.with_arguments(weight=larger).compute(arithmetic)
     return right + share * (right if call.argument("bias") is None else call.with_arguments(bias=None).compute(F32))
 
 
-def _weight(call: Call, right: Array, share: float) -> Array:
+def _weight(call: Call, right: Array, share: float, arithmetic: Arithmetic) -> Array:
     row, column = element(call)
-    weight = call.argument("weight").rows(row, row + 1).astype(np.float64)
+    weights = call.argument("weight").rows(row, row + 1).astype(np.float64)[0]
+    pair = np.array([weights[column], weights[column] + share * math.sqrt(np.square(weights).mean())])
+    right_one, wrong_one = arithmetic.operand(pair) if arithmetic.products is not None else pair
     wrong = np.array(right, np.float64)
     flat = wrong.reshape(len(wrong), -1)
-    flat[:, row] += share * math.sqrt(np.square(weight).mean()) * call.argument("x")[:, column]
+    flat[:, row] += (wrong_one - right_one) * call.argument("x")[:, column]
     return wrong
 
 
@@ -117,12 +136,12 @@ def element(call: Call) -> tuple[int, int]:
 
 
 CHANGES = (
-    Change(Fault.NORM_EPSILON, rms_norm, _attribute("eps"), _epsilon, everywhere=True),
+    Change(Fault.NORM_EPSILON, rms_norm, _attribute("eps"), _epsilon, layers=8),  # epsilons show where activations are small,
     Change(Fault.ROPE_BASE, rope, _attribute("base")),
     Change(Fault.SOFTMAX_SCALE, soft_max, _attribute("scale")),
     Change(Fault.MATRIX, linear, _matrix),
     Change(Fault.WEIGHT, linear, _weight, lambda _: 1.0),
-    Change(Fault.EMBEDDING, embed, lambda _, right, share: right + share * right),
+    Change(Fault.EMBEDDING, embed, _all),
 )
 
 
@@ -152,32 +171,42 @@ def places(change: Change, sites: Sequence[SiteVerdict], cut: Collection[Site] =
     """
     right = [s for s in sites if s.status in RIGHT and s.floor is not None and math.isfinite(s.floor)]
     own = [s for s in right if s.op == change.op.__name__]
-    direct = [s for s in own if not s.segment and s.site not in cut]
-    if direct:
-        count = Counter(s.step for s in direct)
-        step = min(count, key=lambda step: (-count[step], step))
-        return [Place(change, s.site, s) for s in _chosen(change, [s for s in direct if s.step == step])]
+    direct = _of_one_step([s for s in own if not s.segment and s.site not in cut])
+    inside = [s for s in direct if s.layer is not None]
+    outside = [Place(change, s.site, s) for s in direct if s.layer is None]
+    if inside:
+        chosen = [Place(change, s.site, s) for s in _chosen(change, inside)]
+        return chosen if change.op is linear else chosen + outside  # that of the logits takes as long as many others
     ops = {s.site: s.op for s in sites}
     within = [Place(change, s.site, s) for s in own]
     within += [Place(change, x, s) for s in right for x in s.segment if ops.get(x) == change.op.__name__]
-    short = [place for place in within if len(place.judged.segment) <= LONGEST]
-    return [min(short, key=lambda place: len(place.judged.segment))] if short else []
+    near = sorted((p for p in within if len(p.judged.segment) <= LONGEST), key=lambda p: len(p.judged.segment))
+    first = next((p for p in near if p.site.layer is not None), None)
+    if first is None:
+        return outside or near[:1]
+    return [first] if change.op is linear else [first, *outside]
 
 
-def _chosen(change: Change, direct: Sequence[SiteVerdict]) -> Sequence[SiteVerdict]:
-    """Those that are tried of one step's: products take long, so that three of one layer stand for all."""
-    layers = sorted({s.layer for s in direct if s.layer is not None})
-    if change.everywhere or not layers:
-        return direct
+def _of_one_step(sites: Sequence[SiteVerdict]) -> list[SiteVerdict]:
+    """Those of the step that has most of them, the prompt's if all have as many."""
+    count = Counter(s.step for s in sites)
+    step = min(count, key=lambda step: (-count[step], step), default=0)
+    return [s for s in sites if s.step == step]
+
+
+def _chosen(change: Change, inside: Sequence[SiteVerdict]) -> list[SiteVerdict]:
+    """Those that are tried; products take long, so that three of one layer stand for all."""
+    layers = sorted({s.layer for s in inside if s.layer is not None})
     if change.op is linear:
-        return _spread([s for s in direct if s.layer == layers[len(layers) // 2]])
-    kept = _spread(layers)
-    return [s for s in direct if s.layer in kept]
+        return _spread([s for s in inside if s.layer == layers[len(layers) // 2]], 3)
+    kept = _spread(layers, change.layers)
+    return [s for s in inside if s.layer in kept]
 
 
-def _spread(of: Sequence[Any]) -> list[Any]:
-    """The first, the middle and the last."""
-    return [of[i] for i in sorted({0, len(of) // 2, len(of) - 1})]
+def _spread(of: Sequence[Any], count: int) -> list[Any]:
+    """So many of a sequence, the first and the last among them."""
+    last = len(of) - 1
+    return [of[i] for i in sorted({round(last * i / (count - 1)) for i in range(count)})]
 
 
 # How small they can be
@@ -188,16 +217,18 @@ class Chain:
     """The calls since the last recorded values, the judged one last, on what the candidate's inputs make of them.
 
     Nothing is rounded to less than float32: what a change does would drown in it. `values` stand for the results in
-    what the calls read, `right` are the results, and `seen` the entries of the last one that count.
+    what the calls read, `right` are the results, and `seen` the entries of the last one that count. `steps` is the
+    arithmetic in which a number is rounded before it is used, if it is, so that what it changes grows in steps.
     """
 
     calls: tuple[Call, ...]
     values: tuple[Value, ...]
     right: tuple[Array, ...]
     seen: Mask | None
+    steps: Arithmetic | None = None
 
     @classmethod
-    def of(cls, call: Call, seen: Mask | None, rows: Mask | None) -> Chain:
+    def of(cls, call: Call, seen: Mask | None, rows: Mask | None, arithmetic: Arithmetic) -> Chain:
         """The chain of a judged call; of many rows the last ones, where that is all it takes to compute them."""
         pending = Upstream.of(call).pending
         operand = {linear: "x", soft_max: "kq"}.get(call.op)
@@ -205,13 +236,14 @@ class Chain:
             x = call.argument(operand)
             call = call.with_arguments(**{operand: x[-ROWS:] if call.op is linear else x[:, -ROWS:]})
             seen = None if seen is None else seen[-ROWS:]
+        steps = None if pending else _steps(call, arithmetic)
         values = (*(done.value for done in pending), Value(np.empty(0)))
         calls: list[Call] = []
         right: dict[Value, Array] = {}
         for each, value in zip((*(done.call for done in pending), call), values, strict=True):
             calls.append(each.with_inputs(right))
-            right[value] = calls[-1].compute(F32)
-        return cls(tuple(calls), values, tuple(right.values()), seen)
+            right[value] = calls[-1].compute(steps or F32)
+        return cls(tuple(calls), values, tuple(right.values()), seen, steps)
 
     @cached_property
     def sizes(self) -> Array | None:
@@ -233,18 +265,55 @@ class Chain:
     def smallest(self, place: Place) -> float:
         """The smallest share at a place that is seen for certain; infinite where none is."""
         number = next(n for n, call in enumerate(self.calls) if _site(call) == place.site)
-        floor, own = place.judged.floor or 0.0, place.judged.local_error or 0.0
-        share, needed = place.change.start(self.calls[number]), floor + own
-        aim, error = max(needed, AIM), 0.0
-        for _ in range(ATTEMPTS):
-            error = self.error(number, place.change.make(self.calls[number], self.right[number], share))
-            if not 0 < error < math.inf:
-                return math.inf
-            if aim / 2 <= error <= 2 * aim:
-                break
-            share *= aim / error
-        found = share * needed / error
+        call, right = self.calls[number], self.right[number]
+
+        def error(share: float) -> float:
+            return self.error(number, place.change.make(call, right, share, self.steps or F32))
+
+        needed = (place.judged.floor or 0.0) + (place.judged.local_error or 0.0)
+        found = _in_proportion(error, place.change.start(call), needed)
+        if self.steps is not None and found < math.inf:
+            found = _stepwise(lambda share: error(share) > needed, found)
         return found if found <= MOST else math.inf
+
+
+def _steps(call: Call, arithmetic: Arithmetic) -> Arithmetic | None:
+    """The arithmetic that rounds numbers of a call before they are used; None for one that uses them as they are.
+
+    ggml's angles are powers of a float32; where both operands of a product are rounded, so is each weight.
+    """
+    if arithmetic.ggml_products:
+        return replace(F32, products=GGML) if call.op is rope else None
+    kind = "f16" if arithmetic.products == "f16-sums" else arithmetic.products or arithmetic.weights_and_results
+    return replace(F32, products=kind) if call.op is linear and kind is not None else None
+
+
+def _in_proportion(error: Callable[[float], float], share: float, needed: float) -> float:
+    """The share that makes an error, by one that makes an error large enough to be measured; `share` is tried first."""
+    aim = max(needed, AIM)
+    near = 2.0 if aim > needed else NEAR
+    for _ in range(ATTEMPTS):
+        made = error(share)
+        if not 0 < made < math.inf:
+            return math.inf
+        if aim / near <= made <= near * aim:
+            return share * needed / made
+        share *= aim / made
+    return math.inf
+
+
+def _stepwise(seen: Callable[[float], bool], near: float) -> float:
+    """The smallest share that is seen, near to a first guess, where numbers act in steps."""
+    above = near
+    while not seen(above):
+        above *= 2
+        if above > MOST:
+            return math.inf
+    below = above / 2 if above > near else near / 16
+    for _ in range(BISECTIONS if above == near else 2):
+        middle = math.sqrt(below * above)
+        below, above = (below, middle) if seen(middle) else (middle, above)
+    return above
 
 
 def _site(call: Call) -> Site:
@@ -265,7 +334,7 @@ class Sensing(Replay):
         if site in self.wanted and isinstance(given, Traced):
             rows, _ = Upstream.of(call).judged(given.rows)
             mask = None if rows is None else along(rows, axes_of(call.point, given.array.ndim))
-            chain = Chain.of(call, both(counted(call.point, given.array), mask), rows)
+            chain = Chain.of(call, both(counted(call.point, given.array), mask), rows, self.arithmetic)
             for place in self.wanted[site]:
                 self._take(place, chain)
         return given

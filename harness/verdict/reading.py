@@ -261,7 +261,8 @@ def _check_sensitivity(verdict: Verdict) -> None:
             raise _UnfitError(where, "has shares that are not above 0, the least first")
         for p in places:
             if p.site not in known or p.seen not in judged:
-                raise _UnfitError(where, f"is of {shown(str(p.site))}, seen at {shown(str(p.seen))}, which is not judged")
+                of = f"is of {shown(str(p.site))}, seen at {shown(str(p.seen))}"
+                raise _UnfitError(where, f"{of}, of which one is not there or not judged")
 
 
 def _check_charts(where: str, detail: Detail) -> None:
