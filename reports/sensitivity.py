@@ -61,8 +61,8 @@ def _where(s: Sensitivity, least: Smallest) -> str:
     if s.most is None or s.most.share < ALIKE * least.share:
         return told
     if not isfinite(s.most.share):
-        return f"{told}; at {s.most.site} none would"
-    more = _share(s.most.share) + " it" if s.fault is Fault.WEIGHT else _larger(s.most.share)
+        return f"{told}; at {s.most.site} not at any size"
+    more = f"off by {_share(s.most.share)} that" if s.fault is Fault.WEIGHT else _larger(s.most.share)
     return f"{told}; at {s.most.site} only if {more}"
 
 

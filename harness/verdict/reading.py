@@ -19,6 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from firstdiff.dumps import Site, TraceError
 from firstdiff.dumps.errors import shown
 from firstdiff.dumps.strict_json import parse_object
+from firstdiff.verdict.sensitivity import Fault
 from firstdiff.verdict.sites import Detail, Histogram, Profile, SiteVerdict, Status
 from firstdiff.verdict.verdict import Verdict
 from firstdiff.verdict.writing import FORMAT, PARTS, VERSION
@@ -246,23 +247,26 @@ def _check_dump(verdict: Verdict) -> None:
 
 
 def _check_sensitivity(verdict: Verdict) -> None:
-    """A pass alone says how small a fault it could have shown, at sites that it judged."""
-    judged = {s.site for s in verdict.sites if s.status in JUDGED}
-    known = {s.site for s in verdict.sites}
-    if verdict.sensitivity and verdict.verdict != "agrees":
+    """Only a pass says how small a fault would have shown, and at sites that it judged."""
+    told = verdict.sensitivity
+    if told and verdict.verdict != "agrees":
         raise _UnfitError("sensitivity", f"is told of a verdict that {verdict.verdict}")
-    for i, s in enumerate(verdict.sensitivity):
+    if len({s.fault for s in told}) < len(told):
+        raise _UnfitError("sensitivity", "holds a fault twice")
+    known = {s.site for s in verdict.sites}
+    judged = {s.site for s in verdict.sites if s.status in JUDGED}
+    for i, s in enumerate(told):
         where, places = f"sensitivity[{i}]", [p for p in (s.least, s.most) if p is not None]
-        if s.tried != 0 if s.least is None else s.tried < len(places):
-            raise _UnfitError(where, f"has {len(places)} places of {s.tried} that were tried")
-        if (s.least is None or s.tried == 1) and s.most is not None:
-            raise _UnfitError(where, "has a place where it takes most, and no other")
-        if any(not p.share > 0 for p in places) or [p.share for p in places] != sorted(p.share for p in places):
+        if len(places) != min(s.tried, 2) or (s.least is None and s.most is not None):
+            raise _UnfitError(where, f"tells {len(places)} places of {s.tried} that were tried")
+        if any(not p.share > 0 for p in places) or places != sorted(places, key=lambda p: p.share):
             raise _UnfitError(where, "has shares that are not above 0, the least first")
         for p in places:
             if p.site not in known or p.seen not in judged:
                 of = f"is of {shown(str(p.site))}, seen at {shown(str(p.seen))}"
                 raise _UnfitError(where, f"{of}, of which one is not there or not judged")
+            if (p.element is None) == (s.fault is Fault.WEIGHT):
+                raise _UnfitError(where, f"has the element {p.element}, and is of a {s.fault}")
 
 
 def _check_charts(where: str, detail: Detail) -> None:
