@@ -19,7 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from firstdiff.dumps import Site, TraceError
 from firstdiff.dumps.errors import shown
 from firstdiff.dumps.strict_json import parse_object
-from firstdiff.verdict.sensitivity import Fault
+from firstdiff.verdict.sensitivity import misfit
 from firstdiff.verdict.sites import Detail, Histogram, Profile, SiteVerdict, Status
 from firstdiff.verdict.verdict import Verdict
 from firstdiff.verdict.writing import FORMAT, PARTS, VERSION
@@ -83,7 +83,8 @@ def _verdict(found: dict[str, Any]) -> Verdict:
     _check_counter_check(verdict)
     _check_failed(verdict)
     _check_dump(verdict)
-    _check_sensitivity(verdict)
+    if wrong := misfit(verdict.sensitivity, verdict.verdict, verdict.sites):
+        raise _UnfitError(*wrong)
     try:
         again = json.loads(verdict.to_json())
     except (KeyError, ValueError, TypeError, OverflowError) as e:
@@ -244,29 +245,6 @@ def _check_dump(verdict: Verdict) -> None:
                 raise _UnfitError(f"dump[{i}]", f"is of a site that is not there: {shown(str(site))}")
             if not finding.judged and known[site].status is not Status.NOT_COMPARABLE:
                 raise _UnfitError(f"dump[{i}]", f"covers {shown(str(site))}, which {known[site].status}")
-
-
-def _check_sensitivity(verdict: Verdict) -> None:
-    """Only a pass says how small a fault would have shown, and at sites that it judged."""
-    told = verdict.sensitivity
-    if told and verdict.verdict != "agrees":
-        raise _UnfitError("sensitivity", f"is told of a verdict that {verdict.verdict}")
-    if len({s.fault for s in told}) < len(told):
-        raise _UnfitError("sensitivity", "holds a fault twice")
-    known = {s.site for s in verdict.sites}
-    judged = {s.site for s in verdict.sites if s.status in JUDGED}
-    for i, s in enumerate(told):
-        where, places = f"sensitivity[{i}]", [p for p in (s.least, s.most) if p is not None]
-        if len(places) != min(s.tried, 2) or (s.least is None and s.most is not None):
-            raise _UnfitError(where, f"tells {len(places)} places of {s.tried} that were tried")
-        if any(not p.share > 0 for p in places) or places != sorted(places, key=lambda p: p.share):
-            raise _UnfitError(where, "has shares that are not above 0, the least first")
-        for p in places:
-            if p.site not in known or p.seen not in judged:
-                of = f"is of {shown(str(p.site))}, seen at {shown(str(p.seen))}"
-                raise _UnfitError(where, f"{of}, of which one is not there or not judged")
-            if (p.element is None) == (s.fault is Fault.WEIGHT):
-                raise _UnfitError(where, f"has the element {p.element}, and is of a {s.fault}")
 
 
 def _check_charts(where: str, detail: Detail) -> None:
