@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from firstdiff.reports.facts import reasons
+from firstdiff.reports.sensitivity import sensitivity
 from firstdiff.reports.words import NAMED, REASONS, along, apart, counted, listed, named_steps, runs
 from firstdiff.verdict import Failed, SiteVerdict, Status, Verdict, Witness
 
@@ -26,7 +27,7 @@ def sentences(verdict: Verdict, where: str | None = None) -> list[str]:
     elif verdict.judged and (verdict.beside or verdict.broken_beside):
         told = [_beside(verdict, where), _agreement(verdict)]
     elif verdict.judged and not verdict.uncompared:
-        told = [_agreement(verdict)]
+        told = [_agreement(verdict), *sensitivity(verdict)]
     elif verdict.judged:
         told = [f"This is no pass: {verdict.uncompared}.", _why_not(verdict), _agreement(verdict)]
     else:

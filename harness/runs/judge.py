@@ -21,6 +21,7 @@ from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.logits import last_logits, logits_against
 from firstdiff.judging.partial import padding
 from firstdiff.judging.past import begins_told, missing_past
+from firstdiff.judging.sensitivity import sensitivity
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
 from firstdiff.preflight.agreeing_logits import suspicion
@@ -118,7 +119,7 @@ def judge(
     )
     padded, wins = padding(trace, model.hp.n_vocab)
     begins = begins_told(missing_past(model, trace))
-    return Verdict(
+    verdict = Verdict(
         candidate=engine_name(trace),
         against=beside.against,
         model=described(model) | {"sha256": run.identity.sha256},
@@ -144,6 +145,9 @@ def judge(
         failed=failures.noted,
         details={} if details is None else details.taken,
     )
+    if verdict.verdict != "agrees":
+        return verdict
+    return replace(verdict, sensitivity=sensitivity(model, trace, done.found, done.alignment, sites, done.cut))
 
 
 def _replayed(

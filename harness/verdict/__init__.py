@@ -2,6 +2,7 @@
 
 from firstdiff.verdict.dump import DumpFinding
 from firstdiff.verdict.explanations import CounterCheck, Explanation, Failed, Tried
+from firstdiff.verdict.sensitivity import Fault, Sensitivity, Smallest
 from firstdiff.verdict.sites import Detail, Element, Histogram, Profile, SiteVerdict, Statistics, Status
 from firstdiff.verdict.verdict import PASSED, Logits, Verdict, Witness, broken
 
@@ -13,10 +14,13 @@ __all__ = [
     "Element",
     "Explanation",
     "Failed",
+    "Fault",
     "Histogram",
     "Logits",
     "Profile",
+    "Sensitivity",
     "SiteVerdict",
+    "Smallest",
     "Statistics",
     "Status",
     "Tried",

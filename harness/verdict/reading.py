@@ -19,6 +19,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from firstdiff.dumps import Site, TraceError
 from firstdiff.dumps.errors import shown
 from firstdiff.dumps.strict_json import parse_object
+from firstdiff.verdict.sensitivity import misfit
 from firstdiff.verdict.sites import Detail, Histogram, Profile, SiteVerdict, Status
 from firstdiff.verdict.verdict import Verdict
 from firstdiff.verdict.writing import FORMAT, PARTS, VERSION
@@ -82,6 +83,8 @@ def _verdict(found: dict[str, Any]) -> Verdict:
     _check_counter_check(verdict)
     _check_failed(verdict)
     _check_dump(verdict)
+    if wrong := misfit(verdict.sensitivity, verdict.verdict, verdict.sites):
+        raise _UnfitError(*wrong)
     try:
         again = json.loads(verdict.to_json())
     except (KeyError, ValueError, TypeError, OverflowError) as e:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from firstdiff.dumps.site import Site
 from firstdiff.verdict.dump import DumpFinding
 from firstdiff.verdict.explanations import CounterCheck, Explanation, Failed
+from firstdiff.verdict.sensitivity import Sensitivity
 from firstdiff.verdict.sites import Detail, SiteVerdict, Status
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Verdict:
     explanations: tuple[Explanation, ...] = ()
     counter_check: CounterCheck | None = None
     failed: tuple[Failed, ...] = ()  # hypotheses that could not be tried: the explanations stand without them
+    sensitivity: tuple[Sensitivity, ...] = ()  # how small a fault would have shown, where all agrees
     details: dict[Site, Detail] = field(default_factory=dict)  # by site, where they were asked for
     run: dict[str, Any] = field(default_factory=dict)  # the command and the versions, where a command judged
 

@@ -37,6 +37,7 @@ def to_json(verdict: Verdict) -> str:
         "pieces": verdict.pieces,
         "preflight": verdict.preflight,
         **({"dump": verdict.dump} if verdict.dump else {}),
+        **({"sensitivity": verdict.sensitivity} if verdict.sensitivity else {}),
         "arithmetic": verdict.arithmetic,
         "layouts": verdict.layouts,
         "coverage": verdict.coverage,

@@ -18,8 +18,11 @@ from firstdiff.verdict import (
     Element,
     Explanation,
     Failed,
+    Fault,
     Logits,
+    Sensitivity,
     SiteVerdict,
+    Smallest,
     Status,
     Tried,
     Verdict,
@@ -234,8 +237,25 @@ def hostile() -> Verdict:
     )
 
 
+def at(name: str, share: float, seen: str = "", element: tuple[int, int] | None = None) -> Smallest:
+    """The smallest change at a site, seen there or at another one."""
+    return Smallest(Site.parse(name), share, Site.parse(seen or name), element)
+
+
+SENSITIVITY = (
+    Sensitivity(Fault.NORM_EPSILON, at("attn_norm-0", 0.1843), at("ffn_norm-1", 211.0), 5),
+    Sensitivity(Fault.ROPE_BASE, at("Qcur_rope-0", 4.87e-6), at("Kcur_rope-1", 5.2e-6), 4),
+    Sensitivity(Fault.SOFTMAX_SCALE, None, None, 0),
+    Sensitivity(Fault.MATRIX, at("Qcur-0", 0.0273, "l_out-0"), None, 1),
+    Sensitivity(Fault.WEIGHT, at("Qcur-1", 0.17, element=(3, 4)), at("ffn_out-1", 14.2, element=(3, 5)), 2),
+    Sensitivity(Fault.EMBEDDING, at("embd", float("inf")), None, 1),
+)
+"""How small faults may be: large and small, at one place and at several, seen elsewhere, not at all, unknown."""
+
+
 EVERY_KIND = {
     "clean": verdict(),
+    "clean, with what would have shown": verdict(sensitivity=SENSITIVITY),
     "detailed": verdict(details=True, layers=3, bug=1),
     "wrong": verdict(bug=1),
     "later": verdict(

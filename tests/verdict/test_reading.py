@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from builders.command_line import Command, assert_refused
-from builders.verdicts import EVERY_KIND, verdict
+from builders.verdicts import EVERY_KIND, SENSITIVITY, verdict
 from firstdiff.dumps import TraceError
 from firstdiff.reports.html import render as page
 from firstdiff.reports.terminal import render
@@ -173,6 +173,37 @@ def test_an_edited_finding_of_the_dump_is_refused(
     record = json.loads(EVERY_KIND["wrong dump"].to_json())
     change(record)
     assert words in refusal(tmp_path, json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (set_at("sensitivity", 0, "fault", to="tokens"), "sensitivity[0].fault is 'tokens', and is one of"),
+        (set_at("sensitivity", 1, "fault", to="norm epsilon"), "sensitivity holds a fault twice"),
+        (set_at("sensitivity", 0, "least", "share", to=0.0), "shares that are not above 0"),
+        (set_at("sensitivity", 0, "least", "share", to="nan"), "shares that are not above 0"),
+        (set_at("sensitivity", 0, "most", "share", to=0.1), "the least first"),
+        (set_at("sensitivity", 0, "most", to=None), "tells 1 places of 5 that were tried"),
+        (set_at("sensitivity", 0, "least", "site", to="attn_norm-9"), "is of 'attn_norm-9', seen at 'attn_norm-0'"),
+        (set_at("sensitivity", 0, "least", "seen", to="attn_norm-9"), "is of 'attn_norm-0', seen at 'attn_norm-9'"),
+        (set_at("sensitivity", 4, "least", "element", to=None), "has the element None, and is of a weight"),
+        (set_at("sensitivity", 0, "least", "element", to=[1, 2]), "has the element (1, 2), and is of a norm epsilon"),
+        (set_at("sensitivity", 0, "sure", to=True), "sensitivity[0] has a key 'sure'"),
+        (remove("sensitivity", 0, "tried"), "sensitivity[0] lacks 'tried'"),
+        (set_at("sensitivity", to=[]), "has a key 'sensitivity'"),
+    ],
+)
+def test_an_edited_claim_of_a_pass_is_refused(
+    change: Callable[[dict[str, Any]], Any], words: str, tmp_path: Path
+) -> None:
+    record = json.loads(EVERY_KIND["clean, with what would have shown"].to_json())
+    change(record)
+    assert words in refusal(tmp_path, json.dumps(record))
+
+
+def test_a_verdict_that_diverges_claims_nothing_of_what_it_would_have_shown(tmp_path: Path) -> None:
+    text = verdict(bug=1, sensitivity=SENSITIVITY).to_json()
+    assert "sensitivity is told of a verdict that diverges" in refusal(tmp_path, text)
 
 
 @pytest.mark.parametrize(
