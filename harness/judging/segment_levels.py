@@ -53,8 +53,12 @@ def segment_levels(sites: Sequence[SiteVerdict]) -> dict[Segment, float]:
         # What too few layers have is held to the ceiling, if other segments show that its operations are not known.
         if spanned & excused[segment[0]] or not spanned <= measured:
             levels[segment] = ceiling
-    shown = {s.step for s in sites if s.segment and (s.local_error or 0.0) > (s.floor or 0.0)}
-    return {segment: level for segment, level in levels.items() if segment[0] in shown}
+    return {segment: level for segment, level in levels.items() if any(_excused(s, level) for s in of[segment])}
+
+
+def _excused(s: SiteVerdict, level: float) -> bool:
+    """Whether a level makes a difference to a site."""
+    return (s.floor or 0.0) < (s.local_error or 0.0) <= level
 
 
 def _level(errors: Sequence[tuple[float, float]], ceiling: float, *, known: bool) -> float | None:
