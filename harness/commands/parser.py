@@ -18,7 +18,7 @@ each operation on its own recorded inputs.
 """
 
 EPILOG = """\
-exit codes: 0 agrees, 1 diverges, 2 wrong usage, 3 unreadable input or failed capture, 4 nothing could be compared
+exit codes: 0 agrees, 1 diverges, 2 wrong usage, 3 unreadable input or failed capture, 4 too little could be compared
 """
 
 FORMATS = ("text", "json", "markdown", "html", "junit")

@@ -112,10 +112,11 @@ def replayed_as_found(
     """
     layers = handful(trace)
     found, alignment, done = _found(model, trace, None if layers is None else _among(trace, layers), progress, details)
-    if layers is None or not _decided(found):
-        if layers is not None:
-            found, alignment, done = _found(model, trace, None, progress, details)
+    if layers is None:
         return done or _replay(model, trace, found, alignment, progress, details)
+    if left := _undecided(found):
+        found, alignment, done = _found(model, trace, _among(trace, layers, left), progress, details)
+        return _replay(model, trace, found, alignment, progress, details)
     done = _replay(model, trace, found, alignment, progress, details)
     if found.groups or fits(done.sites):
         return done
@@ -180,22 +181,35 @@ def _understood(trace: Trace, path: Path, *, logits: bool) -> tuple[Fingerprint,
     model, layers = open_model(path), handful(trace)
     if layers is not None:
         found, alignment, _ = _found(model, trace, _among(trace, layers, logits=logits))
-        if _decided(found):
+        if not _undecided(found):
             return found, alignment
     return _of_all_layers(trace, path)
 
 
-def _among(trace: Trace, layers: frozenset[int], *, logits: bool = True) -> Wanted:
-    """Sites that stand for all of a trace: of some layers, and outside the layers, of a step of each phase."""
+def _among(
+    trace: Trace, layers: frozenset[int], groups: frozenset[str] = frozenset(), *, logits: bool = True
+) -> Wanted:
+    """Sites that stand for all of a trace: of some layers, and outside the layers, of a step of each phase.
+
+    Of some `groups` of operations all layers stand for themselves.
+    """
     kernels = frozenset(stand_ins(trace.steps).values())
 
     def wanted(site: Site) -> bool:
         if site.layer is None:
             return site in trace and site.step == 0 and (logits or kind_of(site.point) is not Kind.LOGITS)
         cached = site.step < CACHE_STEPS and kind_of(site.point) is Kind.CACHE
-        return site.layer in layers and (site.step in kernels or cached)
+        whole = site.layer in layers or _GROUPS.get(kind_of(site.point), "results") in groups
+        return whole and (site.step in kernels or cached)
 
     return wanted
+
+
+_GROUPS: dict[Kind | None, str] = {
+    Kind.PRODUCT: "linear", Kind.NORM: "norm", Kind.SCORES: "attention", Kind.ATTENTION: "attention",
+    Kind.EMBEDDING: "embedding",
+}  # fmt: skip
+"""The group of a point's operation, by its kind; caches are looked at in all layers with any of them."""
 
 
 @lru_cache(maxsize=8)
@@ -223,14 +237,15 @@ def handful(trace: Trace) -> frozenset[int] | None:
     return frozenset(chosen) if all(held[layer] == points for layer in chosen) else None
 
 
-def _decided(found: Fingerprint) -> bool:
-    """Whether a handful of layers says as much of the arithmetic as all do: no level, which is measured over all.
+def _undecided(found: Fingerprint) -> frozenset[str]:
+    """The groups of which a handful of layers says less than all do: those with a level, which is measured over all.
 
-    How an engine adds and turns is no part of the arithmetic that it is judged in.
+    How an engine adds and turns is no part of the arithmetic that it is judged in, and of the embedding there is one.
     """
-    groups = [of for phase in (found, *(phase for _, phase in found.phases)) for of in phase.groups.items()]
-    known = (e.known or (e.fits and (not e.weak or group == "results")) for group, e in groups)
-    return all(known) and not found.levelled
+    phases = (found, *(phase for _, phase in found.phases))
+    groups = [of for phase in phases for of in phase.groups.items()]
+    left = {group for group, e in groups if not (e.known or (e.fits and (not e.weak or group == "results")))}
+    return frozenset(left | {group for phase in phases for group in phase.levels.groups}) - {"embedding"}
 
 
 def _narrow(trace: Trace) -> bool:

@@ -83,7 +83,14 @@ def transposed(model: Any) -> None:
     weight.data = weight.data.T.contiguous()
 
 
+def another_epsilon(model: Any) -> None:
+    """Have another epsilon in the first norm of every layer."""
+    for layer in model.model.layers:
+        layer.input_layernorm.variance_epsilon = 0.1
+
+
 FAULTS: dict[str, Patch] = {
+    "a norm at every layer": another_epsilon,
     "a rotation": positions_doubled(3),
     "heads left over": heads_left_over(3),
     "a transposed weight": transposed,
@@ -98,8 +105,8 @@ def test_a_fault_in_another_layout_takes_four_passes(
 ) -> None:
     """The counter-check is a pass more: 3.4 as measured.
 
-    Where an operation is wrong at every layer, an arithmetic is sought at the handful too (4.6). Hypotheses of a
-    product read its own weights (4.1).
+    Where an operation is wrong at every layer, an arithmetic is sought at the handful too (4.6), and for a norm among
+    all norms. Hypotheses of a product read its own weights (4.1).
     """
     verdict = judge(model, trace_of(model, tmp_path, FAULTS[fault]))
     assert verdict.verdict == "diverges"
