@@ -29,7 +29,7 @@ CLAIMS = {
         "<Verdict agrees: Every one of the",
     ],
     "rope.ipynb": [
-        "dimensions paired half-split in place of interleaved (rope-pairing)",
+        "half-split pairs, where the order of the head dimensions needs interleaved ones (rope-pairing)",
         "--bug rope-base changes no value at any layer",
     ],
     "quantisation_noise.ipynb": ["'agrees'", "(norm-eps)"],

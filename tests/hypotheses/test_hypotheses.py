@@ -187,13 +187,13 @@ def test_a_trace_of_an_architecture_that_gives_operands_by_name_is_judged(
 def test_what_is_said_is_true_of_the_architecture(tmp_path: Path, factored: Model) -> None:
     qwen = open_model(tiny("qwen3", tmp_path, n_layer=2))
     said = {id_: (TABLE[id_].told({}, qwen), TABLE[id_].advice(qwen)) for id_ in TABLE}
-    assert said["rope-pairing"][0] == "dimensions paired interleaved in place of half-split"
+    assert said["rope-pairing"][0] == "interleaved pairs, where the order of the head dimensions needs half-split ones"
     assert "(i, i + head_dim / 2)" in said["rope-pairing"][1]
     assert "permutes none of qwen3's" in said["qk-permutation"][1]
     assert "'qwen3.rope.freq_base'" in said["rope-base"][1]
     assert not any("<architecture>" in text for texts in said.values() for text in texts)
     pairing = TABLE["rope-pairing"]
-    assert pairing.told({}, factored) == "dimensions paired half-split in place of interleaved"
+    assert pairing.told({}, factored) == "half-split pairs, where the order of the head dimensions needs interleaved ones"
     assert "Hugging Face's order" in pairing.advice(factored)
     assert "GGUF's conversion has done already" in TABLE["qk-permutation"].advice(factored)
 
@@ -207,4 +207,4 @@ def test_rows_that_no_conversion_permutes_are_said_to_be_permuted(tmp_path: Path
 
 def test_a_pairing_that_is_not_the_models_is_said_to_be_the_other_one(tmp_path: Path) -> None:
     found = explained(open_model(tiny("qwen2", tmp_path, n_layer=2)), "rope-pairing")
-    assert found.says == "dimensions paired interleaved in place of half-split"
+    assert found.says == "interleaved pairs, where the order of the head dimensions needs half-split ones"
