@@ -186,6 +186,8 @@ def _evidence(group: str, trials: Sequence[Trial]) -> Evidence:
     least = min(middle.values())
     beyond = {name: sum(t.errors[name] > t.floors[name] for t in tried[name]) for name in options}
     name = min((n for n in options if middle[n] <= SAME * least), key=lambda n: beyond[n])  # the first of several
+    if group == "embedding" and beyond.get("f32") == 0:  # a table that fits as the file has it needs no word
+        name = "f32"
     same = tuple(n for n in options if n != name and middle[n] <= SAME * least)
     others = [n for n in options if n != name and n not in same]
     rivals = {n: _against(tried[n], n, name) for n in others}
@@ -204,7 +206,7 @@ def _evidence(group: str, trials: Sequence[Trial]) -> Evidence:
     known = _most_at_floor(group, {n: len(tried[n]) - beyond[n] for n in options})
     if known is not None:  # an arithmetic, and faults at many sites
         return replace(evidence, name=known, error=middle[known], runner_up=None, strength=np.inf, same=(), known=True)
-    if evidence.weak:  # none is nearer than the others: the exact one is the one to measure against
+    if evidence.weak and "f32" in middle:  # none is nearer than the others: the exact one is to be measured against
         evidence = replace(evidence, name="f32", error=middle["f32"])
     return _unknown(group, evidence, tried[evidence.name])
 
