@@ -199,17 +199,17 @@ def _among(
         if site.layer is None:
             return site in trace and site.step == 0 and (logits or kind_of(site.point) is not Kind.LOGITS)
         cached = site.step < CACHE_STEPS and kind_of(site.point) is Kind.CACHE
-        whole = site.layer in layers or _GROUPS.get(kind_of(site.point), "results") in groups
+        whole = site.layer in layers or not groups.isdisjoint(_GROUPS.get(kind_of(site.point), ("results",)))
         return whole and (site.step in kernels or cached)
 
     return wanted
 
 
-_GROUPS: dict[Kind | None, str] = {
-    Kind.PRODUCT: "linear", Kind.NORM: "norm", Kind.SCORES: "attention", Kind.ATTENTION: "attention",
-    Kind.EMBEDDING: "embedding",
+_GROUPS: dict[Kind | None, tuple[str, ...]] = {
+    Kind.PRODUCT: ("linear",), Kind.NORM: ("norm",), Kind.SCORES: ("attention",), Kind.ATTENTION: ("attention",),
+    Kind.EMBEDDING: ("embedding",), Kind.CACHE: ("keys", "values"),
 }  # fmt: skip
-"""The group of a point's operation, by its kind; caches are looked at in all layers with any of them."""
+"""The groups that a point's operation may be of, by its kind."""
 
 
 @lru_cache(maxsize=8)
