@@ -9,13 +9,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from firstdiff.dumps import Trace
-from firstdiff.judging.arithmetic_options import GROUPS, group_of
+from firstdiff.judging.arithmetic_options import GROUPS
+from firstdiff.judging.levels import Levels, Segment
 from firstdiff.model.arithmetic import HELD, Arithmetic, arithmetic_named
 from firstdiff.model.engine import Model
 from firstdiff.model.errors import ModelError
 from firstdiff.model.holding import holding
-from firstdiff.model.operations import embed
-from firstdiff.model.probe import Call
 from firstdiff.model.rounding import BLOCK, QUANTISED
 from firstdiff.verdict import SiteVerdict, Status
 
@@ -91,41 +90,6 @@ class Evidence:
                 known = f"unknown, perhaps {self.like}, weak evidence"
             return f"{known} (level {self.error:.1e}, ceiling {self.ceiling:.0e})"
         return f"{self.base} (weak evidence)" if self.weak else self.base
-
-
-Segment = tuple[int, tuple[str, ...]]
-"""A step, and the points of a segment of it, the judged one last."""
-
-
-@dataclass(frozen=True, slots=True)
-class Levels:
-    """The floors of groups whose arithmetic is unknown: by point, and by group for points of too few layers.
-
-    `segments` are those of whole segments that are off alike at all layers.
-    """
-
-    points: dict[str, float] = field(default_factory=dict)
-    groups: dict[str, float] = field(default_factory=dict)
-    segments: dict[Segment, float] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.groups)
-
-    def floor(self, calls: Sequence[Call]) -> float:
-        """What the calls of a segment add to its floor; 0 where their arithmetic is known."""
-        whole = self.segments.get((calls[-1].step, tuple(call.point for call in calls if call.point)), 0.0)
-        return max(whole, sum(self._of(call) for call in calls))
-
-    def _of(self, call: Call) -> float:
-        group = "results" if call.op is embed else group_of(call)
-        if group not in self.groups:
-            return 0.0
-        return self.points.get(_part(call), self.groups[group])
-
-
-def _part(call: Call) -> str:
-    weight = call.argument("weight") if GROUPS.get(call.op) == "linear" else None
-    return call.point if weight is None else f"{call.point} {weight.kind.name}"
 
 
 @dataclass(frozen=True, slots=True)

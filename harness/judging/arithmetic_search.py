@@ -9,13 +9,14 @@ from statistics import median
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
-from firstdiff.judging.arithmetic import HANDFUL, STRONG, Evidence, Fingerprint, Levels
+from firstdiff.judging.arithmetic import HANDFUL, STRONG, Evidence, Fingerprint
 from firstdiff.judging.arithmetic_attempts import Trial
 from firstdiff.judging.arithmetic_composing import agreed, composed, held_alike, of_output
 from firstdiff.judging.arithmetic_options import OPTIONS, option
 from firstdiff.judging.arithmetic_phases import by_phase, stand_ins
 from firstdiff.judging.arithmetic_trials import CACHE_STEPS, Trials
 from firstdiff.judging.layouts import Alignment
+from firstdiff.judging.levels import Levels
 from firstdiff.judging.needed import Wanted, run
 from firstdiff.judging.past import missing_past
 from firstdiff.model.arithmetic import F32, GGML, STORED
@@ -181,7 +182,8 @@ def _evidence(group: str, trials: Sequence[Trial]) -> Evidence:
     """The option that leaves the least over all sites, and how sure that is."""
     names = dict.fromkeys((*OPTIONS[group], *(name for t in trials for name in t.errors)))
     tried = {name: [t for t in trials if name in t.errors] for name in names}
-    options = [name for name, found in tried.items() if len(found) >= SHARE * len(trials)]
+    most = min(SHARE * len(trials), max(map(len, tried.values())))
+    options = [name for name, found in tried.items() if len(found) >= most]
     middle = {name: median(t.errors[name] for t in tried[name]) for name in options}
     least = min(middle.values())
     beyond = {name: sum(t.errors[name] > t.floors[name] for t in tried[name]) for name in options}

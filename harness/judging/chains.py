@@ -89,7 +89,7 @@ class Chain:
 
     def smallest(self, place: Place) -> float:
         """The smallest share at a place that is seen for certain; infinite where none is."""
-        number = next(n for n, call in enumerate(self.calls) if site_of(call) == place.site)
+        number = next(n for n, call in enumerate(self.calls) if call.point and site_of(call) == place.site)
         call, right = self.calls[number], self.right[number]
 
         def error(share: float) -> float:

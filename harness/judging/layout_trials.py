@@ -41,7 +41,7 @@ TELLS = 0.7
 orders of numbers that have nothing to do with each other differ by a few hundredths."""
 
 KEYS = tuple(point for point in carrying("K") if point in of_kind(Kind.NORM, Kind.ROTATION, Kind.CACHE))
-"""What scores have for keys, and its norm: a factor on Q and K alike is not a scale that was folded into Q."""
+"""What scores have for keys, and its norm: a factor on both Q and K is no scale folded into Q."""
 
 VOTERS = (Kind.PRODUCT, Kind.NORM, Kind.ROTATION)
 """Kinds of results that tell the order of dimensions, the one that is believed before the next first."""
@@ -72,10 +72,7 @@ class _Vote:
 
 @dataclass
 class Trial(Judging):
-    """Measures every layout of every point on the candidate's own inputs.
-
-    Rows that were not recorded are NaN, and so is what is computed of them: it says nothing.
-    """
+    """Measures every layout of every point on the candidate's own inputs; rows that were not recorded are NaN."""
 
     trace: Trace
     model: Model

@@ -14,9 +14,10 @@ import numpy as np
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import POINTS, Kind, axes_of, kind_of, token_axis
 from firstdiff.judging import floors
-from firstdiff.judging.arithmetic import Fingerprint, Levels
+from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.case import DOUBTFUL, Case
 from firstdiff.judging.layouts import PLAIN, Alignment
+from firstdiff.judging.levels import Levels
 from firstdiff.judging.measure import locate, measure, stands_in_f16, within_f16
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.partial import Cut

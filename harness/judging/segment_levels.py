@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
-from firstdiff.judging.arithmetic import BY_NAME, Segment
+from firstdiff.judging.arithmetic import BY_NAME
 from firstdiff.judging.arithmetic_search import ALIKE, CEILINGS, LAYERS, SHARE, STANDS_OUT
+from firstdiff.judging.levels import Segment
 from firstdiff.verdict import SiteVerdict
 
 OTHER = 1e-2  # ceiling of an operation that no group has
@@ -21,16 +22,18 @@ WHOLE = 0.06
 (``make bench-trust``)."""
 
 
-def segment_levels(sites: Sequence[SiteVerdict]) -> dict[Segment, float]:
+def segment_levels(sites: Sequence[SiteVerdict], *, stated: bool) -> dict[Segment, float]:
     """The level of each segment that is off alike at the layers of a step, or that nothing is known of.
 
     Parameters
     ----------
     sites
         The sites judged, at the floors of the arithmetic that was taken.
+    stated
+        Whether the trace states that arithmetic: it is known then.
     """
     ops = {s.site: s.op for s in sites}
-    measured = {s.op for s in sites if not s.segment and s.local_error is not None}
+    measured = {s.op for s in sites if stated or (not s.segment and s.local_error is not None)}
     of: dict[Segment, list[SiteVerdict]] = defaultdict(list)
     for s in sites:
         if s.segment and s.local_error is not None:

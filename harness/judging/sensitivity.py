@@ -110,7 +110,7 @@ class Sensing(Replay):
 
     def _take(self, place: Place, chain: Chain) -> None:
         share = chain.smallest(place)
-        of = next(c for c in chain.calls if site_of(c) == place.site)
+        of = next(c for c in chain.calls if c.point and site_of(c) == place.site)
         at = element(of) if place.change.fault is Fault.WEIGHT else None
         smallest = Smallest(place.site, share, place.judged.site, at)
         self.found.setdefault(place.change.fault, []).append(smallest)

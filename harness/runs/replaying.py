@@ -14,7 +14,7 @@ from firstdiff.dumps.points import Kind, kind_of
 from firstdiff.explaining.arithmetic_or_fault import has_faults
 from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, Segment, declared, fits
+from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, declared, fits
 from firstdiff.judging.arithmetic_phases import stand_ins
 from firstdiff.judging.arithmetic_search import LAYERS, fingerprint
 from firstdiff.judging.arithmetic_trials import CACHE_STEPS
@@ -22,6 +22,7 @@ from firstdiff.judging.closeup import Details
 from firstdiff.judging.floors import STORED
 from firstdiff.judging.layout_search import align
 from firstdiff.judging.layouts import Alignment, stated
+from firstdiff.judging.levels import Segment
 from firstdiff.judging.needed import Wanted, run
 from firstdiff.judging.partial import Cut, rows_told
 from firstdiff.judging.past import missing_past
@@ -73,8 +74,10 @@ def replayed(
 def _levelled(model: Model, done: Replayed, candidate: Trace, details: Details | None, progress: Progress) -> Replayed:
     """Replay with levels of segments, where some are off alike at all layers; what is behind them shows only then."""
     levels: dict[Segment, float] = {}
+    stated = declared(model, candidate) is not None and done.found.instead is None
     for _ in range(ROUNDS):
-        more = {segment: level for segment, level in segment_levels(done.sites).items() if segment not in levels}
+        found = segment_levels(done.sites, stated=stated)
+        more = {segment: level for segment, level in found.items() if segment not in levels}
         if not more:
             break
         levels |= more

@@ -83,11 +83,12 @@ def test_a_fault_that_is_not_in_the_table_is_not_named_as_another(garden: Garden
 
 BIASES = {"bias-missing", "bias-twice"}
 WITHOUT = {
-    "llama": {"head-dim", *BIASES},
-    "qwen2": {"head-dim"},
-    "qwen3": {"head-untied", *BIASES},
+    "llama": {"head-dim", "layers-not-run", *BIASES},
+    "qwen2": {"head-dim", "layers-not-run"},
+    "qwen3": {"head-untied", "layers-not-run", *BIASES},
 }
-"""What does not apply to each: its heads are of n_embd / n_head dimensions, its output is tied, it has no bias."""
+"""What does not apply to each: its heads are of n_embd / n_head dimensions, its output is tied, it has no bias; before
+layer 1 there is no layer to be passed over."""
 
 NOT_OF_BLOCKS = [i for i in TABLE if TABLE[i] not in blocks.TABLE and i not in UNSEEN]
 TOKENS = [1, *range(60, 83)]
