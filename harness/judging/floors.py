@@ -55,11 +55,8 @@ MOST = 0.3
 STORED = {"f16": F16.floor, "bf16": BF16.floor, "f8_e4m3": 0.2, "f8_e5m2": 0.4}
 """What storing a tensor in a narrower dtype than it was computed in takes from it, as a floor."""
 
-OPERANDS = ("f16", "bf16", "tf32", "tf32-truncated", "f16-sums")
-"""Types that operands are rounded to, number by number."""
-
 DOUBLE = 3.0
-"""How much more a rounded input changes a product whose operands are rounded once more: of numbers with 11 bits an
+"""How much more an input stored in f16 changes a product whose operands are rounded to bf16: of numbers with 11 bits an
 eighth falls on another one of 8 bits, which is off by eight times as much."""
 
 CODES = {"f16": 12.0, "bf16": 6.0}
@@ -114,7 +111,8 @@ def passed_on(arithmetic: Arithmetic, call: Call, inputs: float) -> float:
         and (cache := arithmetic.values if call.argument("values") is True else arithmetic.keys) in CODE
     ):
         return codes * math.sqrt(CODE[cache] if call.op is append else 1.0)
-    if (arithmetic.products if call.op is linear else arithmetic.attention) in OPERANDS and call.op in _SUMMED:
+    operands = arithmetic.products if call.op is linear else arithmetic.attention
+    if operands == "bf16" and inputs <= F16.floor and call.op in _SUMMED:
         return DOUBLE
     if call.op is soft_max:  # an exponent's absolute error is its result's relative one
         return max(1.0, _largest(call.argument("kq")) * float(call.argument("scale")))

@@ -32,6 +32,21 @@ def segment_levels(sites: Sequence[SiteVerdict], *, stated: bool) -> dict[Segmen
     stated
         Whether the trace states that arithmetic: it is known then.
     """
+    levels, of = _levels(sites, stated=stated)
+    return {segment: level for segment, level in levels.items() if any(_excused(s, level) for s in of[segment])}
+
+
+def known(sites: Sequence[SiteVerdict], *, stated: bool) -> list[SiteVerdict]:
+    """The sites without those of segments whose level would rise if something were wrong there."""
+    levels, of = _levels(sites, stated=stated)
+    unknown = {s.site for segment in levels for s in of[segment]}
+    return [s for s in sites if s.site not in unknown]
+
+
+def _levels(
+    sites: Sequence[SiteVerdict], *, stated: bool
+) -> tuple[dict[Segment, float], Mapping[Segment, Sequence[SiteVerdict]]]:
+    """The level of each segment that has one, whether or not it makes a difference; and the sites of each."""
     ops = {s.site: s.op for s in sites}
     measured = {s.op for s in sites if stated or (not s.segment and s.local_error is not None)}
     of: dict[Segment, list[SiteVerdict]] = defaultdict(list)
@@ -56,7 +71,7 @@ def segment_levels(sites: Sequence[SiteVerdict], *, stated: bool) -> dict[Segmen
         # What too few layers have is held to the ceiling, if other segments show that its operations are not known.
         if spanned & excused[segment[0]] or not spanned <= measured:
             levels[segment] = ceiling
-    return {segment: level for segment, level in levels.items() if any(_excused(s, level) for s in of[segment])}
+    return levels, of
 
 
 def _excused(s: SiteVerdict, level: float) -> bool:

@@ -14,13 +14,14 @@ from firstdiff.engines.identity import check_same_tokens, engine_name
 from firstdiff.explaining.budget import Budget
 from firstdiff.explaining.explanations import explain
 from firstdiff.explaining.failures import Failures
-from firstdiff.judging.arithmetic import not_taken
+from firstdiff.judging.arithmetic import declared, not_taken
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.drift import Drift, between
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.logits import last_logits, logits_against
 from firstdiff.judging.partial import padding
 from firstdiff.judging.past import begins_told, missing_past
+from firstdiff.judging.segment_levels import known
 from firstdiff.judging.sensitivity import sensitivity
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
@@ -147,7 +148,9 @@ def judge(
     )
     if verdict.verdict != "agrees":
         return verdict
-    return replace(verdict, sensitivity=sensitivity(model, trace, done.found, done.alignment, sites, done.cut))
+    stated = declared(model, trace) is not None and done.found.instead is None
+    claimed = known(sites, stated=stated)
+    return replace(verdict, sensitivity=sensitivity(model, trace, done.found, done.alignment, claimed, done.cut))
 
 
 def _replayed(

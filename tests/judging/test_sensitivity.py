@@ -92,7 +92,7 @@ DUMPS: dict[str, tuple[str, Callable[[Trace], Trace], Sequence[int]]] = {
     "float32 stored in bf16": ("f32", lambda t: on_disk(t, "bf16"), PROMPT),
     "Hugging Face's layout": ("f32", lambda t: relaid(t, hugging_face), PROMPT),
     "the last row": ("f32", lambda t: relaid(t, last_row), PROMPT),
-    "layer outputs": ("f32", LAYERS, PROMPT),
+    "layer outputs": ("f32", stated("f32", LAYERS), PROMPT),
     "layer outputs of bf16": ("bf16", stated("bf16", LAYERS), PROMPT),
     "layer outputs of bf16 operands": ("bf16-operands", stated("bf16-operands", LAYERS), PROMPT),
 }
