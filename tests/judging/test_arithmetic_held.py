@@ -10,7 +10,7 @@ import pytest
 
 from builders.hypotheses import plant
 from builders.judging import judge
-from builders.known_faults import stored
+from builders.relaid import stored_as
 from builders.tiny_models import tiny
 from firstdiff.dumps import Trace
 from firstdiff.dumps.tensors import Held
@@ -163,7 +163,7 @@ def test_what_weights_are_held_in_is_found_under_any_arithmetic_of_products(mode
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 def test_a_dump_that_is_stored_narrowly_of_held_weights_agrees(q4_k: Path, model: Model, kind: str, dtype: str) -> None:
     trace = engine(q4_k, kind, *(() if kind == "bf16" else MATRICES))
-    tensors = {site: Held(stored(np.array(trace[site]), dtype), dtype) for site in trace}
+    tensors = {site: Held(stored_as(np.array(trace[site]), dtype), dtype) for site in trace}
     assert diverging(judge(model, replace(trace, tensors=tensors))) == set()
 
 
