@@ -14,6 +14,7 @@ from firstdiff.errors import UsageError
 from firstdiff.judging.arithmetic import declared
 from firstdiff.judging.layout_search import aligned
 from firstdiff.judging.layouts import Alignment
+from firstdiff.judging.own_layout import own_layout
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model
 from firstdiff.model.rope import angles
@@ -118,8 +119,11 @@ def fitted_angles(
     UsageError
         For a model that does not rotate.
     """
-    rotation, turn = rotation_of(model), turn_of(model)
-    recorded = turns(model, trace, layer, point, aligned(model, trace) if alignment is None else alignment)
+    alignment = aligned(model, trace) if alignment is None else alignment
+    own = own_layout(model, alignment)
+    theirs = model if own is None else own.model
+    rotation, turn = rotation_of(theirs), turn_of(theirs)
+    recorded = turns(theirs, trace, layer, point, alignment, own)
     if not recorded:
         return None
     whole = joined(recorded)
@@ -144,7 +148,7 @@ def fitted_angles(
         theta=np.angle(ratio),
         expected=np.angle(np.exp(1j * angles(whole.call.inputs[1], rotation.dim, **turn))),
         magnitude=magnitude,
-        finding=explained(model, declared(model, trace) or F32, recorded, fit),
+        finding=explained(theirs, declared(model, trace) or F32, recorded, fit),
     )
 
 

@@ -13,6 +13,7 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import carrying
 from firstdiff.errors import UsageError
 from firstdiff.judging.layouts import Alignment
+from firstdiff.judging.own_layout import OwnLayout
 from firstdiff.model.architecture import Rotation
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
@@ -80,8 +81,13 @@ def turn_of(model: Model) -> dict[str, Any]:
     return {"base": rotation.base, "scale": rotation.scale, "factors": None if weight is None else weight.values()}
 
 
-def turns(model: Model, trace: Trace, layer: int, point: str, alignment: Alignment) -> tuple[Turn, ...]:
-    """Give each step that holds a rotated point at a layer, and what it was made of, in shapes that fit."""
+def turns(
+    model: Model, trace: Trace, layer: int, point: str, alignment: Alignment, own: OwnLayout | None = None
+) -> tuple[Turn, ...]:
+    """Give each step that holds a rotated point at a layer, and what it was made of, in shapes that fit.
+
+    With `own`, heads and pairs are the candidate's own, and `model` is the model as the candidate has it.
+    """
     rotation, found = rotation_of(model), []
     heads = model.hp.n_head if point in carrying("Q") else model.hp.n_head_kv
     factors = None if rotation.factors is None else model.weights.get(rotation.factors)
@@ -90,6 +96,8 @@ def turns(model: Model, trace: Trace, layer: int, point: str, alignment: Alignme
         before, _ = alignment.read(trace, Site(index, layer, rotation.of[point]), like)
         after, _ = alignment.read(trace, Site(index, layer, point), like)
         if before is not None and after is not None:
+            if own is not None:
+                before, after = own.there(rotation.of[point], before), own.there(point, after)
             call = Call(index, layer, point, rope, (before, tuple(step.positions), factors), rotation.attributes)
             found.append(Turn(call, after))
     return tuple(found)

@@ -25,6 +25,7 @@ from firstdiff.model.operations import append, linear, rms_norm, rope, scores
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.terms import terms
 from firstdiff.model.value import Value
+from firstdiff.rope.fit import fits_of
 from firstdiff.verdict import Verdict
 
 TOKENS = [1, *range(60, 83)]
@@ -218,3 +219,12 @@ def test_every_call_gives_the_same_on_the_candidates_rows(theirs: tuple[Model, O
 
 def test_an_engine_in_the_files_order_has_no_layout_of_its_own(theirs: tuple[Model, OwnLayout]) -> None:
     assert own_layout(theirs[0], Alignment()) is None
+
+
+@pytest.mark.parametrize("id_", ["rope-pairing", "rope-base", "rope-sign"])
+def test_the_rope_investigation_turns_the_candidates_own_pairs(theirs: tuple[Model, OwnLayout], id_: str) -> None:
+    model, own = theirs
+    for fit in fits_of(model, trace_of(theirs, None, id_), LAYER):
+        assert fit.finding.id == id_
+        assert own.model.rotation is not None
+        assert fit.own == own.model.rotation.pairing
