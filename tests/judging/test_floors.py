@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from builders.engines import recorded_by_llama_cpp
-from builders.judging import replayed
+from builders.judging import dump, replayed
+from builders.relaid import on_disk
+from builders.tiny_models import tiny
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.tensors import Held
 from firstdiff.judging import floors
 from firstdiff.model import quants
-from firstdiff.model.arithmetic import F16, F32, GGML_CPU
-from firstdiff.model.engine import Model
+from firstdiff.model.arithmetic import F16, F32, GGML_CPU, arithmetic_named
+from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
 from firstdiff.model.quants import BY_NAME
@@ -30,6 +32,12 @@ FRANCE = [1780, 314, 260, 3575, 282, 4649, 47]  # "What is the capital of France
 @pytest.fixture(scope="module")
 def theirs(llama: None, smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Trace:
     return recorded_by_llama_cpp(smollm2, tmp_path_factory.mktemp("floors") / "trace", FRANCE, decode=4)[0]
+
+
+@pytest.fixture(scope="module")
+def small(llama: None, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("narrowed")
+    return open_model(tiny("llama", folder, n_head=4, n_head_kv=2, head_dim=128))
 
 
 KEPT: dict[str, tuple[Callable[[Site], bool], float]] = {
@@ -117,3 +125,27 @@ def test_a_clean_trace_that_was_stored_narrowly_has_no_diverging_site(
     assert [s.site for s in sites if s.status is Status.DIVERGES] == []
     products = [s.local_error for s in sites if s.op == "linear" and s.local_error is not None]
     assert max(products) > floors.STORED[dtype]  # more than storing alone makes
+
+
+NARROWED: dict[str, tuple[str, str, float]] = {
+    "append": ("ggml-cpu+flash+kv=q8_0", "f16", 4.0),
+    "append, bf16": ("ggml-cpu+flash+kv=q8_0", "bf16", 1.0),
+    "append, q4_0": ("ggml-cpu+flash+kv=q4_0", "f16", 35.0),
+    "append, q4_0, bf16": ("ggml-cpu+flash+kv=q4_0", "bf16", 8.0),
+    "scores": ("ggml-cpu+flash+kv=q4_0", "f16", 4.5),
+    "scores, bf16": ("ggml-cpu+flash+kv=q8_0", "bf16", 1.5),
+    "linear": ("bf16-operands", "f16", 3.6),
+    "attend": ("bf16-operands", "f16", 3.6),
+}
+"""What a clean run stored in a narrow dtype shows, in floors of storing: operation, arithmetic, dtype, the most."""
+
+
+@pytest.mark.parametrize("name", NARROWED)
+def test_what_rounded_inputs_change_stays_below_what_is_allowed_for_it(small: Model, name: str) -> None:
+    op, (arithmetic, stored, most) = name.partition(",")[0], NARROWED[name]
+    of = arithmetic_named(arithmetic)
+    sites = replayed(small, on_disk(dump(small, [1, *range(60, 100)], arithmetic=of), stored), of)
+    own = [s for s in sites if s.op == op and not s.segment and s.local_error is not None and s.floor is not None]
+    assert own
+    assert max((s.local_error or 0.0) for s in own) < most * floors.STORED[stored]
+    assert [str(s.site) for s in sites if s.status is Status.DIVERGES] == []
