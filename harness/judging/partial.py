@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
-from firstdiff.judging.layouts import LOGITS
-from firstdiff.judging.readers import plain
+from firstdiff.judging.layouts import Alignment
+from firstdiff.judging.readers import plain, wider
 from firstdiff.judging.rows import Rows
 from firstdiff.model.arithmetic import Array
 
@@ -35,22 +35,22 @@ def _told(cut: Mapping[Site, Cut], what: str) -> str:
     tensors = "1 tensor has" if count == 1 else f"{count:,} tensors have"
     example = f"{site}: {rows} row{'s' * (rows != 1)}, {tokens} token{'s' * (tokens != 1)}"
     if rows < tokens:
-        judged = (
-            f"{'it is' if rows == 1 else 'they are'} taken for the {which} of the step's tokens, and judged as that"
-        )
+        one = f"the row is taken for the {which} token's, and no other token is judged there"
+        judged = one if rows == 1 else f"the rows are taken for the {which} tokens', and no other token is judged there"
     else:
-        judged = f"the {which} rows are judged, the others are not"
+        judged = f"only the {which} rows are judged, one for each token"
     return f"{tensors} {what} ({example}): {judged}"
 
 
-def padding(trace: Trace, vocabulary: int) -> tuple[tuple[str, ...], str | None]:
-    """What is said of logits that are wider than the vocabulary; and what is wrong if the padding wins.
+def padding(trace: Trace, alignment: Alignment, vocabulary: int) -> tuple[tuple[str, ...], str | None]:
+    """What is said of logits that were read as wider than the vocabulary; and what is wrong if the padding wins.
 
     Returns
     -------
     Notes, and a sentence where at some step the last token's largest logit stands behind the vocabulary.
     """
-    wide = [site for site in trace if site.point in LOGITS and trace.shape(site)[-1:] > (vocabulary,)]
+    read = {point for point, layout in alignment.layouts.items() if layout.read is wider}
+    wide = [site for site in trace if site.point in read and trace.shape(site)[-1] > vocabulary]
     if not wide:
         return (), None
     columns = trace.shape(wide[0])[-1]

@@ -21,7 +21,7 @@ from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.logits import last_logits, logits_against
 from firstdiff.judging.partial import padding
 from firstdiff.judging.past import begins_told, missing_past
-from firstdiff.judging.segment_levels import known
+from firstdiff.judging.segment_levels import without_unknown
 from firstdiff.judging.sensitivity import sensitivity
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
@@ -118,7 +118,7 @@ def judge(
         only=next((s.site for s in sites if str(s.site) == run.only), None),
         progress=run.progress.say,
     )
-    padded, wins = padding(trace, model.hp.n_vocab)
+    padded, wins = padding(trace, done.alignment, model.hp.n_vocab)
     begins = begins_told(missing_past(model, trace))
     verdict = Verdict(
         candidate=engine_name(trace),
@@ -149,7 +149,7 @@ def judge(
     if verdict.verdict != "agrees":
         return verdict
     stated = declared(model, trace) is not None and done.found.instead is None
-    claimed = known(sites, stated=stated)
+    claimed = without_unknown(sites, stated=stated)
     return replace(verdict, sensitivity=sensitivity(model, trace, done.found, done.alignment, claimed, done.cut))
 
 
