@@ -12,9 +12,8 @@ from firstdiff.hypotheses import Scene
 from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.case import Case
 from firstdiff.judging.layouts import Alignment
-from firstdiff.judging.needed import run
+from firstdiff.judging.needed import run_trace
 from firstdiff.judging.own_layout import OwnLayout, own_layout
-from firstdiff.judging.past import missing_past
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
@@ -80,18 +79,11 @@ def collect(judged: Judged, wanted: Collection[Site], take: Callable[[Case], Non
     """Hand on the case of each of the wanted sites, in execution order; only what they need is run."""
     if not wanted:
         return
-    own, of = judged.own, judged.found
-    probe = Collecting(
-        of.arithmetic,
-        judged.trace,
-        judged.alignment,
-        of.levels,
-        phases=of,
-        wanted=wanted,
-        take=take if own is None else lambda case: take(own.case(case)),
-    )
-    steps = judged.trace.steps[: max(site.step for site in wanted) + 1]
-    run(judged.model, steps, probe, wanted.__contains__, past=missing_past(judged.model, judged.trace))
+    own = judged.own
+    handed = take if own is None else lambda case: take(own.case(case))
+    probe = Collecting.of(judged.found, judged.trace, judged.alignment, wanted=wanted, take=handed)
+    steps = max(site.step for site in wanted) + 1
+    run_trace(judged.model, judged.trace, probe, wanted.__contains__, steps=steps)
 
 
 def surroundings(judged: Judged) -> Scene:

@@ -15,9 +15,8 @@ from firstdiff.explaining.covering import Group
 from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import Scene
 from firstdiff.judging.measure import measure
-from firstdiff.judging.needed import run
+from firstdiff.judging.needed import run_trace
 from firstdiff.judging.own_layout import OwnLayout
-from firstdiff.judging.past import missing_past
 from firstdiff.judging.replay import Replay, counted
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import linear
@@ -117,20 +116,17 @@ def counter_check(
     faults = {place: a.fault for group in groups for a in group.at.values() for place in a.places}
     if not faults:
         return None, hidden
-    of = judged.found
-    repaired = Repaired(
-        of.arithmetic,
+    repaired = Repaired.of(
+        judged.found,
         judged.trace,
         judged.alignment,
-        of.levels,
-        phases=of,
         faults=faults,
         scene=scene,
         failures=failures,
         own=judged.own,
         elsewhere=_elsewhere(judged, groups, hidden),
     )
-    run(judged.model, judged.trace.steps, repaired, past=missing_past(judged.model, judged.trace))
+    run_trace(judged.model, judged.trace, repaired)
     untrusted = {s.site for s in judged.sites if s.status is Status.NOT_COMPARABLE}
     left = tuple(s.site for s in repaired.settled() if s.status is Status.DIVERGES and s.site not in untrusted)
     applied = tuple(dict.fromkeys(group.faults[0].fault.id for group in groups))

@@ -17,8 +17,7 @@ from firstdiff.judging.arithmetic_phases import by_phase, stand_ins
 from firstdiff.judging.arithmetic_trials import CACHE_STEPS, Trials
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.levels import Levels
-from firstdiff.judging.needed import Wanted, run
-from firstdiff.judging.past import missing_past
+from firstdiff.judging.needed import Wanted, run_trace
 from firstdiff.model.arithmetic import F32, GGML, STORED
 from firstdiff.model.engine import Model
 
@@ -95,15 +94,15 @@ def fingerprint(model: Model, trace: Trace, alignment: Alignment, wanted: Wanted
 
 def _run(model: Model, trace: Trace, trials: Trials, wanted: Wanted | None) -> None:
     """Run the steps that are tried, the first two in any case; of steps between them, what these need."""
-    last, past = max((CACHE_STEPS - 1, *trials.steps)), missing_past(model, trace)
+    last = max((CACHE_STEPS - 1, *trials.steps))
     if last < CACHE_STEPS:
-        run(model, trace.steps[:CACHE_STEPS], trials, wanted, past=past)
+        run_trace(model, trace, trials, wanted, steps=CACHE_STEPS)
         return
 
     def tried(site: Site) -> bool:
         return (site.step in trials.steps or site.step < CACHE_STEPS) and (wanted is None or wanted(site))
 
-    run(model, trace.steps[: last + 1], trials, tried, past=past)
+    run_trace(model, trace, trials, tried, steps=last + 1)
 
 
 def _put_together(groups: dict[str, Evidence], tried: Tried) -> Fingerprint:

@@ -11,8 +11,7 @@ import numpy as np
 from firstdiff.dumps import Site, Trace
 from firstdiff.judging.layout_trials import PLAUSIBLE, Trial
 from firstdiff.judging.layouts import QUERIES, SCORES, Alignment, is_scaled, stated
-from firstdiff.judging.needed import Wanted, run
-from firstdiff.judging.past import missing_past
+from firstdiff.judging.needed import Wanted, run_trace
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model
 
@@ -43,9 +42,8 @@ def _tried(
 ) -> Alignment | None:
     """Layouts of which those of some points may be `scaled`; None where one then is that cannot be."""
     trial = Trial(F32, trace, model, given, scaled)
-    past = missing_past(model, trace)
     first = min((site.step for site in trace), default=0)
-    run(model, trace.steps[: first + 1], trial, _of_step(first, wanted), past=past)
+    run_trace(model, trace, trial, _of_step(first, wanted), steps=first + 1)
     chosen = trial.chosen()
     alignment = Alignment(given.layouts | chosen, trial.placed_rows())
     found = [point for point, layout in chosen.items() if is_scaled(layout)]
@@ -55,7 +53,7 @@ def _tried(
         return None
     whole = Trial(F32, trace, model, alignment, ())
     every = None if wanted is None else lambda site: wanted(Site(first, site.layer, site.point))  # at every step
-    run(model, trace.steps, whole, every, past=past)
+    run_trace(model, trace, whole, every)
     unscaled = [error for point in found for error in whole.errors[point][1]]
     return None if min(unscaled) <= PLAUSIBLE else alignment
 

@@ -22,7 +22,7 @@ from firstdiff.judging.layouts import (
     scaled_layout,
 )
 from firstdiff.judging.needed import Judging
-from firstdiff.judging.rows import Rows, held, placed, usual, with_rows
+from firstdiff.judging.rows import Rows, partly, placed, usual
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import soft_max, visible
@@ -168,10 +168,10 @@ class Trial(Judging):
         if whole is not None:
             return whole
         axes = axes_of(site.point, expected.ndim)
-        count, tokens = held(x, layout.read, expected.shape, axes, layout.width), expected.shape[token_axis(axes)]
-        part = None if count is None else layout.read(x, with_rows(expected.shape, axes, count))
-        if count is None or part is None:
+        found = partly(x, layout.read, expected.shape, axes, layout.width)
+        if found is None:
             return None
+        (part, count), tokens = found, expected.shape[token_axis(axes)]
         like = np.full(expected.shape, np.nan, np.float32)
         usually = usual(count, tokens, sum(len(step.tokens) for step in self.trace.steps[: site.step + 1]))
         best: tuple[float, Array] | None = None

@@ -18,7 +18,7 @@ from firstdiff.judging.readers import (
     reordered,
     side_by_side,
 )
-from firstdiff.judging.rows import Mask, Rows, held, placed, usual, with_rows
+from firstdiff.judging.rows import Mask, Rows, held, partly, placed, usual
 from firstdiff.model.arithmetic import Array
 
 
@@ -98,12 +98,12 @@ class Alignment:
         if fitted is not None:
             return fitted, None, None
         axes = axes_of(site.point, like.ndim)
-        rows = held(recorded, layout.read, like.shape, axes, layout.width)
-        tokens = like.shape[token_axis(axes)]
-        part = None if rows is None else layout.read(recorded, with_rows(like.shape, axes, rows))
-        if rows is None or part is None:
+        found = partly(recorded, layout.read, like.shape, axes, layout.width)
+        if found is None:
             return None, None, unfit(site, recorded.shape, like.shape)
-        return *placed(part, like, axes, self._which(trace, site, rows, tokens)), None
+        part, rows = found
+        which = self._which(trace, site, rows, like.shape[token_axis(axes)])
+        return *placed(part, like, axes, which), None
 
     def cut(self, trace: Trace, site: Site, shape: Shape) -> tuple[int, int, Rows] | None:
         """How many rows a recorded tensor has, how many tokens there are, and which rows count; None if as many.

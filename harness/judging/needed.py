@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from firstdiff.dumps import Site, Step
+from firstdiff.dumps import Site, Step, Trace
+from firstdiff.judging.past import missing_past
 from firstdiff.model.engine import Model
 from firstdiff.model.outline import outline, sources
 from firstdiff.model.probe import Call, Probe
@@ -73,6 +74,13 @@ def run(model: Model, steps: Sequence[Step], probe: Judging, wanted: Wanted | No
     for each in awaited:
         if each.call in needed:
             values[each] = probe.run(_fed(each.call, values))
+
+
+def run_trace(
+    model: Model, trace: Trace, probe: Judging, wanted: Wanted | None = None, *, steps: int | None = None
+) -> None:
+    """Run the first `steps` of a trace, or all, through a probe as :func:`run` does, behind what the trace lacks."""
+    run(model, trace.steps[:steps], probe, wanted, past=missing_past(model, trace))
 
 
 def _fed(call: Call, values: dict[Value, Value]) -> Call:

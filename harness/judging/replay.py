@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -32,8 +32,8 @@ from firstdiff.model.value import Value
 from firstdiff.verdict import SiteVerdict, Status
 
 NORMED = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
-NO_PAST = "what the cache held before the trace begins was not recorded"
-BEHIND = "it depends on rows that were not recorded, and something before them is wrong"
+NO_PAST = "it reads the cache from before the dump begins, which the dump does not hold"
+BEHIND = "it reads rows of other tokens that were not recorded, and an operation before it is wrong: so may they be"
 
 
 @dataclass
@@ -51,6 +51,11 @@ class Replay(Judging):
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
     cut: dict[Site, Cut] = field(default_factory=dict, init=False)  # tensors of other rows than the step's tokens
     leaning: set[Site] = field(default_factory=set, init=False)  # diverging, perhaps by rows that were not recorded
+
+    @classmethod
+    def of(cls, found: Fingerprint, trace: Trace, alignment: Alignment, **rest: Any) -> Self:  # noqa: ANN401 - its fields
+        """A replay in the arithmetic that was found, of each step its own."""
+        return cls(found.arithmetic, trace, alignment, found.levels, phases=found, **rest)
 
     def run(self, call: Call) -> Value:
         """Run a call in the arithmetic of its step."""

@@ -50,6 +50,16 @@ def held(x: Array, read: Read, shape: Shape, axes: Sequence[str], width: int = 0
     return next((n for n in rows if n > 0 and read(x, with_rows(shape, axes, n)) is not None), None)
 
 
+def partly(x: Array, read: Read, shape: Shape, axes: Sequence[str], width: int = 0) -> tuple[Array, int] | None:
+    """A tensor of other rows than the step's tokens, read with as many rows as it has, and how many these are.
+
+    Parameters are those of :func:`held`. None where it does not fit that way either.
+    """
+    rows = held(x, read, shape, axes, width)
+    part = None if rows is None else read(x, with_rows(shape, axes, rows))
+    return None if rows is None or part is None else (part, rows)
+
+
 def with_rows(shape: Shape, axes: Sequence[str], rows: int) -> Shape:
     """A shape with another number of rows."""
     axis = token_axis(axes)

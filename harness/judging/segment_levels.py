@@ -36,7 +36,7 @@ def segment_levels(sites: Sequence[SiteVerdict], *, stated: bool) -> dict[Segmen
     return {segment: level for segment, level in levels.items() if any(_excused(s, level) for s in of[segment])}
 
 
-def known(sites: Sequence[SiteVerdict], *, stated: bool) -> list[SiteVerdict]:
+def without_unknown(sites: Sequence[SiteVerdict], *, stated: bool) -> list[SiteVerdict]:
     """The sites without those of segments whose level would rise if something were wrong there."""
     levels, of = _levels(sites, stated=stated)
     unknown = {s.site for segment in levels for s in of[segment]}
@@ -104,8 +104,8 @@ def told(levels: Mapping[Segment, float]) -> tuple[str, ...]:
         return ()
     points = sorted({points[-1] for _, points in levels})
     says = (
-        f"what {', '.join(points)} {'are' if len(points) > 1 else 'is'} computed from was not recorded, and the "
-        "arithmetic of the operations between is not known: the largest error that counts as right there is what they "
-        f"show at all layers, at most {max(levels.values()):.2g}"
+        f"{', '.join(points)}: tensors before {'these' if len(points) > 1 else 'it'} were not recorded, and the dump "
+        "does not show how your engine rounds there. An error as large as most layers have it counts as rounding "
+        f"(at most {max(levels.values()):.2g})"
     )
     return (says,)

@@ -20,8 +20,7 @@ from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.chains import Chain, site_of
 from firstdiff.judging.changes import CHANGES, Change, Place, element
 from firstdiff.judging.layouts import Alignment
-from firstdiff.judging.needed import run
-from firstdiff.judging.past import missing_past
+from firstdiff.judging.needed import run_trace
 from firstdiff.judging.replay import Replay, counted
 from firstdiff.judging.rows import along, both
 from firstdiff.judging.traced import Traced, Upstream
@@ -145,10 +144,9 @@ def sensitivity(
     wanted: dict[Site, list[Place]] = {}
     for place in (p for tried in of.values() for p in tried):
         wanted.setdefault(place.judged.site, []).append(place)
-    probe = Sensing(found.arithmetic, trace, alignment, found.levels, phases=found, wanted=wanted)
+    probe = Sensing.of(found, trace, alignment, wanted=wanted)
     if wanted:
-        steps = trace.steps[: max(site.step for site in wanted) + 1]
-        run(model, steps, probe, wanted.__contains__, past=missing_past(model, trace))
+        run_trace(model, trace, probe, wanted.__contains__, steps=max(site.step for site in wanted) + 1)
     return tuple(_told(fault, probe.found.get(fault, ())) for fault in of)
 
 

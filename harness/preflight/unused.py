@@ -18,8 +18,7 @@ from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.layout_options import candidates
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.measure import relative
-from firstdiff.judging.needed import run
-from firstdiff.judging.past import missing_past
+from firstdiff.judging.needed import run_trace
 from firstdiff.judging.replay import Replay, counted
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
@@ -64,9 +63,8 @@ def unused(
     if not suspected:
         return ()
     view = trace.without(suspected.__contains__)
-    probe = _Right(found.arithmetic, view, alignment, found.levels, suspected=frozenset(suspected))
-    wanted = {*suspected, *chain(*suspected.values())}.__contains__
-    run(model, trace.steps, probe, wanted, past=missing_past(model, trace))
+    probe = _Right.of(found, view, alignment, suspected=frozenset(suspected))
+    run_trace(model, trace, probe, {*suspected, *chain(*suspected.values())}.__contains__)
     again = {s.site: s for s in probe.sites}
     wrong: set[Site] = set()
     for site, next_ in reversed(suspected.items()):

@@ -12,8 +12,9 @@ from firstdiff.dumps.points import Kind, axes_of, kind_of, token_axis
 from firstdiff.engines.identity import engine_name
 from firstdiff.errors import UsageError
 from firstdiff.judging.layouts import stated
-from firstdiff.judging.needed import run
+from firstdiff.judging.needed import run_trace
 from firstdiff.judging.replay import Replay, counted
+from firstdiff.judging.rows import Mask, both, of_rows
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 from firstdiff.runs.replaying import understood
@@ -83,13 +84,15 @@ class Pair:
 
 @dataclass
 class _Kept:
-    """Both tensors of a judged site, kept as they come by."""
+    """Both tensors of a judged site, and which entries of them count, kept as they come by."""
 
-    tensors: dict[Site, tuple[Array, Array]] = field(default_factory=dict)
+    tensors: dict[Site, tuple[Array, Array, Mask | None]] = field(default_factory=dict)
 
-    def take(self, site: Site, _status: Status, candidate: Array, reference: Array, **_rest: object) -> None:
+    def take(
+        self, site: Site, _status: Status, candidate: Array, reference: Array, *, seen: Mask | None, **_rest: object
+    ) -> None:
         """Keep them."""
-        self.tensors[site] = candidate, reference
+        self.tensors[site] = candidate, reference, seen
 
 
 def local(model: Model, trace: Trace, site: Site) -> Pair:
@@ -104,16 +107,16 @@ def local(model: Model, trace: Trace, site: Site) -> Pair:
     """
     found, alignment = understood(model, trace, logits=kind_of(site.point) is Kind.LOGITS)
     kept = _Kept()
-    probe = Replay(found.arithmetic, trace, alignment, found.levels, kept, found)
-    run(model, trace.steps[: site.step + 1], probe, lambda each: each == site)
+    probe = Replay.of(found, trace, alignment, details=kept)
+    run_trace(model, trace, probe, lambda each: each == site, steps=site.step + 1)
     if site not in kept.tensors:
         reason = probe.sites[-1].reason if probe.sites else None
         if reason is None:
             _check(trace, site)
         raise UsageError(f"{site}: {reason or f'its recorded shape {list(trace.shape(site))} does not fit the model'}")
-    recorded, computed = kept.tensors[site]
+    recorded, computed, seen = kept.tensors[site]
     of = f"the reference ({found.of(len(trace.steps[site.step].tokens)).arithmetic.name}) on the same inputs"
-    return _pair(trace, site, recorded, computed, of=of, floor=probe.sites[-1].floor)
+    return _pair(trace, site, recorded, computed, seen, of=of, floor=probe.sites[-1].floor)
 
 
 def free(trace: Trace, other: Trace, site: Site) -> Pair:
@@ -127,17 +130,23 @@ def free(trace: Trace, other: Trace, site: Site) -> Pair:
     for each in (trace, other):
         _check(each, site)
     values = other[site]
-    recorded, reason = stated(trace).read(trace, site, values)
+    recorded, rows, reason = stated(trace).read_rows(trace, site, values)
     if recorded is None or site.point in stated(other).layouts:
         raise UsageError(f"{site}: the two traces lay it out in different ways ({reason or 'as their manifests say'})")
-    return _pair(trace, site, recorded, values, of=f"{engine_name(other)}, run freely", floor=None)
+    seen = both(counted(site.point, values), rows)
+    return _pair(trace, site, recorded, values, seen, of=f"{engine_name(other)}, run freely", floor=None)
 
 
-def _pair(trace: Trace, site: Site, recorded: Array, other: Array, *, of: str, floor: float | None) -> Pair:
-    """Without the tokens that were filled in, where the last one alone is recorded."""
-    seen = counted(site.point, other)
-    if site in trace and recorded.ndim == 2 and np.prod(trace.shape(site)) < recorded.size:  # noqa: PLR2004
-        recorded, other = recorded[-1:], other[-1:]
+def _pair(
+    trace: Trace, site: Site, recorded: Array, other: Array, seen: Mask | None, *, of: str, floor: float | None
+) -> Pair:
+    """Without the tokens of which nothing counts: their rows were not recorded, and are filled in."""
+    axes = axes_of(site.point, recorded.ndim)
+    if seen is not None:
+        shown, axis = np.broadcast_to(seen, recorded.shape), token_axis(axes)
+        rows = np.asarray(shown.any(tuple(i for i in range(shown.ndim) if i != axis)))
+        recorded, other = of_rows(recorded, rows, axes), of_rows(other, rows, axes)
+        seen = None if shown.all() else np.compress(rows, shown, axis)
     return Pair(site, recorded, other, seen, engine_name(trace), of, floor)
 
 

@@ -23,9 +23,8 @@ from firstdiff.judging.floors import STORED
 from firstdiff.judging.layout_search import align
 from firstdiff.judging.layouts import Alignment, stated
 from firstdiff.judging.levels import Segment
-from firstdiff.judging.needed import Wanted, run
+from firstdiff.judging.needed import Wanted, run_trace
 from firstdiff.judging.partial import Cut, rows_told
-from firstdiff.judging.past import missing_past
 from firstdiff.judging.replay import Replay
 from firstdiff.judging.segment_levels import segment_levels, told
 from firstdiff.model.arithmetic import F32
@@ -118,7 +117,7 @@ def replayed_as_found(
     if layers is None:
         return done or _replay(model, trace, found, alignment, progress, details)
     if left := _undecided(found):
-        found, alignment, done = _found(model, trace, _among(trace, layers, left), progress, details)
+        found, alignment, _ = _found(model, trace, _among(trace, layers, left), progress, details)
         return _replay(model, trace, found, alignment, progress, details)
     done = _replay(model, trace, found, alignment, progress, details)
     if found.groups or fits(done.sites):
@@ -268,9 +267,9 @@ def _replay(
 ) -> Replayed:
     if details is not None:
         details.clear()
-    probe = Replay(found.arithmetic, trace, alignment, found.levels, details, found)
+    probe = Replay.of(found, trace, alignment, details=details)
     probe.watch = progress.layers(model.hp.n_layer, len(trace.steps))
-    run(model, trace.steps, probe, wanted, past=missing_past(model, trace))
+    run_trace(model, trace, probe, wanted)
     return Replayed(found, probe.settled(), alignment, probe.cut)
 
 

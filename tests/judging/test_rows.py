@@ -17,10 +17,13 @@ from builders.models import synthetic
 from builders.relaid import LAYOUTS, SCORES, relaid
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import axes_of, token_axis
-from firstdiff.judging.readers import plain
+from firstdiff.judging.layouts import Alignment, Layout
+from firstdiff.judging.partial import padding
+from firstdiff.judging.readers import merged_last, plain
 from firstdiff.judging.rows import Rows, held, placed, usual
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model, open_model
+from firstdiff.runs.pair import local
 from firstdiff.verdict import Status
 
 Array = npt.NDArray[np.floating]
@@ -157,6 +160,30 @@ def test_logits_wider_than_the_vocabulary_are_judged_and_a_padded_column_that_wi
     assert wins.verdict == "diverges"
     assert f"column {model.hp.n_vocab}" in wins.preflight["vocabulary"].replace(",", "")
     assert wins.diverging == ()
+
+
+def test_logits_with_more_tokens_than_the_vocabulary_has_are_not_padded(model: Model) -> None:
+    trace, _ = plant(model, PROMPT, arithmetic=F32, decode=0)
+    logits = Site(0, None, "result_output")
+    turned = {s: np.array(trace[s]).T if s == logits else np.array(trace[s]) for s in trace.sites()}
+    dumped = Trace.from_arrays(trace.steps, turned, engine={"name": "unknown"}, model={})
+    assert padding(dumped, Alignment({"result_output": Layout("[feature, token]", merged_last)}), 5) == ((), None)
+
+
+@pytest.mark.parametrize("point", ["Qcur", "kqv_out", "kq", "result_output"])
+def test_a_plot_of_one_site_shows_recorded_rows_only(model: Model, point: str) -> None:
+    trace, _ = plant(model, PROMPT, arithmetic=F32)
+    site = Site(0, None if point == "result_output" else 2, point)
+    pair = local(model, unstated(relaid(trace, REDUCED["last row"])), site)
+    assert pair.candidate.shape[pair.token_axis] == pair.other.shape[pair.token_axis] == 1
+    assert np.allclose(pair.candidate, np.take(trace[site], [-1], pair.token_axis))
+    assert pair.errors(pair.token_axis).max() < 1e-3
+
+
+def test_a_plot_of_a_dump_that_begins_in_the_middle_knows_what_is_cached(model: Model) -> None:
+    trace, _ = plant(model, PROMPT, arithmetic=F32, decode=3)
+    pair = local(model, begun_later(trace, caches=True), Site(1, 2, "kq"))
+    assert pair.errors(pair.token_axis).max() < 1e-5
 
 
 def test_scores_with_fewer_keys_than_the_cache_has_positions_are_no_pass(model: Model) -> None:

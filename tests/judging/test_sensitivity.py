@@ -171,3 +171,10 @@ def test_a_pass_says_how_small_a_fault_would_have_shown_and_nothing_else_does(
     assert sentences(right)[1].startswith("A fault at a single place would have shown from this size on: a norm's")
     monkeypatch.setattr("firstdiff.runs.judge.sensitivity", lambda *_: pytest.fail("it takes time"))
     assert judge(model, dump(model, PROMPT, ("norm-eps", 0))).sensitivity == ()
+
+
+def test_nothing_is_claimed_where_a_fault_would_raise_the_level(model: Model) -> None:
+    verdict = judge(model, LAYERS(dump(model, PROMPT, arithmetic=ARITHMETICS["f32"], later=())))
+    claimed = list(places({s.fault: s for s in verdict.sensitivity}))
+    assert claimed
+    assert {at.seen.layer for _, at in claimed} == {None}  # behind the layers the inputs are recorded
