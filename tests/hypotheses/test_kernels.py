@@ -58,7 +58,7 @@ def explained(model: Model, bug: str, decode: int = 0, **values: Any) -> Explana
         ("weight-view-offset", {"token": 32, "by": 32 * 512, "beyond": BEHIND}, "16384 elements further on"),
         ("half-block", {"block": 256, "half": "second", "counted": "twice"}, "the second half of each 256 inputs"),
         ("half-block", {"block": 32, "half": "first", "counted": "once"}, "the first half of each 32 inputs"),
-        ("row-repeated", {"rows": 64, "row": "last"}, "each 64 outputs"),
+        ("row-repeated", {"rows": 64, "row": "last"}, "all hold the value of the last one"),
         ("quantised-as-float", {"dtype": "f32", "bytes": 1024, "right": 2048}, "read as f32, rows of 1024 bytes"),
         ("quantised-as-float", {"dtype": "bf16", "bytes": 2048, "right": 2048}, "bf16, rows of the right length"),
     ],
