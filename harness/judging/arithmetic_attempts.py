@@ -112,7 +112,8 @@ class Attempts:
     def tell_twins_apart(self) -> bool:
         """Try twins of one kind on the rows of a weight that they hold differently: most rows tell nothing.
 
-        Returns whether there were any.
+        They are measured among others: results of a row by itself may cancel, and err by more than a floor. Returns
+        whether there were any.
         """
         call, differ = self.calls[-1], False
         for name in self.trial.fitting if call.op is linear else ():
@@ -123,8 +124,9 @@ class Attempts:
             weight, bias = call.argument("weight").measured(), call.argument("bias")
             held = {f"{base}+held={k}": weight.held_in(k) for k in (kind, other)}
             mine, its = (each.values() for each in held.values())
-            rows = np.flatnonzero((mine != its).any(1))[:ROWS]
-            differ = differ or len(rows) > 0
+            unlike = np.flatnonzero((mine != its).any(1))[:ROWS]
+            differ = differ or len(unlike) > 0
+            rows = np.union1d(unlike, np.arange(min(ROWS, len(mine)))) if len(unlike) else unlike
             recorded = self.whole.reshape(len(self.whole), -1)[:, rows]
             for each, of in held.items() if len(rows) else ():
                 biases = None if bias is None else bias.pick(rows)

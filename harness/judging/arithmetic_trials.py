@@ -92,26 +92,28 @@ class Trials(Judging):
     def value(self, call: Call) -> Value:
         """Try what can be tried of this call, and return the candidate's value, or a computed one."""
         site = Site(call.step, call.layer, call.point)
-        whole = self._recorded(call, site, self._shape(call))
+        whole = recorded = self._recorded(call, site, self._shape(call))
+        if recorded is not None:
+            call, recorded = _entering(call, recorded)
         inputs = [s for s in call.sources if s is not None]
         own = all(isinstance(s, Own) for s in inputs) and (bool(inputs) or call.op is embed)
-        if whole is None:
+        if whole is None or recorded is None:
             with np.errstate(all="ignore"):
                 computed = call.compute(self.arithmetic)
             self._pending[call.point] = call if own or call.op is soft_max else replace(call, inputs=())
             return Value(computed)
         lost = max((s.lost for s in inputs if isinstance(s, Own)), default=0.0)
         if self._is_tried(call):
-            rows = _common(whole, call)
+            rows = _common(recorded, call)
             if call.op is embed:
                 self._try_rows(site, call, whole)
             elif rows is not None:
-                calls, values = self._as_scaled((call,), whole.array)
+                calls, values = self._as_scaled((call,), recorded.array)
                 cut = _of_rows(calls[0], rows) if own else None
                 if cut is not None:
                     self._try(site, (cut,), of_rows(values, rows, axes_of(call.point, values.ndim)), lost)
             elif calls := (call,) if own else self._flash(call):
-                self._try(site, *self._as_scaled(calls, whole.array), lost)
+                self._try(site, *self._as_scaled(calls, recorded.array), lost)
         return whole
 
     def _is_tried(self, call: Call) -> bool:
@@ -199,6 +201,16 @@ class Trials(Judging):
             attempts.ask_for_rests()
             self._fitting.setdefault((site.layer, part), trial.fitting)
         self.found.setdefault(group, []).append(trial)
+
+
+def _entering(call: Call, whole: Own) -> tuple[Call, Own]:
+    """What enters the cache, and the candidate's of it, where what was cached before was not recorded."""
+    if call.op is not append or call.sources[0] is None or isinstance(call.sources[0], Own):
+        return call, whole
+    new = -len(call.argument("new"))
+    entering = replace(call.with_arguments(past=None), sources=(None, *call.sources[1:]))
+    rows = None if whole.rows is None else whole.rows[new:]
+    return entering, replace(whole, array=whole.array[new:], rows=rows)
 
 
 def _common(whole: Own, call: Call) -> Mask | None:
