@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from firstdiff.judging.arithmetic import Evidence
 from firstdiff.judging.arithmetic_attempts import Trial
-from firstdiff.judging.arithmetic_options import option
+from firstdiff.judging.arithmetic_options import OPTIONS, option
 from firstdiff.model.arithmetic import ARITHMETICS, F32, GGML, Arithmetic, arithmetic_named
 from firstdiff.model.holding import ELEMENTS
 
@@ -35,6 +36,29 @@ def agreed(groups: dict[str, Evidence], results: Sequence[Trial]) -> dict[str, E
     elif attention.name == GGML and linear.base != GGML and "f16-operands" in attention.same:
         attention = attention.called("f16-operands")
     return groups | {"linear": linear, "attention": attention}
+
+
+def kept_wide(groups: dict[str, Evidence], tried: Mapping[str, Sequence[Trial]]) -> dict[str, Evidence]:
+    """Take products that look as if they were kept in a narrow type for those of narrow operands, if nothing else is.
+
+    The dump is in that type, and so were the operands; sums and gates are those of float32.
+    """
+    linear, results = groups.get("linear"), groups.get("results")
+    stored = None if linear is None else option("linear", linear.base).weights_and_results
+    if linear is None or results is None or stored is None or results.base != "f32" or stored in results.same:
+        return groups
+    name = linear.name.replace(linear.base, f"{stored}-operands", 1)
+    at_floor = [sum(t.errors[n] <= t.floors[n] for t in tried["linear"] if n in t.errors) for n in (name, linear.name)]
+    return groups | {"linear": linear.called(name)} if at_floor[0] >= at_floor[1] > 0 else groups
+
+
+def like_attention(groups: dict[str, Evidence], tried: Mapping[str, Sequence[Trial]]) -> dict[str, Evidence]:
+    """Take products of which none is at any floor for those of the arithmetic that attention is in: all are wrong."""
+    linear, attention = groups.get("linear"), groups.get("attention")
+    if linear is None or attention is None or linear.level or any(t.fitting for t in tried["linear"]):
+        return groups
+    known = attention.fits and not attention.weak and attention.base in OPTIONS["linear"]
+    return groups | {"linear": replace(linear, name=attention.base)} if known else groups
 
 
 def composed(groups: dict[str, Evidence], output: str | None) -> Arithmetic:
@@ -86,7 +110,8 @@ def held_alike(groups: dict[str, Evidence]) -> dict[str, Evidence]:
     alike = dict(groups)
     for group, evidence in groups.items():
         if group in WEIGHTS and (evidence.held is None or group == "embedding"):
-            name = next((n for kind in held if (n := f"{evidence.base}+held={kind}") in evidence.same), None)
+            names = sorted(evidence.same, key=lambda n: not n.startswith(evidence.base))
+            name = next((n for kind in held for n in names if n.endswith(f"+held={kind}")), None)
             alike[group] = evidence if name is None else evidence.called(name)
     embedding = alike.pop("embedding", None)
     stored = alike["linear"].base if "linear" in alike else None  # results in a narrow type are held in it anyway

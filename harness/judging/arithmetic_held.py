@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,10 @@ left."""
 NARROWLY = 1 / 3
 """The part of the floor of a narrow dump below which nothing but storing shows: a product of stored inputs, stored
 itself, is a quarter of it off."""
+
+ALIKE = "f16-operands", ("tf32", "f16")
+"""Two ways to round to eleven bits. They part where a number is too small for f16, which is seldom: once one of them
+fits, so may the other."""
 
 Attempt = Callable[[str, Arithmetic], None]
 
@@ -63,10 +67,7 @@ class HeldSearch:
         errors = trial.errors
 
         def fit() -> list[str]:
-            return [name for name in errors if errors[name] <= (narrowly(name) if narrow else trial.floors[name])]
-
-        def narrowly(name: str) -> float:  # operands that are rounded twice have the widest floor, which hides a kind
-            return min(NARROWLY * trial.floors[name], trial.floors["f32"])
+            return _fitting(trial, narrow=narrow)
 
         def all_of(names: Iterable[tuple[str, str]]) -> None:
             for base, kind in names:
@@ -78,6 +79,8 @@ class HeldSearch:
         known = [(base, kind) for kind, bases in self.fitted.items() for base in bases if codes or kind in ELEMENTS]
         always = () if group == "linear" else ELEMENTS  # a product takes longer
         all_of([*known, *(("f32", kind) for kind in always)])
+        if ALIKE[0] in fit():
+            all_of([ALIKE[1]])
         if fit() or self.vain[trial.part] >= IN_VAIN:
             return
         kinds = KINDS if codes else ELEMENTS
@@ -93,7 +96,7 @@ class HeldSearch:
         ):
             if codes and not fit():
                 all_of(stage)
-        found = [(base, kind) for base, by, kind in (name.partition("+held=") for name in fit()) if by]
+        found = _found(trial, fit())
         all_of((base, other) for base, kind in found if (other := twin(kind)) is not None)
         self._note(found, trial.part)
 
@@ -104,3 +107,22 @@ class HeldSearch:
             for each in (kind, twin(kind)):
                 if each is not None:
                     self.fitted[each] = tuple(dict.fromkeys((*self.fitted.get(each, ()), base)))
+
+
+def _fitting(trial: Trial, *, narrow: bool) -> list[str]:
+    """The options at their floor; where floors are wide for how tensors were stored, those well below it.
+
+    Operands that are rounded twice have the widest floor, which hides a kind.
+    """
+    if not narrow:
+        return list(trial.fitting)
+    most = trial.floors["f32"]
+    return [name for name, e in trial.errors.items() if e <= min(NARROWLY * trial.floors[name], most)]
+
+
+def _found(trial: Trial, fitting: Sequence[str]) -> list[tuple[str, str]]:
+    """The kinds of those that fit, with the arithmetic of products; or that of the best, where it clearly is."""
+    best = min(trial.errors, key=lambda name: trial.errors[name])
+    clear = trial.errors[best] <= min(trial.floors[best], LESS * trial.errors["f32"])
+    names = fitting or ([best] if clear else [])
+    return [(base, kind) for base, by, kind in (name.partition("+held=") for name in names) if by]

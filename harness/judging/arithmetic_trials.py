@@ -204,8 +204,8 @@ class Trials(Judging):
 
 
 def _entering(call: Call, whole: Own) -> tuple[Call, Own]:
-    """What enters the cache, and the candidate's of it, where what was cached before was not recorded."""
-    if call.op is not append or call.sources[0] is None or isinstance(call.sources[0], Own):
+    """What enters the cache, and the candidate's of it, where not all of what it then holds was recorded before."""
+    if call.op is not append or all(s is None or (isinstance(s, Own) and s.rows is None) for s in call.sources):
         return call, whole
     new = -len(call.argument("new"))
     entering = replace(call.with_arguments(past=None), sources=(None, *call.sources[1:]))
@@ -226,7 +226,7 @@ def _common(whole: Own, call: Call) -> Mask | None:
 
 _ROWS: dict[Operation, tuple[str, ...]] = {
     linear: ("x",), rms_norm: ("x",), rope: ("x", "positions"), swiglu: ("gate", "up"), add: ("a", "b"),
-    scores: ("q",), soft_max: ("kq",), attend: ("p",),
+    scores: ("q",), soft_max: ("kq",), attend: ("p",), append: ("new",),
 }  # fmt: skip
 """Operands whose rows are the tokens', of operations that work row by row."""
 

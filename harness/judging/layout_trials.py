@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 
 import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps import Site, Trace
-from firstdiff.dumps.points import Kind, axes_of, carrying, kind_of, of_kind, token_axis
+from firstdiff.dumps.points import Kind, axes_of, carrying, of_kind, token_axis
 from firstdiff.judging.layout_options import candidates
+from firstdiff.judging.layout_votes import Votes
 from firstdiff.judging.layouts import (
     QUERIES,
     ROTATED,
@@ -25,7 +27,7 @@ from firstdiff.judging.needed import Judging
 from firstdiff.judging.rows import Rows, partly, placed, usual
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
-from firstdiff.model.operations import soft_max, visible
+from firstdiff.model.operations import append, rms_norm, rope, soft_max, swiglu, visible
 from firstdiff.model.probe import Call
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
@@ -36,15 +38,11 @@ PLAUSIBLE = 0.1
 BETTER = 0.2
 """A layout other than the plain one is taken where it leaves less than this share of the plain one's median error."""
 
-TELLS = 0.7
-"""An order of dimensions is told by a result that leaves less than this share of what the other order leaves. Two wrong
-orders of numbers that have nothing to do with each other differ by a few hundredths."""
+CHEAP = (rms_norm, rope, append, swiglu)
+"""Operations that are run on every reading of what they are fed."""
 
 KEYS = tuple(point for point in carrying("K") if point in of_kind(Kind.NORM, Kind.ROTATION, Kind.CACHE))
 """What scores have for keys, and its norm: a factor on both Q and K is no scale folded into Q."""
-
-VOTERS = (Kind.PRODUCT, Kind.NORM, Kind.ROTATION)
-"""Kinds of results that tell the order of dimensions, the one that is believed before the next first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,21 +51,6 @@ class _Own(Value):
 
     plain: Array
     other: Array
-
-
-@dataclass(frozen=True, slots=True)
-class _Vote:
-    """What one result leaves if the dimensions are in the reference's order, and in the other one."""
-
-    kind: Kind
-    plain: float
-    other: float
-
-    @property
-    def tells(self) -> bool | None:
-        """Whether it is the other order; None where the result does not tell."""
-        small, large = sorted((self.plain, self.other))
-        return None if not small <= TELLS * large else self.other < self.plain
 
 
 @dataclass
@@ -84,8 +67,12 @@ class Trial(Judging):
     )
     fitting: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # by shape, also without numbers
     measured: set[str] = field(default_factory=set)  # by what they are computed from themselves
-    votes: list[_Vote] = field(default_factory=list)
+    followed: dict[str, dict[int, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    _unsure: dict[Value, tuple[str, dict[int, Array]]] = field(default_factory=dict)  # in every layout, as none fits
     _known: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.votes = Votes(self.model.rotation, self.trace.names)
 
     def layouts(self, point: str) -> tuple[Layout, ...]:
         """The layouts that are tried for a point: of a given one that is scaled, the unscaled one too."""
@@ -104,14 +91,17 @@ class Trial(Judging):
         computed = {False: self._computed(call, other=False)}
         if any(isinstance(source, _Own) for source in call.sources) and call.point in ROTATED:
             computed[True] = self._computed(call, other=True)
+        computed |= self._follow(call)
         site = Site(call.step, call.layer, call.point)
         best: dict[bool, tuple[float, Array]] = {}
+        readings: dict[int, Array] = {}
         for index, layout in enumerate(self.layouts(call.point)):
             expected = computed.get(layout.reordered, computed[False])
             read = self._read(site, layout, expected)
             if read is None:
                 continue
             self.fitting[call.point].append(index)
+            readings[index] = read
             error = _error(call.point, read, expected)
             if error is None:
                 best.setdefault(layout.reordered, (np.inf, read))
@@ -121,15 +111,51 @@ class Trial(Judging):
             if layout.reordered not in best or error < BETTER * best[layout.reordered][0]:
                 best[layout.reordered] = error, read
         self._ask_probabilities(call, computed[False])
+        value = self._settled(call, best, computed)
+        if len(readings) > 1 and min(error for error, _ in best.values()) > PLAUSIBLE:
+            self._unsure[value] = call.point, readings
+        return value
+
+    def _settled(self, call: Call, best: dict[bool, tuple[float, Array]], computed: dict[bool, Array]) -> Value:
+        """The value to go on with, of those that fit best in each order of dimensions."""
         if not best:
             right, turned = computed[False], computed.get(True)
-            return Value(right) if turned is None else _Own(turned if self.reordered else right, right, turned)
+            return Value(right) if turned is None else _Own(turned if self.votes.reordered else right, right, turned)
         if len(best) == 1:
             return Value(next(iter(best.values()))[1])
-        self._vote(call, best, computed)
+        self.votes.hear(call.point, best, computed, partial(_error, call.point))
         plain, other = best[False], best[True]
-        reordered = self.reordered if self.votes else other[0] < BETTER * plain[0]
+        reordered = self.votes.reordered if self.votes.cast else other[0] < BETTER * plain[0]
         return _Own(other[1] if reordered else plain[1], plain[1], other[1])
+
+    def _follow(self, call: Call) -> dict[bool, Array]:
+        """What a call gives in each order on the reading of its inputs that suits its result best.
+
+        That is asked where no layout of an input fits: what comes of it tells how it lies, whatever is wrong with it.
+        """
+        unsure = {source: self._unsure[source] for source in call.sources if source in self._unsure}
+        if not unsure or call.op not in CHEAP:
+            return {}
+        best: dict[bool, tuple[float, Array]] = {}
+        for index in sorted(set.intersection(*(set(readings) for _, readings in unsure.values()))):
+            reordered = any(self.layouts(point)[index].reordered for point, _ in unsure.values())
+            with np.errstate(all="ignore"):
+                inputs: dict[Value, Array] = {source: readings[index] for source, (_, readings) in unsure.items()}
+                expected = call.with_inputs(inputs).compute(self.arithmetic)
+            error = self._least(call, expected, reordered=reordered)
+            for point, _ in unsure.values():
+                self.followed[point][index].append(error)
+            if reordered not in best or error < best[reordered][0]:
+                best[reordered] = error, expected
+        return {order: expected for order, (_, expected) in best.items()}
+
+    def _least(self, call: Call, expected: Array, *, reordered: bool) -> float:
+        """What is left of a call's result in the layout that fits best, of those in an order of dimensions."""
+        site = Site(call.step, call.layer, call.point)
+        layouts = [x for x in self.layouts(call.point) if call.point not in ROTATED or x.reordered is reordered]
+        read = (self._read(site, layout, expected) for layout in layouts)
+        errors = (_error(call.point, x, expected) for x in read if x is not None)
+        return min((e for e in errors if e is not None), default=np.inf)
 
     def _ask_probabilities(self, call: Call, expected: Array) -> None:
         """Let probabilities say whether the scores that they are made of are scaled, where nothing else does.
@@ -186,42 +212,16 @@ class Trial(Judging):
                 best = error, read
         return None if best is None else best[1]
 
-    def _vote(self, call: Call, best: dict[bool, tuple[float, Array]], computed: dict[bool, Array]) -> None:
-        """Let a result say in which order the dimensions are."""
-        kind, rotation = kind_of(call.point), self.model.rotation
-        errors = {other: error for other, (error, _) in best.items()}
-        if kind is Kind.ROTATION and True not in computed and rotation is not None:
-            # The product was not recorded. Whatever the angles, they leave the norm of each pair as it is.
-            kind = Kind.PRODUCT
-            pairs = _pair_norms(computed[False], rotation.pairing)
-            found = {o: _error("", _pair_norms(x, rotation.pairing), pairs) for o, (_, x) in best.items()}
-            errors = {o: np.inf if e is None else e for o, e in found.items()}
-        if kind in VOTERS and np.isfinite(list(errors.values())).any():
-            self.votes.append(_Vote(kind, errors[False], errors[True]))
-
-    @property
-    def reordered(self) -> bool:
-        """Whether the dimensions of the heads of Q and K are in the other order."""
-        for kind in VOTERS:
-            told = Counter(vote.tells for vote in self.votes if vote.kind is kind and vote.tells is not None)
-            if told[True] != told[False]:
-                return told[True] > told[False]
-        return self._as_named()
-
-    def _as_named(self) -> bool:
-        """What the names of the tensors say: those of Hugging Face's modules have its order, as a rule."""
-        names = self.trace.names
-        theirs = names == "hf" or (isinstance(names, dict) and any("q_proj" in name for name in names))
-        rotation = self.model.rotation
-        return bool(theirs and self.votes and rotation is not None and rotation.pairing == "interleaved")
-
     def chosen(self) -> dict[str, Layout]:
         """The layout of each point that is not laid out plainly."""
-        chosen, reordered = {}, self.reordered
+        chosen, reordered = {}, self.votes.reordered
         for point, fitting in self.fitting.items():
             layouts = self.layouts(point)
             middle = {i: median(of) for i, of in self.errors.get(point, {}).items()}
             middle = middle or dict.fromkeys(sorted(set(fitting)), np.inf)
+            follows = {i: median(of) for i, of in self.followed.get(point, {}).items()}
+            if min(middle.values()) > PLAUSIBLE >= min(follows.values(), default=np.inf):
+                middle = follows
             settled = point in ROTATED and point not in self.given.layouts
             ordered = {i: e for i, e in middle.items() if not settled or layouts[i].reordered is reordered}
             best = _choice(ordered or middle)
@@ -264,14 +264,6 @@ class Trial(Judging):
         read = [self._read(site, layout, like) for layout in self.layouts(call.point)]
         fitting = [x for x in read if x is not None]
         return Value(fitting[0]) if len(fitting) == 1 else None
-
-
-def _pair_norms(x: Array, pairing: str) -> Array:
-    """The norm of each pair of dimensions that a rotation turns together, [token, head, head_dim / 2]."""
-    half = x.shape[-1] // 2
-    a, b = (x[..., 0::2], x[..., 1::2]) if pairing == "interleaved" else (x[..., :half], x[..., half:])
-    with np.errstate(all="ignore"):
-        return np.hypot(a, b)
 
 
 def _error(point: str, read: Array, computed: Array) -> float | None:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from math import ceil
 from statistics import median
 
+from firstdiff.dumps.points import Kind, kind_of
 from firstdiff.judging.arithmetic import BY_NAME
-from firstdiff.judging.arithmetic_search import ALIKE, CEILINGS, LAYERS, SHARE, STANDS_OUT
+from firstdiff.judging.arithmetic_evidence import ALIKE, CEILINGS, SHARE, STANDS_OUT
+from firstdiff.judging.arithmetic_search import LAYERS
 from firstdiff.judging.levels import Segment
 from firstdiff.verdict import SiteVerdict
 
@@ -56,7 +59,11 @@ def _levels(
     levels: dict[Segment, float] = {}
     few: dict[Segment, tuple[set[str], float]] = {}
     excused: dict[int, set[str]] = defaultdict(set)
-    for segment, alike in of.items():
+    layers: dict[Segment, list[SiteVerdict]] = defaultdict(list)
+    for segment, sites_of in of.items():
+        layers[_within_a_layer(segment)] += sites_of
+    for segment in of:
+        alike = layers[_within_a_layer(segment)]
         spanned = {ops[site] for site in (*alike[0].segment, alike[0].site) if site in ops}
         ceiling = _ceiling(ops[site] for site in (*alike[0].segment, alike[0].site) if site in ops)
         if len(alike) < LAYERS:
@@ -74,6 +81,12 @@ def _levels(
     return levels, of
 
 
+def _within_a_layer(segment: Segment) -> Segment:
+    """A segment without the embedding that the first layer's begins with: it rounds as those of the other layers do."""
+    step, points = segment
+    return step, tuple(point for point in points if kind_of(point) is not Kind.EMBEDDING)
+
+
 def _excused(s: SiteVerdict, level: float) -> bool:
     """Whether a level makes a difference to a site."""
     return (s.floor or 0.0) < (s.local_error or 0.0) <= level
@@ -82,15 +95,17 @@ def _excused(s: SiteVerdict, level: float) -> bool:
 def _level(errors: Sequence[tuple[float, float]], ceiling: float, *, known: bool) -> float | None:
     """A few times what a segment shows over the layers; None where that is no arithmetic's.
 
-    Where the arithmetic of its operations is `known` from other sites, most layers must show more than that.
+    Where the arithmetic of its operations is `known` from other sites, most layers must show more than that, and alike:
+    the few that are far beyond the others are the faulty ones.
     """
-    showing = [error for error, floor in errors if error > floor]
+    showing = sorted(error for error, floor in errors if error > floor)
     if not known:
         middle = max(median(error for error, _ in errors), median(floor for _, floor in errors))
         return min(ceiling, STANDS_OUT * middle)
-    if len(showing) < SHARE * len(errors) or max(showing) > min(ceiling, ALIKE * min(showing)):
+    alike = showing[: ceil(SHARE * len(errors))]
+    if len(showing) < SHARE * len(errors) or alike[-1] > min(ceiling, ALIKE * alike[0]):
         return None
-    return min(ceiling, STANDS_OUT * median(showing))
+    return min(ceiling, STANDS_OUT * median(alike))
 
 
 def _ceiling(ops: Iterable[str]) -> float:

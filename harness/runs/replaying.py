@@ -17,6 +17,7 @@ from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, declared, fits
 from firstdiff.judging.arithmetic_phases import stand_ins
 from firstdiff.judging.arithmetic_search import LAYERS, fingerprint
+from firstdiff.judging.arithmetic_segments import of_segments
 from firstdiff.judging.arithmetic_trials import CACHE_STEPS
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.floors import STORED
@@ -74,6 +75,9 @@ def _levelled(model: Model, done: Replayed, candidate: Trace, details: Details |
     """Replay with levels of segments, where some are off alike at all layers; what is behind them shows only then."""
     levels: dict[Segment, float] = {}
     stated = declared(model, candidate) is not None and done.found.instead is None
+    better = of_segments(model, candidate, done.found, done.alignment, done.sites, stated=stated)
+    if better is not None:
+        done = _replay(model, candidate, better, done.alignment, progress, details)
     for _ in range(ROUNDS):
         found = segment_levels(done.sites, stated=stated)
         more = {segment: level for segment, level in found.items() if segment not in levels}
@@ -155,6 +159,7 @@ def _found(
             return first, alignment, done
     found = fingerprint(model, trace, alignment, wanted)
     if stands is not None and not found.better:
+        first, done = (first, done) if (held := found.holding(stands)) is None else (held, None)
         return first, alignment, done
     if stands is not None and (found.arithmetic != stands or found.phases):
         found = replace(found, instead=stands.name)
