@@ -18,6 +18,7 @@ from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, declared, fits
 from firstdiff.judging.arithmetic_phases import stand_ins
 from firstdiff.judging.arithmetic_search import LAYERS, fingerprint
 from firstdiff.judging.arithmetic_segments import of_segments
+from firstdiff.judging.arithmetic_ties import untied
 from firstdiff.judging.arithmetic_trials import CACHE_STEPS
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.floors import STORED
@@ -115,7 +116,15 @@ def replayed_as_found(
     """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data.
 
     Layouts and arithmetic are found first, from a handful of layers where these decide; then each site is judged once.
+    Where several arithmetics fit that handful, what diverges elsewhere may tell which it is.
     """
+    done = _as_found(model, trace, progress, details)
+    other = untied(model, trace, done.found, done.alignment, done.sites)
+    return done if other is None else _replay(model, trace, other, done.alignment, progress, details)
+
+
+def _as_found(model: Model, trace: Trace, progress: Progress, details: Details | None) -> Replayed:
+    """Replay in the arithmetic that is found, or stated."""
     layers = handful(trace)
     found, alignment, done = _found(model, trace, None if layers is None else _among(trace, layers), progress, details)
     if layers is None:

@@ -1,0 +1,70 @@
+"""Arithmetics that cannot be told apart where they were tried, and can by what diverges elsewhere in the trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from firstdiff.dumps import Trace
+from firstdiff.judging.arithmetic import BY_NAME, Fingerprint
+from firstdiff.judging.arithmetic_composing import agreed, composed
+from firstdiff.judging.arithmetic_options import option
+from firstdiff.judging.layouts import Alignment
+from firstdiff.judging.needed import run_trace
+from firstdiff.judging.replay import Replay
+from firstdiff.model.arithmetic import Arithmetic
+from firstdiff.model.engine import Model
+from firstdiff.verdict import SiteVerdict, Status
+
+TIED = ("linear", "attention")
+"""Groups of which several arithmetics may fit: two ways to round to eleven bits part only at tiny numbers."""
+
+
+def untied(
+    model: Model, trace: Trace, found: Fingerprint, alignment: Alignment, sites: Sequence[SiteVerdict]
+) -> Fingerprint | None:
+    """Take another arithmetic of those that fit as well, where sites diverge from one and agree with the other.
+
+    Parameters
+    ----------
+    model, trace, alignment
+        The model's file, a trace made with it, and its layouts.
+    found, sites
+        The arithmetic that was found, and the sites judged in it.
+
+    Returns
+    -------
+    The arithmetic, or None where there is no better one.
+    """
+    wrong = [s for s in sites if s.status is Status.DIVERGES and not s.segment]
+
+    def better(phase: Fingerprint) -> Fingerprint:
+        of = [s for s in wrong if found.of(len(trace.steps[s.site.step].tokens)) is phase]
+        changed = {}
+        for group in TIED:
+            here, evidence = [s for s in of if BY_NAME.get(s.op) == group], phase.groups.get(group)
+            for name in evidence.same if evidence is not None and here and not evidence.level else ():
+                if not _diverging(model, trace, alignment, option(group, name), here):
+                    changed[group] = evidence.called(name)
+                    break
+        if not changed:
+            return phase
+        groups = agreed(phase.groups | changed, ())
+        return replace(phase, arithmetic=composed(groups, phase.arithmetic.output), groups=groups)
+
+    if not found.phases:
+        return None if (other := better(found)) is found else other
+    phases = tuple((tokens, better(phase)) for tokens, phase in found.phases)
+    if all(new is old for (_, new), (_, old) in zip(phases, found.phases, strict=True)):
+        return None
+    return replace(replace(found, phases=phases).of(len(trace.steps[0].tokens)), phases=phases)
+
+
+def _diverging(
+    model: Model, trace: Trace, alignment: Alignment, arithmetic: Arithmetic, wrong: Sequence[SiteVerdict]
+) -> int:
+    """How many sites diverge in another arithmetic as well."""
+    probe = Replay(arithmetic, trace, alignment)
+    chosen = {s.site for s in wrong}
+    run_trace(model, trace, probe, chosen.__contains__)
+    return sum(s.site in chosen and s.status is not Status.AGREES for s in probe.sites)
