@@ -1,8 +1,8 @@
-"""Whether what was taken for an unknown arithmetic is a fault."""
+"""Whether what was taken for an unknown arithmetic is a fault, and what the arithmetic is behind one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from firstdiff.dumps import Site, Trace
@@ -10,12 +10,21 @@ from firstdiff.explaining.attempt import Means
 from firstdiff.explaining.collecting import Judged, collect, surroundings
 from firstdiff.explaining.covering import Covering
 from firstdiff.explaining.failures import Failures
+from firstdiff.explaining.search import search
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.case import Case
 from firstdiff.judging.layouts import Alignment
 from firstdiff.model.engine import Model
-from firstdiff.verdict import SiteVerdict
+from firstdiff.model.operations import linear
+from firstdiff.model.probe import Call
+from firstdiff.verdict import SiteVerdict, Status
+
+TWO = 2
+"""Sites that must say the same."""
+
+MOSTLY = 0.1
+"""What a fault may leave of an error that is computed in another arithmetic than was taken."""
 
 
 def has_faults(
@@ -48,3 +57,42 @@ def has_faults(
     collect(judged, wanted, lambda case: cases.append(replace(case, noise=case.floor)))
     covering.together(cases)
     return any(len(known.at) > 1 for known in covering.known)
+
+
+def common_fault(
+    model: Model,
+    trace: Trace,
+    found: Fingerprint,
+    alignment: Alignment,
+    sites: Sequence[SiteVerdict],
+    *,
+    failures: Failures,
+    table: Mapping[str, Hypothesis] = TABLE,
+) -> Callable[[Call], Call] | None:
+    """Find a fault that all products have, and that would explain them in another arithmetic than was taken.
+
+    Where every product is wrong, nothing tells the arithmetic that they are computed in; once it is known what is wrong
+    with them, they tell. Parameters are those of :func:`has_faults`.
+
+    Returns
+    -------
+    What makes a call as the engine does; None where some product is right, or nothing takes most of the error of two.
+    """
+    products = [s for s in sites if s.op == linear.__name__ and not s.segment and s.local_error is not None]
+    if len(products) < TWO or any(s.status is not Status.DIVERGES for s in products):
+        return None
+    faults = {id_: h for id_, h in table.items() if h.everywhere != "arithmetic" and linear in (h.where.ops or ())}
+    judged = Judged.of(model, trace, found, alignment, sites)
+    means = Means(surroundings(judged), faults, failures)
+    cases: list[Case] = []
+    wanted = frozenset((products[0].site, products[len(products) // 2].site))
+    collect(judged, wanted, lambda case: cases.append(replace(case, noise=case.floor)))
+    tried = [search(case, means, pairs=False).tried for case in cases]
+    if len(tried) < TWO or any(a.explains for of in tried for a in of):
+        return None
+    for one in sorted(tried[0], key=lambda a: a.residual):
+        if one.residual > MOSTLY * cases[0].error:
+            return None
+        if any(one.fault.same(a.fault) and a.residual <= MOSTLY * cases[1].error for a in tried[1]):
+            return lambda call: one.fault.change(0, call, means.scene) or call
+    return None

@@ -142,6 +142,12 @@ class Fingerprint:
         return (said + (_by_tokens(names) if len(names) > 1 else self.arithmetic.name),)
 
     @property
+    def knows_products(self) -> bool:
+        """Whether products speak for the arithmetic, or what their weights are held in does."""
+        linear = self.groups.get("linear")
+        return self.instead is not None if linear is None else linear.fits or linear.known
+
+    @property
     def better(self) -> bool:
         """Whether it may stand against an arithmetic that a trace states: no fault's, and known by strong evidence."""
         of = [e for group, e in self.groups.items() if group not in ("results", "embedding")]

@@ -13,7 +13,7 @@ from firstdiff.judging.arithmetic_composing import agreed, composed, held_alike,
 from firstdiff.judging.arithmetic_evidence import STANDS_OUT, at_floor, evidence_of, parts_of
 from firstdiff.judging.arithmetic_options import option
 from firstdiff.judging.arithmetic_phases import by_phase, stand_ins
-from firstdiff.judging.arithmetic_trials import CACHE_STEPS, Trials
+from firstdiff.judging.arithmetic_trials import CACHE_STEPS, Change, Trials, unchanged
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.levels import Levels
 from firstdiff.judging.needed import Wanted, run_trace
@@ -33,11 +33,14 @@ LAYERS = 3
 """Layers from which a point has a level of its own."""
 
 
-def fingerprint(model: Model, trace: Trace, alignment: Alignment, wanted: Wanted | None = None) -> Fingerprint:
+def fingerprint(
+    model: Model, trace: Trace, alignment: Alignment, wanted: Wanted | None = None, changed: Change = unchanged
+) -> Fingerprint:
     """Find the arithmetic of each group of operations, over all layers of the prompt (of the cache: of two steps).
 
     Steps of other numbers of tokens are looked at too: engines have a kernel for one token and another for many. With
-    `wanted` it is found from these sites only.
+    `wanted` it is found from these sites only. Where a fault is known that all products have, `changed` makes their
+    calls as the engine does.
 
     An arithmetic that is known, and fits most points, gives its own floor. Where none does, the errors of a group are
     taken for an unknown arithmetic if they look like one: at all its points alike, below a ceiling, and not what a
@@ -45,7 +48,7 @@ def fingerprint(model: Model, trace: Trace, alignment: Alignment, wanted: Wanted
     """
     steps = stand_ins(trace.steps)
     layers = {model.hp.n_layer * i // MANY for i in range(MANY)}
-    trials = Trials(F32, trace, alignment, frozenset(steps.values()), frozenset(layers))
+    trials = Trials(F32, trace, alignment, frozenset(steps.values()), frozenset(layers), changed)
     _run(model, trace, trials, wanted)
     tried = {step: trials.of_step(step) for step in steps.values()}
     cache = {group: evidence_of(group, of) for group, of in trials.found.items() if group in ("keys", "values")}

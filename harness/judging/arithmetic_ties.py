@@ -43,7 +43,9 @@ def untied(
         changed = {}
         for group in TIED:
             here, evidence = [s for s in of if BY_NAME.get(s.op) == group], phase.groups.get(group)
-            for name in evidence.same if evidence is not None and here and not evidence.level else ():
+            if evidence is None or evidence.level or not here:
+                continue
+            for name in evidence.same:
                 if not _diverging(model, trace, alignment, option(group, name), here):
                     changed[group] = evidence.called(name)
                     break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -57,6 +58,15 @@ class Own(Value):
     rows: Mask | None = None
 
 
+Change = Callable[[Call], Call]
+"""Makes a call as the engine does that has it wrong."""
+
+
+def unchanged(call: Call) -> Call:
+    """The call as it is: nothing is known to be wrong with it."""
+    return call
+
+
 @dataclass
 class Trials(Judging):
     """Tries every option at each site of the first step, and of the cache at every site.
@@ -70,6 +80,7 @@ class Trials(Judging):
     alignment: Alignment
     steps: frozenset[int] = frozenset((0,))
     layers: frozenset[int] = frozenset()
+    changed: Change = unchanged
     found: dict[str, list[Trial]] = field(default_factory=dict, init=False)
     held: HeldSearch = field(default_factory=HeldSearch, init=False)
     _pending: dict[str, Call] = field(default_factory=dict, init=False)
@@ -182,6 +193,7 @@ class Trials(Judging):
     def _try(self, site: Site, calls: tuple[Call, ...], whole: Array, lost: float) -> None:
         group = group_of(calls[-1])
         assert group is not None
+        calls = tuple(map(self.changed, calls))
         own = floors.stored(F32, calls[-1], self.alignment.dtype(self.trace, site), whole)
         weight = calls[-1].argument("weight")
         part = f"{site.point} {weight.kind.name}" if group == "linear" else site.point

@@ -113,7 +113,7 @@ def passed_on(arithmetic: Arithmetic, call: Call, inputs: float) -> float:
     if operands == "bf16" and inputs <= F16.floor and call.op in _SUMMED:
         return DOUBLE
     if call.op is soft_max:  # an exponent's absolute error is its result's relative one
-        return max(1.0, _largest(call.argument("kq")) * float(call.argument("scale")))
+        return max(1.0, _largest_exponent(call))
     if call.op is swiglu:
         return _of_silu(call)
     return 1.0
@@ -150,7 +150,13 @@ def off(arithmetic: Arithmetic, call: Call) -> float:
 
 def _exponent(call: Call) -> float:
     """What a rounding of the scores changes their softmax by."""
-    return UNIT * _largest(call.argument("kq")) * float(call.argument("scale"))
+    return UNIT * _largest_exponent(call)
+
+
+def _largest_exponent(call: Call) -> float:
+    """The largest of a softmax's exponents, but for hidden ones, where engines have a large negative number."""
+    kq = call.argument("kq")
+    return _largest(kq[:, visible(*kq.shape[-2:])]) * float(call.argument("scale"))
 
 
 def _float32(arithmetic: Arithmetic, call: Call) -> float:  # noqa: PLR0911 - one for each operation

@@ -149,7 +149,7 @@ class Replay(Judging):
             recorded,
             upstream.wrong or (unknown is None and diverges),
             lost=own,
-            overflowed=half and bool(np.isinf(held).any()),
+            overflowed=half and bool(np.isinf(raw if seen is None else np.where(seen, raw, 0)).any()),
             scaled=self.alignment.scaled_query(self.trace, site, recorded),
             rows=rows,
             free=0.0 if rows is None else upstream.off(self._off(call)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -10,18 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
-from firstdiff.dumps.points import Kind, kind_of
-from firstdiff.explaining.arithmetic_or_fault import has_faults
+from firstdiff.explaining.arithmetic_or_fault import common_fault, has_faults
 from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.judging.arithmetic import HANDFUL, Fingerprint, declared, fits
-from firstdiff.judging.arithmetic_phases import stand_ins
-from firstdiff.judging.arithmetic_search import LAYERS, fingerprint
+from firstdiff.judging.arithmetic import Fingerprint, declared, fits
+from firstdiff.judging.arithmetic_search import fingerprint
 from firstdiff.judging.arithmetic_segments import of_segments
 from firstdiff.judging.arithmetic_ties import untied
-from firstdiff.judging.arithmetic_trials import CACHE_STEPS
+from firstdiff.judging.arithmetic_trials import Change, unchanged
 from firstdiff.judging.closeup import Details
-from firstdiff.judging.floors import STORED
 from firstdiff.judging.layout_search import align
 from firstdiff.judging.layouts import Alignment, stated
 from firstdiff.judging.levels import Segment
@@ -32,7 +29,8 @@ from firstdiff.judging.segment_levels import segment_levels, told
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model, open_model
 from firstdiff.progress import QUIET, Progress
-from firstdiff.verdict import SiteVerdict, Status
+from firstdiff.runs.standing_for import among, handful, misread, narrow, undecided
+from firstdiff.verdict import SiteVerdict
 
 ROUNDS = 3
 """How often levels of segments are sought: scores, what attends by them, and what is behind that."""
@@ -100,6 +98,11 @@ def _replayed(
     """Replay a candidate in its arithmetic, without levels of segments."""
     guess = replayed_as_found(model, candidate, progress, details)
     noted, found, alignment = Failures() if failures is None else failures, guess.found, guess.alignment
+    fault = common_fault(model, candidate, found, alignment, guess.sites, failures=noted, table=table)
+    if fault is not None:
+        again = _as_found(model, candidate, progress, details, fault)
+        if again.found.knows_products and again.found.arithmetic != found.arithmetic:
+            return again
     if not found.levelled or not has_faults(
         model, candidate, found, alignment, guess.sites, failures=noted, table=table
     ):
@@ -123,19 +126,23 @@ def replayed_as_found(
     return done if other is None else _replay(model, trace, other, done.alignment, progress, details)
 
 
-def _as_found(model: Model, trace: Trace, progress: Progress, details: Details | None) -> Replayed:
-    """Replay in the arithmetic that is found, or stated."""
+def _as_found(
+    model: Model, trace: Trace, progress: Progress, details: Details | None, changed: Change = unchanged
+) -> Replayed:
+    """Replay in the arithmetic that is stated, or found from calls as a fault has `changed` them."""
     layers = handful(trace)
-    found, alignment, done = _found(model, trace, None if layers is None else _among(trace, layers), progress, details)
+    wanted = None if layers is None else among(trace, layers)
+    found, alignment, done = _found(model, trace, wanted, progress, details, changed)
     if layers is None:
         return done or _replay(model, trace, found, alignment, progress, details)
-    if left := _undecided(found):
-        found, alignment, _ = _found(model, trace, _among(trace, layers, left), progress, details)
+    if left := undecided(found):
+        found, alignment, _ = _found(model, trace, among(trace, layers, left), progress, details, changed)
         return _replay(model, trace, found, alignment, progress, details)
     done = _replay(model, trace, found, alignment, progress, details)
     if found.groups or fits(done.sites):
         return done
-    found, alignment, done = _found(model, trace, None, progress, details)  # other layers are not like the handful
+    # Other layers are not like the handful.
+    found, alignment, done = _found(model, trace, None, progress, details, changed)
     return done or _replay(model, trace, found, alignment, progress, details)
 
 
@@ -145,6 +152,7 @@ def _found(
     wanted: Wanted | None,
     progress: Progress = QUIET,
     details: Details | None = None,
+    changed: Change = unchanged,
 ) -> tuple[Fingerprint, Alignment, Replayed | None]:
     """Find layouts and arithmetic from the `wanted` sites; with these judged, or None where another guess was last.
 
@@ -158,15 +166,15 @@ def _found(
     done: Replayed | None = None
     if stands is not None:
         done = _replay(model, trace, first, alignment, progress, details, wanted)
-    if done is None or _misread(done.sites, [site for site in trace if wanted is None or wanted(site)]):
+    if done is None or misread(done.sites, [site for site in trace if wanted is None or wanted(site)]):
         other = align(model, trace, alignment, wanted)
         if done is None or other != alignment:
             alignment, done = other, None
-    if stands is not None or not _narrow(trace):
+    if stands is not None or not narrow(trace):
         done = done or _replay(model, trace, first, alignment, progress, details, wanted)
         if fits(done.sites):
             return first, alignment, done
-    found = fingerprint(model, trace, alignment, wanted)
+    found = fingerprint(model, trace, alignment, wanted, changed)
     if stands is not None and not found.better:
         first, done = (first, done) if (held := found.holding(stands)) is None else (held, None)
         return first, alignment, done
@@ -196,78 +204,16 @@ def understood(model: Model, trace: Trace, *, logits: bool = False) -> tuple[Fin
 def _understood(trace: Trace, path: Path, *, logits: bool) -> tuple[Fingerprint, Alignment]:
     model, layers = open_model(path), handful(trace)
     if layers is not None:
-        found, alignment, _ = _found(model, trace, _among(trace, layers, logits=logits))
-        if not _undecided(found):
+        found, alignment, _ = _found(model, trace, among(trace, layers, logits=logits))
+        if not undecided(found):
             return found, alignment
     return _of_all_layers(trace, path)
-
-
-def _among(
-    trace: Trace, layers: frozenset[int], groups: frozenset[str] = frozenset(), *, logits: bool = True
-) -> Wanted:
-    """Sites that stand for all of a trace: of some layers, and outside the layers, of a step of each phase.
-
-    Of some `groups` of operations all layers stand for themselves.
-    """
-    kernels = frozenset(stand_ins(trace.steps).values())
-
-    def wanted(site: Site) -> bool:
-        if site.layer is None:
-            return site in trace and site.step == 0 and (logits or kind_of(site.point) is not Kind.LOGITS)
-        cached = site.step < CACHE_STEPS and kind_of(site.point) is Kind.CACHE
-        whole = site.layer in layers or not groups.isdisjoint(_GROUPS.get(kind_of(site.point), ("results",)))
-        return whole and (site.step in kernels or cached)
-
-    return wanted
-
-
-_GROUPS: dict[Kind | None, tuple[str, ...]] = {
-    Kind.PRODUCT: ("linear",), Kind.NORM: ("norm",), Kind.SCORES: ("attention",), Kind.ATTENTION: ("attention",),
-    Kind.EMBEDDING: ("embedding",), Kind.CACHE: ("keys", "values"),
-}  # fmt: skip
-"""The groups that a point's operation may be of, by its kind."""
 
 
 @lru_cache(maxsize=8)
 def _of_all_layers(trace: Trace, path: Path) -> tuple[Fingerprint, Alignment]:
     whole = replayed(open_model(path), trace)
     return whole.found, whole.alignment
-
-
-def handful(trace: Trace) -> frozenset[int] | None:
-    """Layers that stand for all of a trace's layers, evenly spread; None where no handful of them does.
-
-    They are as many as the search for an arithmetic asks for: the caches of two steps count twice. The first layer, of
-    small activations, and the last one are the least like the others.
-    """
-    held: dict[int, set[str]] = {}
-    for site in trace:
-        if site.layer is not None and site.step == 0:
-            held.setdefault(site.layer, set()).add(site.point)
-    layers = sorted(held)
-    many = LAYERS if len(trace.steps) > 1 else HANDFUL
-    if len(layers) <= many:
-        return None
-    chosen = [layers[(2 * i + 1) * len(layers) // (2 * many)] for i in range(many)]
-    points = set().union(*held.values())
-    return frozenset(chosen) if all(held[layer] == points for layer in chosen) else None
-
-
-def _undecided(found: Fingerprint) -> frozenset[str]:
-    """The groups of which a handful of layers says less than all do: those with a level, which is measured over all.
-
-    How an engine adds and turns is no part of the arithmetic that it is judged in, and of the embedding there is one.
-    """
-    phases = (found, *(phase for _, phase in found.phases))
-    groups = [of for phase in phases for of in phase.groups.items()]
-    left = {group for group, e in groups if not (e.known or (e.fits and (not e.weak or group == "results")))}
-    return frozenset(left | {group for phase in phases for group in phase.levels.groups}) - {"embedding"}
-
-
-def _narrow(trace: Trace) -> bool:
-    """Whether most of a trace's sites were stored in fewer digits than float32 has."""
-    narrow = [trace.dtype(site) in STORED for site in trace]
-    return 2 * sum(narrow) > len(narrow)
 
 
 def _replay(
@@ -285,16 +231,3 @@ def _replay(
     probe.watch = progress.layers(model.hp.n_layer, len(trace.steps))
     run_trace(model, trace, probe, wanted)
     return Replayed(found, probe.settled(), alignment, probe.cut)
-
-
-def _misread(sites: Sequence[SiteVerdict], recorded: Sequence[Site]) -> bool:
-    """Whether a point does not fit its shape, or its numbers at most of its layers, or is one the reference has not."""
-    if {site.point for site in recorded} - {site.point for site in sites}:
-        return True
-    if any(site.status is Status.NOT_COMPARABLE for site in sites):
-        return True
-    odd: dict[str, list[bool]] = {}
-    for site in sites:
-        if site.status is not Status.NOT_RECORDED:
-            odd.setdefault(site.point, []).append(site.status is Status.DIVERGES)
-    return any(2 * sum(values) > len(values) for values in odd.values())
