@@ -52,13 +52,23 @@ def kept_wide(groups: dict[str, Evidence], tried: Mapping[str, Sequence[Trial]])
     return groups | {"linear": linear.called(name)} if at_floor[0] >= at_floor[1] > 0 else groups
 
 
-def like_attention(groups: dict[str, Evidence], tried: Mapping[str, Sequence[Trial]]) -> dict[str, Evidence]:
-    """Take products of which none is at any floor for those of the arithmetic that attention is in: all are wrong."""
-    linear, attention = groups.get("linear"), groups.get("attention")
-    if linear is None or attention is None or linear.level or any(t.fitting for t in tried["linear"]):
-        return groups
-    known = attention.fits and not attention.weak and attention.base in OPTIONS["linear"]
-    return groups | {"linear": replace(linear, name=attention.base)} if known else groups
+def alike(groups: dict[str, Evidence], tried: Mapping[str, Sequence[Trial]]) -> dict[str, Evidence]:
+    """Take products, or attention, that fit nothing for those of the arithmetic that the other group is in.
+
+    That is done where it leaves more of them at the floor, or none is at any: all are wrong then.
+    """
+    found = dict(groups)
+    for group, other in (("linear", "attention"), ("attention", "linear")):
+        own, its = groups.get(group), groups.get(other)
+        if own is None or its is None or own.fits or own.known or own.level:
+            continue
+        name, trials = its.base, tried[group]
+        if not (its.fits or its.known) or its.weak or name not in OPTIONS[group]:
+            continue
+        now, then = (sum(n in t.fitting for t in trials) for n in (own.name, name))
+        if then > now or not any(t.fitting for t in trials):
+            found[group] = replace(own, name=name)
+    return found
 
 
 def composed(groups: dict[str, Evidence], output: str | None) -> Arithmetic:

@@ -45,10 +45,12 @@ def untied(
             here, evidence = [s for s in of if BY_NAME.get(s.op) == group], phase.groups.get(group)
             if evidence is None or evidence.level or not here:
                 continue
-            for name in evidence.same:
-                if not _diverging(model, trace, alignment, option(group, name), here):
-                    changed[group] = evidence.called(name)
-                    break
+            floor = option(group, evidence.name).floor
+            others = [name for name in evidence.same if option(group, name).floor <= floor]
+            left = {name: _diverging(model, trace, alignment, option(group, name), here) for name in others}
+            best = min(left, key=lambda name: left[name], default=None)
+            if best is not None and left[best] < len(here):
+                changed[group] = evidence.called(best)
         if not changed:
             return phase
         groups = agreed(phase.groups | changed, ())

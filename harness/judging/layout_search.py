@@ -54,8 +54,8 @@ def _tried(
     whole = Trial(F32, trace, model, alignment, ())
     every = None if wanted is None else lambda site: wanted(Site(first, site.layer, site.point))  # at every step
     run_trace(model, trace, whole, every)
-    unscaled = [error for point in found for error in whole.errors[point][1]]
-    return None if min(unscaled) <= PLAUSIBLE else alignment
+    pairs = (pair for point in found for pair in zip(whole.errors[point][0], whole.errors[point][1], strict=True))
+    return None if any(unscaled <= PLAUSIBLE < scaled for scaled, unscaled in pairs) else alignment
 
 
 def _of_step(first: int, wanted: Wanted | None) -> Wanted:

@@ -125,7 +125,7 @@ def _of_a_wrong_engine(
     verdict = done.verdict
     if verdict is None:
         return _outcome(part, seed, kind, recipe, done, [(done.error.split(":")[0], done.error)])
-    clear, floors = _clear(verdict, truth)
+    clear, floors = _clear(verdict, truth, recipe)
     diverging = [s.site for s in verdict.diverging]
     accused = [site for site in diverging if not truth.answers_for(site)]
     ids = [fault.hypothesis.id]
@@ -145,12 +145,14 @@ def _of_a_wrong_engine(
     return _outcome(part, seed, kind, recipe, done, found, seen=bool(clear), site=site, right=right)
 
 
-def _clear(verdict: Verdict, truth: Truth) -> tuple[list[Site], Mapping[Site, float]]:
-    """The recorded sites that a fault changes clearly above the floor, and the floors."""
+def _clear(verdict: Verdict, truth: Truth, recipe: Recipe) -> tuple[list[Site], Mapping[Site, float]]:
+    """The sites that a fault changes clearly above the floor, of those that can be judged; and the floors."""
     known = {s.site: s.floor for s in verdict.sites if s.floor}
     usual = max(known.values(), default=MOST_HIDDEN)  # for what was not judged
     floors = {site: min(known.get(site, usual), MOST_HIDDEN) for site in truth.sizes}
-    clear = [site for site, size in truth.sizes.items() if site in truth.recorded and size > BORDER * floors[site]]
+    unjudged = {s.site for s in verdict.sites if s.status is Status.NOT_COMPARABLE and may_be_unjudged(recipe, s.site)}
+    shown = truth.recorded - unjudged
+    clear = [site for site, size in truth.sizes.items() if site in shown and size > BORDER * floors[site]]
     return clear, floors
 
 
