@@ -35,7 +35,7 @@ def _others(call: Call, scene: Scene, _observed: Array | None) -> Iterator[dict[
                 other = scene.beside(call, point, layers=layers)
                 if other is None or other.shape != own.shape:
                     continue
-                if not any(np.array_equal(other, x) for x in known):
+                if not any(np.array_equal(other, x, equal_nan=True) for x in known):  # rows may be missing
                     known.append(other)
                     yield {"input": name, "point": point, "of": of}
 

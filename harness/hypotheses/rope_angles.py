@@ -164,7 +164,7 @@ def ways_off(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[
     x, positions = call.argument("x"), call.argument("positions")
     ratio, _, _ = fit_ratios(x, observed, call.argument("pairing"))
     _, _, right = _fitted(call, observed)
-    phase = (ratio * np.exp(-1j * np.outer(positions, right))).sum(0)
+    phase = np.nansum(ratio * np.exp(-1j * np.outer(positions, right)), 0)  # of the tokens that were recorded
     phase /= np.maximum(np.abs(phase), 1e-30)
     offsets = np.arange(-max(positions) - 1, max(FARTHEST, scene.model.hp.n_ctx_train) + 1)
     fit = np.concatenate([_alike(part, right, phase) for part in np.array_split(offsets, len(offsets) // CHUNK + 1)])

@@ -40,10 +40,9 @@ def candidates(point: str, model: Model) -> Iterator[Layout]:
         half = columns_of(0, hp.n_ff) if first else columns_of(hp.n_ff, 2 * hp.n_ff)
         other = columns_of(hp.n_ff, 2 * hp.n_ff) if first else columns_of(0, hp.n_ff)
         for says, columns in (("gate first", half), ("up first", other)):
-            yield Layout(f"from the fused gate and up, {says}", columns, "ffn_gate_up", 2 * hp.n_ff)
-            yield Layout(
-                f"from the fused gate and up [feature, token], {says}", turned(columns), "ffn_gate_up", 2 * hp.n_ff
-            )
+            for lies, read in (("", columns), (" [feature, token]", turned(columns))):
+                words = f"from the fused gate and up{lies}, {says}"
+                yield Layout(words, read, "ffn_gate_up", 2 * hp.n_ff, parts=words)
     if point in LOGITS:
         yield Layout("more columns than the vocabulary has tokens: the first are the tokens'", wider)
 
@@ -83,7 +82,7 @@ def _fused(point: str, model: Model) -> Iterator[Layout]:
         ("from the fused product, interleaved by KV head", per_group(part[point], (group + 2) * d)),
     ):
         for words, columns in ((says, read), (f"[feature, token], {says}", turned(read))):
-            layout = Layout(words, columns, "wqkv", q + 2 * kv)
+            layout = Layout(words, columns, "wqkv", q + 2 * kv, parts=words)
             yield layout
             if point in ROTATED and model.rotation is not None:
                 yield _reordered(layout, model.rotation.pairing)

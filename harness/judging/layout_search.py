@@ -23,7 +23,7 @@ def aligned(model: Model, trace: Trace) -> Alignment:
 
 
 def align(model: Model, trace: Trace, given: Alignment, wanted: Wanted | None = None) -> Alignment:
-    """Find the layout of every point of a trace, from the first step that is recorded; a `given` one stays.
+    """Find the layout of every point of a trace, from the first step that tells; a `given` one stays.
 
     With `wanted` it is found from these sites only.
 
@@ -42,7 +42,7 @@ def _tried(
 ) -> Alignment | None:
     """Layouts of which those of some points may be `scaled`; None where one then is that cannot be."""
     trial = Trial(F32, trace, model, given, scaled)
-    first = min((site.step for site in trace), default=0)
+    first = _telling(trace)
     run_trace(model, trace, trial, _of_step(first, wanted), steps=first + 1)
     chosen = trial.chosen()
     alignment = Alignment(given.layouts | chosen, trial.placed_rows())
@@ -56,6 +56,13 @@ def _tried(
     run_trace(model, trace, whole, every)
     pairs = (pair for point in found for pair in zip(whole.errors[point][0], whole.errors[point][1], strict=True))
     return None if any(unscaled <= PLAUSIBLE < scaled for scaled, unscaled in pairs) else alignment
+
+
+def _telling(trace: Trace) -> int:
+    """The first step that is recorded; of a prompt of one token, which no rotation turns, the one after it."""
+    steps = sorted({site.step for site in trace})
+    turned = (step for step in steps if any(trace.steps[step].positions))
+    return next(turned, steps[0] if steps else 0)
 
 
 def _of_step(first: int, wanted: Wanted | None) -> Wanted:

@@ -14,15 +14,7 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import Kind, axes_of, carrying, of_kind, token_axis
 from firstdiff.judging.layout_options import candidates
 from firstdiff.judging.layout_votes import Votes
-from firstdiff.judging.layouts import (
-    QUERIES,
-    ROTATED,
-    SCORES,
-    Alignment,
-    Layout,
-    is_scaled,
-    scaled_layout,
-)
+from firstdiff.judging.layouts import QUERIES, ROTATED, SCORES, Alignment, Layout, is_scaled, scaled_layout
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.rows import Rows, partly, placed, usual
 from firstdiff.model.arithmetic import Array
@@ -214,20 +206,37 @@ class Trial(Judging):
 
     def chosen(self) -> dict[str, Layout]:
         """The layout of each point that is not laid out plainly."""
-        chosen, reordered = {}, self.votes.reordered
-        for point, fitting in self.fitting.items():
+        chosen, left = {}, {point: self._left(point) for point in self.fitting}
+        parts = self._parts(left)
+        for point, middle in left.items():
             layouts = self.layouts(point)
-            middle = {i: median(of) for i, of in self.errors.get(point, {}).items()}
-            middle = middle or dict.fromkeys(sorted(set(fitting)), np.inf)
-            follows = {i: median(of) for i, of in self.followed.get(point, {}).items()}
-            if min(middle.values()) > PLAUSIBLE >= min(follows.values(), default=np.inf):
-                middle = follows
-            settled = point in ROTATED and point not in self.given.layouts
-            ordered = {i: e for i, e in middle.items() if not settled or layouts[i].reordered is reordered}
-            best = _choice(ordered or middle)
+            alike = {i: e for i, e in middle.items() if layouts[i].parts == parts.get(layouts[i].source, "")}
+            best = _choice(alike or middle)
             if best:
                 chosen[point] = layouts[best]
         return chosen
+
+    def _left(self, point: str) -> dict[int, float]:
+        """What each layout of a point leaves, of those in the order of dimensions that the heads are in."""
+        layouts = self.layouts(point)
+        middle = {i: median(of) for i, of in self.errors.get(point, {}).items()}
+        middle = middle or dict.fromkeys(sorted(set(self.fitting[point])), np.inf)
+        follows = {i: median(of) for i, of in self.followed.get(point, {}).items()}
+        if min(middle.values()) > PLAUSIBLE >= min(follows.values(), default=np.inf):
+            middle = follows
+        settled = point in ROTATED and point not in self.given.layouts
+        ordered = {i: e for i, e in middle.items() if not settled or layouts[i].reordered is self.votes.reordered}
+        return ordered or middle
+
+    def _parts(self, left: dict[str, dict[int, float]]) -> dict[str | None, str]:
+        """How the parts of each fused product lie: as most of its points say."""
+        votes: dict[str, Counter[str]] = defaultdict(Counter)
+        for point, middle in left.items():
+            for index, error in middle.items():
+                layout = self.layouts(point)[index]
+                if layout.source is not None:
+                    votes[layout.source][layout.parts] += error <= PLAUSIBLE
+        return {source: of.most_common(1)[0][0] for source, of in votes.items()}
 
     def placed_rows(self) -> dict[tuple[str, int], Rows]:
         """Where rows lie, by point and number of rows, where numbers speak clearly; and for any point under "".

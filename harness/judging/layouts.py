@@ -40,6 +40,8 @@ class Layout:
         The reference's pairing, where the dimensions of each head stand in the order of the other one; else empty.
     unscaled
         Of a layout of values times 1 / sqrt(head_dim): the same without this factor.
+    parts
+        Of a part of a fused product: how its parts lie, which is the same for all of them.
     """
 
     says: str
@@ -48,6 +50,7 @@ class Layout:
     width: int = 0
     pairing: str = ""
     unscaled: Layout | None = None
+    parts: str = ""
 
     @property
     def reordered(self) -> bool:

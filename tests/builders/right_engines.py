@@ -116,7 +116,7 @@ class InHalves(Weights):
     def __getitem__(self, name: str) -> Weight:
         weight = super().__getitem__(name)
         heads = self._heads.get((self._prefix + name).split(".")[-2])
-        return weight if heads is None else weight.pick(by_halves(np.arange(weight.shape[0]), heads))
+        return weight if heads is None else weight.reordered(by_halves(np.arange(weight.shape[0]), heads))
 
 
 @dataclass(frozen=True)
