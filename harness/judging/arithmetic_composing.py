@@ -71,6 +71,16 @@ def alike(groups: dict[str, Evidence], tried: Mapping[str, Sequence[Trial]]) -> 
     return found
 
 
+def norms_held(groups: dict[str, Evidence], tried: Mapping[str, Sequence[Trial]]) -> dict[str, Evidence]:
+    """Take norms that fit nothing for those of weights held as the matrices are, if more of them are right then."""
+    norm, linear = groups.get("norm"), groups.get("linear")
+    if norm is None or linear is None or norm.fits or norm.known or linear.held not in ELEMENTS or linear.weak:
+        return groups
+    name = f"f32+held={linear.held}"
+    now, then = (sum(n in t.fitting for t in tried["norm"]) for n in ("f32", name))
+    return groups | {"norm": replace(norm, name=name, known=True)} if then > now else groups
+
+
 def composed(groups: dict[str, Evidence], output: str | None) -> Arithmetic:
     """The arithmetic of all groups together, named so that it can be read back; `output` is what that is held in."""
     best = {group: option(group, evidence.name) for group, evidence in groups.items()}

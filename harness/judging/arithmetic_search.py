@@ -9,7 +9,7 @@ from statistics import median
 from firstdiff.dumps import Site, Trace
 from firstdiff.judging.arithmetic import Evidence, Fingerprint
 from firstdiff.judging.arithmetic_attempts import Trial
-from firstdiff.judging.arithmetic_composing import agreed, alike, composed, held_alike, kept_wide, of_output
+from firstdiff.judging.arithmetic_composing import agreed, alike, composed, held_alike, kept_wide, norms_held, of_output
 from firstdiff.judging.arithmetic_evidence import STANDS_OUT, at_floor, evidence_of, parts_of
 from firstdiff.judging.arithmetic_options import option
 from firstdiff.judging.arithmetic_phases import by_phase, stand_ins
@@ -112,7 +112,7 @@ def _later(first: Fingerprint, at_first: Tried, tried: Tried) -> Fingerprint:
 
 def _alike(groups: dict[str, Evidence], tried: Tried) -> dict[str, Evidence]:
     """Groups that say the same of the engine wherever numbers leave it open."""
-    groups = alike(kept_wide(groups, tried), tried)
+    groups = norms_held(alike(kept_wide(groups, tried), tried), tried)
     return held_alike(agreed(groups, tried.get("results", [])))
 
 

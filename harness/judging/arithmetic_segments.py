@@ -35,6 +35,10 @@ LESS = 0.7
 may be most of it."""
 
 
+NOTHING = 0.01
+"""The part of an error that says nothing: the segment has none of the weights that are held otherwise, or a fault."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Tried:
     """What an arithmetic leaves of the segments that are looked at."""
@@ -58,9 +62,14 @@ class _Tried:
         return sum((s.local_error or 0.0) <= (s.floor or 0.0) for s in self.sites) >= SHARE * len(self.sites)
 
     def leaves_less_than(self, other: _Tried) -> bool:
-        """Whether it leaves less of most segments than another: what is not the engine's way adds to their errors."""
+        """Whether it leaves less of most segments than another, of those where the two differ.
+
+        What is not the engine's way adds to their errors.
+        """
         of = {s.site: s.local_error or 0.0 for s in other.sites}
-        return sum((s.local_error or 0.0) <= LESS * of.get(s.site, 0.0) for s in self.sites) >= SHARE * len(self.sites)
+        pairs = [(s.local_error or 0.0, of[s.site]) for s in self.sites if s.site in of]
+        differ = [(own, its) for own, its in pairs if abs(own - its) > NOTHING * its]
+        return len(differ) > 1 and sum(own <= LESS * its for own, its in differ) >= SHARE * len(differ)
 
 
 def of_segments(
