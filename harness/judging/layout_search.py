@@ -43,7 +43,8 @@ def _tried(
     """Layouts of which those of some points may be `scaled`; None where one then is that cannot be."""
     trial = Trial(F32, trace, model, given, scaled)
     first = _telling(trace)
-    run_trace(model, trace, trial, _of_step(first, wanted), steps=first + 1)
+    among = wanted and _at_every_step(wanted, min(site.step for site in trace))
+    run_trace(model, trace, trial, _of_step(first, among), steps=first + 1)
     chosen = trial.chosen()
     alignment = Alignment(given.layouts | chosen, trial.placed_rows())
     found = [point for point, layout in chosen.items() if is_scaled(layout)]
@@ -52,8 +53,7 @@ def _tried(
     if not trial.agree(chosen):
         return None
     whole = Trial(F32, trace, model, alignment, ())
-    every = None if wanted is None else lambda site: wanted(Site(first, site.layer, site.point))  # at every step
-    run_trace(model, trace, whole, every)
+    run_trace(model, trace, whole, among)
     pairs = (pair for point in found for pair in zip(whole.errors[point][0], whole.errors[point][1], strict=True))
     return None if any(unscaled <= PLAUSIBLE < scaled for scaled, unscaled in pairs) else alignment
 
@@ -63,6 +63,11 @@ def _telling(trace: Trace) -> int:
     steps = sorted({site.step for site in trace})
     turned = (step for step in steps if any(trace.steps[step].positions))
     return next(turned, steps[0] if steps else 0)
+
+
+def _at_every_step(wanted: Wanted, first: int) -> Wanted:
+    """The sites that are wanted of the first step, at every step."""
+    return lambda site: wanted(Site(first, site.layer, site.point))
 
 
 def _of_step(first: int, wanted: Wanted | None) -> Wanted:
