@@ -100,6 +100,15 @@ class Call:
         return replace(self, inputs=tuple(inputs))
 
 
+Change = Callable[[Call], Call]
+"""Makes a call as the engine does that has it wrong."""
+
+
+def unchanged(call: Call) -> Call:
+    """The call as it is: nothing is known to be wrong with it."""
+    return call
+
+
 def _unwatched(_step: int, _layer: int | None) -> None:
     """Nobody watches."""
 

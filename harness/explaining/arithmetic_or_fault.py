@@ -14,7 +14,7 @@ from firstdiff.explaining.search import search
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.case import Case
-from firstdiff.judging.layouts import Alignment
+from firstdiff.judging.layouts import ROTATED, Alignment
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
@@ -69,26 +69,29 @@ def common_fault(
     failures: Failures,
     table: Mapping[str, Hypothesis] = TABLE,
 ) -> Callable[[Call], Call] | None:
-    """Find a fault that all products have, and that would explain them in another arithmetic than was taken.
+    """Find a fault that all products of Q and K have, and others with them.
 
-    Where every product is wrong, nothing tells the arithmetic that they are computed in; once it is known what is wrong
-    with them, they tell. Parameters are those of :func:`has_faults`.
+    Where all of these are wrong, nothing tells the order of their rows, nor the arithmetic that they are computed in;
+    once it is known what is wrong with them, they tell. Parameters are those of :func:`has_faults`.
 
     Returns
     -------
-    What makes a call as the engine does; None where some product is right, or nothing takes most of the error of two.
+    What makes a call as the engine does; None where such a product is right, or nothing takes most of the error of two.
     """
     products = [s for s in sites if s.op == linear.__name__ and not s.segment and s.local_error is not None]
-    if len(products) < TWO or any(s.status is not Status.DIVERGES for s in products):
+    heads = [s for s in products if s.point in ROTATED] or products
+    wrong = [s.site for s in products if s.status is Status.DIVERGES]
+    if any(s.status is not Status.DIVERGES for s in heads) or len(wrong) < TWO:
         return None
     faults = {id_: h for id_, h in table.items() if h.everywhere != "arithmetic" and linear in (h.where.ops or ())}
     judged = Judged.of(model, trace, found, alignment, sites)
     means = Means(surroundings(judged), faults, failures)
     cases: list[Case] = []
-    wanted = frozenset((products[0].site, products[len(products) // 2].site))
+    told = [site for site in wrong if site.point not in ROTATED] or wrong  # the order of the others may be another one
+    wanted = frozenset((told[0], told[len(told) // 2]))
     collect(judged, wanted, lambda case: cases.append(replace(case, noise=case.floor)))
     tried = [search(case, means, pairs=False).tried for case in cases]
-    if len(tried) < TWO or any(a.explains for of in tried for a in of):
+    if len(tried) < TWO:
         return None
     for one in sorted(tried[0], key=lambda a: a.residual):
         if one.residual > MOSTLY * cases[0].error:

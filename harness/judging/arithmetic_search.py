@@ -13,12 +13,13 @@ from firstdiff.judging.arithmetic_composing import agreed, alike, composed, held
 from firstdiff.judging.arithmetic_evidence import STANDS_OUT, at_floor, evidence_of, parts_of
 from firstdiff.judging.arithmetic_options import option
 from firstdiff.judging.arithmetic_phases import by_phase, stand_ins
-from firstdiff.judging.arithmetic_trials import CACHE_STEPS, Change, Trials, unchanged
+from firstdiff.judging.arithmetic_trials import CACHE_STEPS, Trials
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.levels import Levels
 from firstdiff.judging.needed import Wanted, run_trace
 from firstdiff.model.arithmetic import F32, GGML, STORED
 from firstdiff.model.engine import Model
+from firstdiff.model.probe import Change, unchanged
 
 PHASED = ("linear", "norm", "attention", "results")
 """Groups whose arithmetic may differ by the number of tokens of a step. What enters the cache is the same for all."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -31,7 +30,7 @@ from firstdiff.model.operations import (
     soft_max,
     swiglu,
 )
-from firstdiff.model.probe import Call
+from firstdiff.model.probe import Call, Change, unchanged
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
 
@@ -56,15 +55,6 @@ class Own(Value):
     lost: float
     scaled: Array | None = None
     rows: Mask | None = None
-
-
-Change = Callable[[Call], Call]
-"""Makes a call as the engine does that has it wrong."""
-
-
-def unchanged(call: Call) -> Call:
-    """The call as it is: nothing is known to be wrong with it."""
-    return call
 
 
 @dataclass

@@ -14,6 +14,7 @@ from firstdiff.judging.layouts import QUERIES, SCORES, Alignment, is_scaled, sta
 from firstdiff.judging.needed import Wanted, run_trace
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model
+from firstdiff.model.probe import Change, unchanged
 
 
 @np.errstate(all="ignore")  # a candidate's NaN and infinities are compared, not warned of
@@ -22,26 +23,29 @@ def aligned(model: Model, trace: Trace) -> Alignment:
     return align(model, trace, stated(trace))
 
 
-def align(model: Model, trace: Trace, given: Alignment, wanted: Wanted | None = None) -> Alignment:
+def align(
+    model: Model, trace: Trace, given: Alignment, wanted: Wanted | None = None, changed: Change = unchanged
+) -> Alignment:
     """Find the layout of every point of a trace, from the first step that tells; a `given` one stays.
 
-    With `wanted` it is found from these sites only.
+    With `wanted` it is found from these sites only. Where a fault is known that all products have, `changed` makes
+    their calls as the engine does.
 
     A point that is recorded under no layout that fits stays with the plain one, and is then not comparable. Values are
     taken for scaled where they are so at every step.
     """
     for scaled in ((*QUERIES, *SCORES), SCORES, ()):
-        found = _tried(model, trace, given, scaled, wanted)
+        found = _tried(model, trace, given, scaled, wanted, changed)
         if found is not None:
             return found
     raise AssertionError("nothing speaks against layouts of which none is scaled")
 
 
 def _tried(
-    model: Model, trace: Trace, given: Alignment, scaled: tuple[str, ...], wanted: Wanted | None
+    model: Model, trace: Trace, given: Alignment, scaled: tuple[str, ...], wanted: Wanted | None, changed: Change
 ) -> Alignment | None:
     """Layouts of which those of some points may be `scaled`; None where one then is that cannot be."""
-    trial = Trial(F32, trace, model, given, scaled)
+    trial = Trial(F32, trace, model, given, scaled, changed)
     first = _telling(trace)
     among = wanted and _at_every_step(wanted, min(site.step for site in trace))
     run_trace(model, trace, trial, _of_step(first, among), steps=first + 1)
@@ -52,7 +56,7 @@ def _tried(
         return alignment
     if not trial.agree(chosen):
         return None
-    whole = Trial(F32, trace, model, alignment, ())
+    whole = Trial(F32, trace, model, alignment, (), changed)
     run_trace(model, trace, whole, among)
     pairs = (pair for point in found for pair in zip(whole.errors[point][0], whole.errors[point][1], strict=True))
     return None if any(unscaled <= PLAUSIBLE < scaled for scaled, unscaled in pairs) else alignment

@@ -20,7 +20,7 @@ from firstdiff.judging.rows import Rows, partly, placed, usual
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import append, rms_norm, rope, soft_max, swiglu, visible
-from firstdiff.model.probe import Call
+from firstdiff.model.probe import Call, Change, unchanged
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
 
@@ -53,6 +53,7 @@ class Trial(Judging):
     model: Model
     given: Alignment
     scaled: tuple[str, ...]  # points that may be
+    changed: Change = unchanged
     errors: dict[str, dict[int, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     rows: dict[tuple[str, int], dict[Rows, list[float]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
@@ -174,7 +175,7 @@ class Trial(Judging):
             own: dict[Value, Array] = {s: s.other if other else s.plain for s in call.sources if isinstance(s, _Own)}
             call = call.with_inputs(own)
         with np.errstate(all="ignore"):
-            return call.compute(self.arithmetic)
+            return self.changed(call).compute(self.arithmetic)
 
     def _read(self, site: Site, layout: Layout, expected: Array) -> Array | None:
         """The recorded tensor as the layout has it, NaN in rows that are not recorded; None where it does not fit."""

@@ -17,7 +17,6 @@ from firstdiff.judging.arithmetic import Fingerprint, declared, fits
 from firstdiff.judging.arithmetic_search import fingerprint
 from firstdiff.judging.arithmetic_segments import of_segments
 from firstdiff.judging.arithmetic_ties import untied
-from firstdiff.judging.arithmetic_trials import Change, unchanged
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.layout_search import align
 from firstdiff.judging.layouts import Alignment, stated
@@ -28,6 +27,7 @@ from firstdiff.judging.replay import Replay
 from firstdiff.judging.segment_levels import segment_levels, told
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model, open_model
+from firstdiff.model.probe import Change, unchanged
 from firstdiff.progress import QUIET, Progress
 from firstdiff.runs.standing_for import among, handful, misread, narrow, undecided
 from firstdiff.verdict import SiteVerdict
@@ -101,7 +101,8 @@ def _replayed(
     fault = common_fault(model, candidate, found, alignment, guess.sites, failures=noted, table=table)
     if fault is not None:
         again = _as_found(model, candidate, progress, details, fault)
-        if again.found.knows_products and again.found.arithmetic != found.arithmetic:
+        arithmetic = again.found.knows_products and again.found.arithmetic != found.arithmetic
+        if arithmetic or again.alignment.described() != alignment.described():
             return again
     if not found.levelled or not has_faults(
         model, candidate, found, alignment, guess.sites, failures=noted, table=table
@@ -167,7 +168,7 @@ def _found(
     if stands is not None:
         done = _replay(model, trace, first, alignment, progress, details, wanted)
     if done is None or misread(done.sites, [site for site in trace if wanted is None or wanted(site)]):
-        other = align(model, trace, alignment, wanted)
+        other = align(model, trace, alignment, wanted, changed)
         if done is None or other != alignment:
             alignment, done = other, None
     if stands is not None or not narrow(trace):
