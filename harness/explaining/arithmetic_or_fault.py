@@ -80,8 +80,11 @@ def common_fault(
     """
     products = [s for s in sites if s.op == linear.__name__ and not s.segment and s.local_error is not None]
     heads = [s for s in products if s.point in ROTATED] or products
-    wrong = [s.site for s in products if s.status is Status.DIVERGES]
-    if any(s.status is not Status.DIVERGES for s in heads) or len(wrong) < TWO:
+    if not heads or any(s.status is not Status.DIVERGES for s in heads):
+        return None
+    least = MOSTLY * min(s.local_error or 0.0 for s in heads)  # what is far less wrong may be another arithmetic alone
+    wrong = [s.site for s in products if s.status is Status.DIVERGES and (s.local_error or 0.0) >= least]
+    if len(wrong) < TWO:
         return None
     faults = {id_: h for id_, h in table.items() if h.everywhere != "arithmetic" and linear in (h.where.ops or ())}
     judged = Judged.of(model, trace, found, alignment, sites)

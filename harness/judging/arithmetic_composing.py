@@ -130,8 +130,9 @@ def held_alike(groups: dict[str, Evidence]) -> dict[str, Evidence]:
     alike = dict(groups)
     for group, evidence in groups.items():
         if group in WEIGHTS and (evidence.held is None or group == "embedding"):
-            names = sorted(evidence.same, key=lambda n: not n.startswith(evidence.base))
-            name = next((n for kind in held for n in names if n.endswith(f"+held={kind}")), None)
+            bases = (evidence.base, *(["tf32"] if evidence.base == "f16-operands" else []))  # they hardly differ
+            names = (f"{base}+held={kind}" for base in bases for kind in held)
+            name = next((name for name in names if name in evidence.same), None)
             alike[group] = evidence if name is None else evidence.called(name)
     embedding = alike.pop("embedding", None)
     stored = alike["linear"].base if "linear" in alike else None  # results in a narrow type are held in it anyway

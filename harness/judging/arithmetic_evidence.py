@@ -40,6 +40,9 @@ ROUNDING = 0.25
 TINY = 1e-12
 """An error that is as good as none."""
 
+FAR = 0.1
+"""The part of its floor that an arithmetic of narrow results leaves, where it is the engine's own."""
+
 SAME = 1.05
 """Options whose errors are this near to each other are the same arithmetic on these numbers."""
 
@@ -100,17 +103,20 @@ def _twins(one: str, other: str) -> bool:
 def _most_at_floor(group: str, trials: Sequence[Trial], options: Sequence[str]) -> str | None:
     """The option at whose floor, and nearest to, some sites are, and hardly any are at another's alone.
 
-    One that stores has too high a floor.
+    One that stores its results has a high floor: it must be far below.
     """
-    tight = [name for name in options if option(group, name).weights_and_results is None]
-    fitting = {name: {t.site for t in trials if name in t.fitting} for name in tight}
-    least = {t.site: SAME * min((t.errors[n] for n in tight if n in t.errors), default=0.0) for t in trials}
-    nearest = {n: sum(n in t.fitting and t.errors[n] <= least[t.site] for t in trials) for n in tight}
-    best = max(tight, key=lambda name: nearest[name], default=None)
-    if best is None:
-        return None
-    others = max((len(sites - fitting[best]) for sites in fitting.values()), default=0)
+    fitting = {name: {t.site for t in trials if _clearly(group, name, t)} for name in options}
+    least = {t.site: SAME * min(t.errors.values()) for t in trials}
+    nearest = {n: sum(t.site in fitting[n] and t.errors[n] <= least[t.site] for t in trials) for n in options}
+    best = max(options, key=lambda name: nearest[name])
+    others = max(len(sites - fitting[best]) for sites in fitting.values())
     return best if nearest[best] >= max(HANDFUL, STRONG * others) else None
+
+
+def _clearly(group: str, name: str, trial: Trial) -> bool:
+    """Whether an option is at its floor at a site; one that stores its results, far below it."""
+    stores = option(group, name).weights_and_results is not None
+    return name in trial.fitting and (not stores or trial.errors[name] <= FAR * trial.floors[name])
 
 
 def _against(trials: Sequence[Trial], rival: str, best: str) -> float:
