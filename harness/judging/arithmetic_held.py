@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from firstdiff.judging.arithmetic_attempts import Trial
+from firstdiff.judging.arithmetic_evidence import FAR
 from firstdiff.judging.arithmetic_options import BASES, held_option
 from firstdiff.model.arithmetic import STORED, Arithmetic
 from firstdiff.model.holding import ELEMENTS, KINDS, holding, twin, variants
@@ -110,7 +111,7 @@ class HeldSearch:
 
 
 def _fitting(trial: Trial, *, narrow: bool) -> list[str]:
-    """The options at their floor; where floors are wide for how tensors or results were stored, those well below it.
+    """The options at their floor; where floors are wide for how tensors or results were stored, those far below it.
 
     Operands that are rounded twice have the widest floor, which hides a kind.
     """
@@ -118,7 +119,7 @@ def _fitting(trial: Trial, *, narrow: bool) -> list[str]:
         most = trial.floors["f32"]
         return [name for name, e in trial.errors.items() if e <= min(NARROWLY * trial.floors[name], most)]
     wide = {name for name in trial.errors if name.partition("+")[0] in STORED}
-    return [n for n in trial.fitting if n not in wide or trial.errors[n] <= NARROWLY * trial.floors[n]]
+    return [n for n in trial.fitting if n not in wide or trial.errors[n] <= FAR * trial.floors[n]]
 
 
 def _found(trial: Trial, fitting: Sequence[str]) -> list[tuple[str, str]]:

@@ -106,8 +106,11 @@ def _drawn_fault(garden: Garden, seed: int) -> tuple[Sequence[Planted], Recipe]:
     rng = random.Random(f"fault {seed}")
     ids = random.Random(seed // len(TABLE)).sample(list(TABLE), len(TABLE))
     hypothesis = TABLE[ids[seed % len(TABLE)]]
+    given = {"engine": "reference"}
+    if hypothesis.id in ("mask-missing", "mask-offset"):  # who lets a later token be seen has no mask over its score
+        given["scores"] = rng.choice(("raw", "scaled"))
     for attempt in range(TRIES):
-        recipe = drawn(seed + 1_000_000 * attempt, {"engine": "reference"})
+        recipe = drawn(seed + 1_000_000 * attempt, given)
         model = opened(garden.path(recipe["model"]))
         at = places(hypothesis, model)
         if hypothesis.everywhere == "layout" or (hypothesis.id == "qk-permutation" and model.architecture == "llama"):
