@@ -110,7 +110,22 @@ ONCE_WRONG = [
     ("clean", 137),  # a cache in q8_0 whose past is not in the dump
     ("clean", 162),  # weights held in bf16, stored in f16: operands rounded to bf16 fit the wide floor too
     ("clean", 166),  # int8 by row: rows by which two ways of making codes are told apart, whose sums cancel
-    ("clean", 168),
+    ("clean", 365),  # weights held in fp8, and attention of an arithmetic that nobody knows
+    ("clean", 507),  # outputs of layers alone, of weights held in bf16
+    ("clean", 1001),  # operands in f16, which part from those in tf32 in a later step only
+    ("clean", 1229),  # a cache in f16, and its new entries recorded of the last token alone
+    ("faults", 9),  # operands and dump in f16, and no other result: gates too small for it
+    ("faults", 13),  # a layer of wrong products beside weights held in int8, which the trace does not state
+    ("faults", 32),  # a fused product that is wrong at every layer: what comes of it tells how its parts lie
+    ("faults", 66),  # outputs of layers alone, of weights held in fp8, one of them wrong
+    ("faults", 80),  # products that are wrong at every layer, in Hugging Face's order, and a prompt of one token
+    ("faults", 164),  # operands in f16 that part from those in tf32, and a rope base
+    ("faults", 208),  # products that are wrong at every layer, on tensor cores
+    ("faults", 233),  # an offset of positions, and the last token's row alone
+    ("faults", 238),  # scores masked by the least number, stored in f16
+    ("faults", 601),  # int8 weights below the floor of results in bf16
+    ("faults", 690),  # products of Q and K that are wrong at every layer, and one position: any order turns alike
+    ("faults", 915),  # a layer of wrong products, of results in f16
 ]
 """Dumps of the bench of trust that were read wrongly once."""
 
