@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 from firstdiff.dumps import Site, Trace
@@ -17,6 +18,7 @@ from firstdiff.judging.arithmetic_phases import stand_ins
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.needed import run_trace
 from firstdiff.judging.replay import Replay
+from firstdiff.judging.segment_levels import WHOLE
 from firstdiff.model.arithmetic import GGML, arithmetic_named
 from firstdiff.model.engine import Model
 from firstdiff.model.errors import ModelError
@@ -26,14 +28,18 @@ from firstdiff.verdict import SiteVerdict, Status
 MOST = 4
 """Layers of a step that are looked at, evenly spread."""
 
-SHARE = 0.75
-"""The share of these that an arithmetic must give: the others may be faulty."""
+FIRST = 2
+"""Layers of the first step at which every arithmetic is tried, the few best then at all that are looked at."""
 
+FEW = 3
+"""How many these are."""
+
+SHARE = 0.75
+"""The share of these layers that an arithmetic must give: the others may be faulty."""
 
 LESS = 0.7
 """The part of an error that the engine's own arithmetic leaves at most, where another was taken: storing and rounding
 may be most of it."""
-
 
 NOTHING = 0.01
 """The part of an error that says nothing: the segment has none of the weights that are held otherwise, or a fault."""
@@ -52,14 +58,14 @@ class _Tried:
         return median(s.local_error or 0.0 for s in self.sites)
 
     @property
-    def floor(self) -> float:
-        """The floor that half of the segments have."""
-        return median(s.floor or 0.0 for s in self.sites)
-
-    @property
     def fits(self) -> bool:
         """Whether most segments are at their floor."""
         return sum((s.local_error or 0.0) <= (s.floor or 0.0) for s in self.sites) >= SHARE * len(self.sites)
+
+    def share_of(self, other: _Tried) -> float:
+        """The part of another's error that it leaves at the segment that speaks most for it: others may be faulty."""
+        of = {s.site: s.local_error or 0.0 for s in other.sites}
+        return min(((s.local_error or 0.0) / of[s.site] for s in self.sites if of.get(s.site)), default=1.0)
 
     def leaves_less_than(self, other: _Tried) -> bool:
         """Whether it leaves less of most segments than another, of those where the two differ.
@@ -93,49 +99,72 @@ def of_segments(
     ops = {s.site: BY_NAME.get(s.op) for s in sites}
     if found.phases or any(ops[s.site] == "linear" and not s.segment and s.local_error is not None for s in sites):
         return None
-    segments = [s for s in sites if s.segment and any(ops.get(x) == "linear" for x in (*s.segment, s.site))]
-    chosen = _spread(trace, [s.site for s in segments if s.local_error is not None])
-    if not any(s.status is Status.DIVERGES for s in segments):
+    spans = [s for s in sites if s.segment and any(ops.get(x) == "linear" for x in (*s.segment, s.site))]
+    segments = [s for s in spans if s.local_error is not None]
+    if not _are_off(segments):
         return None
 
-    def tried(name: str) -> _Tried | None:
+    def tried(name: str, at: frozenset[Site]) -> _Tried | None:
         try:
             probe = Replay(arithmetic_named(name), trace, alignment)
-            run_trace(model, trace, probe, chosen.__contains__)
+            run_trace(model, trace, probe, at.__contains__)
         except ModelError:  # rows that are no whole groups of a kind
             return None
-        judged = [s for s in probe.sites if s.site in chosen and s.local_error is not None]
+        judged = [s for s in probe.sites if s.site in at and s.local_error is not None]
         return _Tried(name, judged) if judged else None
 
-    plain = tried(found.arithmetic.name)
-    best = None if plain is None else min(_all_of(tried, plain, stated=stated), key=lambda t: t.error, default=None)
+    chosen = _spread(trace, [s.site for s in segments])
+    plain = tried(found.arithmetic.name, chosen)
+    names = _nearest(partial(tried, at=_first(chosen)), found.arithmetic.name, stated=stated)
+    better = [of for name in names for variant in _variants(name) if (of := tried(variant, chosen)) is not None]
+    best = min(better, key=lambda of: of.error, default=None)
     if plain is None or best is None or not best.fits or not best.leaves_less_than(plain):
         return None
-    return Fingerprint(arithmetic_named(best.name))
+    return Fingerprint(arithmetic_named(best.name), instead=plain.name if stated else None)
 
 
-def _all_of(tried: Callable[[str], _Tried | None], plain: _Tried, *, stated: bool) -> Iterator[_Tried]:
-    """Every arithmetic that is tried, until one leaves nothing but rounding: of products, of weights, of both."""
-    bases = () if stated else tuple(base for base in (GGML, *BASES) if base != plain.name)
-    nearest, least = "", plain.error
-    for name in (*bases, *_held(plain.name)):
-        if (of := tried(name)) is None:
-            continue
-        yield of
-        if of.fits and of.error * STRONG <= plain.error:
-            return
-        if name not in bases and of.error < least:
-            nearest, least = name.removeprefix(plain.name), of.error
-    for base in bases if nearest else ():
-        if (of := tried(base + nearest)) is not None:
-            yield of
+def _are_off(segments: Sequence[SiteVerdict]) -> bool:
+    """Whether a point's segments are off at half of a step's layers, by what an arithmetic can do: more is a fault's."""
+    of: dict[tuple[str, int], list[SiteVerdict]] = {}
+    for s in segments:
+        of.setdefault((s.point, s.site.step), []).append(s)
+    off = [of for of in of.values() if 2 * sum(s.status is Status.DIVERGES for s in of) >= len(of)]
+    return any(median(s.local_error or 0.0 for s in sites) <= WHOLE for sites in off)
 
 
-def _held(base: str) -> Iterator[str]:
-    """An arithmetic with the weights held in each kind: all that can be, all but the norms, all but output or table."""
-    for kind in KINDS:
-        yield f"{base}+held={kind}"
-        yield f"{base}+matrices={kind}+output={kind}" + (f"+embedding={kind}" if kind in ELEMENTS else "")
+def _nearest(tried: Callable[[str], _Tried | None], plain: str, *, stated: bool) -> list[str]:
+    """The few arithmetics that leave least: of products, of what weights are held in, of both."""
+    at_first = tried(plain)
+    if at_first is None:
+        return []
+    bases = () if stated else tuple(base for base in (GGML, *BASES) if base != plain)
+    kinds = tuple(f"+{part}={kind}" for kind in KINDS for part in ("held", "matrices"))
+    left: dict[str, float] = {}
+
+    def leaves(name: str) -> float:
+        of = tried(name)
+        left[name] = 1.0 if of is None else of.share_of(at_first)
+        return left[name]
+
+    for name in (*bases, *(plain + kind for kind in kinds)):
+        if leaves(name) <= 1 / (STRONG * STRONG):
+            return [name]
+    kind = min(kinds, key=lambda kind: left[plain + kind])
+    if left[plain + kind] <= LESS:
+        for base in bases:
+            leaves(base + kind)
+    return sorted((name for name in left if left[name] <= LESS), key=lambda name: left[name])[:FEW]
+
+
+def _variants(name: str) -> Iterator[str]:
+    """An arithmetic, and the same with the last matrix held as those of the layers are, and the table of embeddings."""
+    yield name
+    base, of, kind = name.partition("+matrices=")
+    if of:
+        yield f"{name}+output={kind}"
+        if kind in ELEMENTS:
+            yield f"{name}+output={kind}+embedding={kind}"
+            yield f"{base}+held={kind}"
 
 
 def _spread(trace: Trace, sites: Sequence[Site]) -> frozenset[Site]:
@@ -147,3 +176,11 @@ def _spread(trace: Trace, sites: Sequence[Site]) -> frozenset[Site]:
         some = {layers[(2 * i + 1) * len(layers) // (2 * MOST)] for i in range(MOST)} if len(layers) > MOST else layers
         chosen |= {site for site in of if site.layer is None or site.layer in some}
     return frozenset(chosen)
+
+
+def _first(chosen: frozenset[Site]) -> frozenset[Site]:
+    """The sites of some layers of the first step; those outside the layers where there are no others."""
+    first = min(site.step for site in chosen)
+    layers = sorted({site.layer for site in chosen if site.step == first and site.layer is not None})
+    some = {layers[len(layers) * i // FIRST] for i in range(FIRST)} if layers else {None}
+    return frozenset(site for site in chosen if site.step == first and site.layer in some)
