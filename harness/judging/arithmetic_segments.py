@@ -124,7 +124,7 @@ def of_segments(
 
 
 def _are_off(segments: Sequence[SiteVerdict]) -> bool:
-    """Whether a point's segments are off at half of a step's layers, by what an arithmetic can do: more is a fault's."""
+    """Whether a point's segments are off at half of a step's layers, by no more than an arithmetic can do."""
     of: dict[tuple[str, int], list[SiteVerdict]] = {}
     for s in segments:
         of.setdefault((s.point, s.site.step), []).append(s)
