@@ -141,18 +141,18 @@ def _nearest(tried: Callable[[str], _Tried | None], plain: str, *, stated: bool)
     kinds = tuple(f"+{part}={kind}" for kind in KINDS for part in ("held", "matrices"))
     left: dict[str, float] = {}
 
-    def leaves(name: str) -> float:
+    def is_it(name: str) -> bool:
         of = tried(name)
         left[name] = 1.0 if of is None else of.share_of(at_first)
-        return left[name]
+        return of is not None and of.fits and left[name] <= 1 / (STRONG * STRONG)
 
     for name in (*bases, *(plain + kind for kind in kinds)):
-        if leaves(name) <= 1 / (STRONG * STRONG):
+        if is_it(name):
             return [name]
     kind = min(kinds, key=lambda kind: left[plain + kind])
     if left[plain + kind] <= LESS:
         for base in bases:
-            leaves(base + kind)
+            is_it(base + kind)
     return sorted((name for name in left if left[name] <= LESS), key=lambda name: left[name])[:FEW]
 
 

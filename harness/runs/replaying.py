@@ -75,8 +75,8 @@ def _levelled(model: Model, done: Replayed, candidate: Trace, details: Details |
     levels: dict[Segment, float] = {}
     stated = declared(model, candidate) is not None and done.found.instead is None
     better = of_segments(model, candidate, done.found, done.alignment, done.sites, stated=stated)
-    if better is not None:
-        done = _replay(model, candidate, better, done.alignment, progress, details)
+    if better is not None:  # what whole layers show is known of all that they are computed by
+        done, stated = _replay(model, candidate, better, done.alignment, progress, details), True
     for _ in range(ROUNDS):
         found = segment_levels(done.sites, stated=stated)
         more = {segment: level for segment, level in found.items() if segment not in levels}

@@ -17,6 +17,7 @@ from firstdiff.model.arithmetic import ARITHMETICS, F32, arithmetic_named
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.errors import ModelError
 from firstdiff.model.rounding import round_to
+from firstdiff.runs.replaying import replayed
 from firstdiff.verdict import Status, Verdict
 
 PROMPT = [1, *range(300, 311)]
@@ -270,6 +271,22 @@ def test_a_stated_arithmetic_that_other_numbers_contradict_is_told(small: Model)
         assert all(
             f"states the arithmetic {says}, but its numbers are those of f32+held=bf16" in n for n in verdict.notes
         )
+
+
+def outputs(trace: Trace) -> Trace:
+    """A dump of the outputs of layers, and the logits."""
+    return trace.without(lambda site: site.point not in ("l_out", "result_output"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["f32+held=bf16", "bf16-operands", "f32+matrices=i8-row", "tf32+held=bf16"])
+def test_the_arithmetic_of_outputs_of_layers_alone_is_found_from_whole_layers(small: Model, name: str) -> None:
+    arithmetic = arithmetic_named(name)
+    trace = outputs(dump(small, PROMPT, arithmetic=arithmetic))
+    assert replayed(small, trace).found.arithmetic == arithmetic
+    assert diverging(judge(small, trace)) == set()
+    spoilt = judge(small, outputs(dump(small, PROMPT, ("norm-weight-missing", 3), arithmetic=arithmetic)))
+    assert diverging(spoilt) == {"l_out-3", "l_out-3@1"}
 
 
 def test_few_sites_are_weak_evidence(small: Model) -> None:

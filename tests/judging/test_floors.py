@@ -19,7 +19,7 @@ from firstdiff.judging import floors
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import F16, F32, GGML_CPU, arithmetic_named
 from firstdiff.model.engine import Model, open_model
-from firstdiff.model.operations import linear
+from firstdiff.model.operations import linear, soft_max, visible
 from firstdiff.model.probe import Call
 from firstdiff.model.quants import BY_NAME
 from firstdiff.model.terms import terms
@@ -109,6 +109,16 @@ def test_activations_stored_in_f16_flip_codes_of_a_quantised_product(smollm2_mod
 def test_one_operation_of_a_known_arithmetic_has_the_floor_of_that_arithmetic() -> None:
     call = Call(0, 0, "ffn_up", linear, (np.ones((1, 32), np.float32), random_weight(32, "Q8_0")), {})
     assert floors.floor(GGML_CPU, [call]) == GGML_CPU.floor == 1e-6
+
+
+def test_hidden_scores_are_no_exponents_of_a_softmax() -> None:
+    kq = np.random.default_rng(1).standard_normal((2, 5, 5)).astype(np.float32)
+    masked = np.where(visible(5, 5), kq, np.float32(-65504))
+    calls = [
+        [Call(0, 0, "kq_soft_max", soft_max, (x,), {"scale": 0.25})] for x in (np.where(visible(5, 5), kq, 0), masked)
+    ]
+    plain, hidden = (floors.floor(F32, call, inputs=floors.STORED["f16"]) for call in calls)
+    assert hidden == plain < 2 * floors.STORED["f16"]
 
 
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])

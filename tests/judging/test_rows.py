@@ -85,7 +85,8 @@ def test_a_right_engine_is_not_accused_whatever_rows_it_dumps(model: Model, name
 
 
 @pytest.mark.parametrize(
-    "bug", [("norm-weight-missing", 1), ("rope-base", 2), ("weight-transposed", 3), ("gqa-map", 0)]
+    "bug",
+    [("norm-weight-missing", 1), ("rope-base", 2), ("rope-offset", 2), ("weight-transposed", 3), ("gqa-map", 0)],
 )
 def test_a_fault_is_found_in_the_last_row_and_nothing_behind_it_is_accused(model: Model, bug: tuple[str, int]) -> None:
     trace, touched = plant(model, PROMPT, bug, arithmetic=F32, decode=2)
