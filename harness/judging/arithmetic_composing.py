@@ -23,7 +23,7 @@ def agreed(groups: dict[str, Evidence], results: Sequence[Trial]) -> dict[str, E
     With weights in float32, ggml's products are any engine's, and with a cache in f16 its attention is that of
     operands in f16; the angles of its rotations are its own.
     """
-    turned = [t for t in results if t.part in ("Qcur_rope", "Kcur_rope")]
+    turned = [t for t in results if t.part in ("Qcur_rope", "Kcur_rope") and GGML in t.errors]
     like_ggml = all(t.errors[GGML] <= t.floors[GGML] for t in turned)
     linear, attention = groups.get("linear"), groups.get("attention")
     if linear is None or attention is None:

@@ -83,22 +83,12 @@ class Votes:
 
     @property
     def reordered(self) -> bool:
-        """Whether the dimensions of the heads of Q and K are in the other order.
-
-        No engine has a model with half-split pairs in another order, unless it rotates it that way too: products in
-        that order are permuted by mistake.
-        """
-        told = {kind: self._told(kind) for kind in VOTERS}
-        found = next((order for order in told.values() if order is not None), None)
-        if found is None:
-            return self._as_named()
-        half = self.rotation is not None and self.rotation.pairing == "half"
-        return found and not (half and told[Kind.ROTATION] is False)
-
-    def _told(self, kind: Kind) -> bool | None:
-        """What most results of a kind say; None where as many say the one as the other."""
-        told = Counter(vote.tells for vote in self.cast if vote.kind is kind and vote.tells is not None)
-        return None if told[True] == told[False] else told[True] > told[False]
+        """Whether the dimensions of the heads of Q and K are in the other order."""
+        for kind in VOTERS:
+            told = Counter(vote.tells for vote in self.cast if vote.kind is kind and vote.tells is not None)
+            if told[True] != told[False]:
+                return told[True] > told[False]
+        return self._as_named()
 
     def _as_named(self) -> bool:
         """What the names of the tensors say: those of Hugging Face's modules have its order, as a rule."""

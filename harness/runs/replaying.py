@@ -30,7 +30,7 @@ from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Change, unchanged
 from firstdiff.progress import QUIET, Progress
 from firstdiff.runs.standing_for import among, handful, misread, narrow, undecided
-from firstdiff.verdict import SiteVerdict
+from firstdiff.verdict import SiteVerdict, Status
 
 ROUNDS = 3
 """How often levels of segments are sought: scores, what attends by them, and what is behind that."""
@@ -47,6 +47,11 @@ class Replayed:
     sites: list[SiteVerdict]
     alignment: Alignment
     cut: Mapping[Site, Cut] = field(default_factory=dict)
+
+    @property
+    def diverging(self) -> int:
+        """How many sites diverge."""
+        return sum(s.status is Status.DIVERGES for s in self.sites)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -102,7 +107,8 @@ def _replayed(
     if fault is not None:
         again = _as_found(model, candidate, progress, details, fault)
         arithmetic = again.found.knows_products and again.found.arithmetic != found.arithmetic
-        if arithmetic or again.alignment.described() != alignment.described():
+        other = arithmetic or again.alignment.described() != alignment.described()
+        if other and again.diverging <= guess.diverging:
             return again
     if not found.levelled or not has_faults(
         model, candidate, found, alignment, guess.sites, failures=noted, table=table

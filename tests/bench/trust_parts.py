@@ -113,7 +113,7 @@ def _drawn_fault(garden: Garden, seed: int) -> tuple[Sequence[Planted], Recipe]:
         recipe = drawn(seed + 1_000_000 * attempt, given)
         model = opened(garden.path(recipe["model"]))
         at = places(hypothesis, model)
-        if hypothesis.everywhere == "layout" or (hypothesis.id == "qk-permutation" and model.architecture == "llama"):
+        if hypothesis.everywhere == "layout" or hypothesis.id == "qk-permutation":
             at.pop("all", None)  # a layout, and no fault; or the same dump as pairs that do not suit that layout
         planted = [Planted(hypothesis, at[rng.choice(list(at))])]
         if any(with_fault(garden, recipe, planted).changes.values()):

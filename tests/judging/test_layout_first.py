@@ -135,7 +135,9 @@ def test_what_is_wrong_at_every_layer_is_no_order_of_dimensions(
 @pytest.mark.parametrize("names", ["firstdiff", "hf"])
 def test_where_no_number_tells_the_order_the_names_do(folder: Path, names: str) -> None:
     trace = laid_out(HELD[UNTOLD[1][0]](wrong("llama", folder, UNTOLD[0])), "llama", names=names)
-    verdict = judge(of_architecture("llama", folder), trace, budget=0.0)
+    verdict = judge(of_architecture("llama", folder), trace, budget=0.0, table={})
     assert_only_what_is_touched(verdict, FAULTS[UNTOLD[0]][0])
-    rotated = ("Qcur_rope", "Kcur_rope", "k_cache")
-    assert orders(verdict) == (dict.fromkeys(rotated, HALF) if names == "hf" else {})
+    rotated = dict.fromkeys(("Qcur_rope", "Kcur_rope", "k_cache"), HALF)
+    assert orders(verdict) == (rotated if names == "hf" else {})
+    knowing = judge(of_architecture("llama", folder), trace, budget=0.0)  # with the fault that all products have
+    assert orders(knowing) == rotated
