@@ -185,6 +185,8 @@ def _found(
     if stands is not None and not found.better:
         first, done = (first, done) if (held := found.holding(stands)) is None else (held, None)
         return first, alignment, done
+    if not found.levelled and {found.arithmetic, *(phase.arithmetic for _, phase in found.phases)} == {stands}:
+        return first, alignment, done  # as the trace states
     if stands is not None and (found.arithmetic != stands or found.phases):
         found = replace(found, instead=stands.name)
     same = found.arithmetic == first.arithmetic and not found.levelled and not found.phases
