@@ -60,7 +60,12 @@ class _Tried:
     @property
     def fits(self) -> bool:
         """Whether most segments are at their floor."""
-        return sum((s.local_error or 0.0) <= (s.floor or 0.0) for s in self.sites) >= SHARE * len(self.sites)
+        return self.beyond <= (1 - SHARE) * len(self.sites)
+
+    @property
+    def beyond(self) -> int:
+        """How many segments are beyond their floor."""
+        return sum((s.local_error or 0.0) > (s.floor or 0.0) for s in self.sites)
 
     def share_of(self, other: _Tried) -> float:
         """The part of another's error that it leaves at the segment that speaks most for it: others may be faulty."""
@@ -117,7 +122,7 @@ def of_segments(
     plain = tried(found.arithmetic.name, chosen)
     names = _nearest(partial(tried, at=_first(chosen)), found.arithmetic.name, stated=stated)
     better = [of for name in names for variant in _variants(name) if (of := tried(variant, chosen)) is not None]
-    best = min(better, key=lambda of: of.error, default=None)
+    best = min(better, key=lambda of: (of.beyond, of.error), default=None)
     if plain is None or best is None or not best.fits or not best.leaves_less_than(plain):
         return None
     return Fingerprint(arithmetic_named(best.name), instead=plain.name if stated else None)
