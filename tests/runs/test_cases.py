@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from builders.hugging_face import hold
 from builders.judging import judge
-from builders.relaid import last_row, relaid
+from builders.relaid import last_row, padded_rows, relaid
 from builders.second_engine import (
     activation_never_written_in_decode,
     dumped,
@@ -20,7 +22,7 @@ from builders.second_engine import (
     ran,
 )
 from builders.tiny_models import tiny
-from builders.wrong_dumps import another_layer, another_step, held_instead
+from builders.wrong_dumps import BRANCH, another_layer, another_step, held_instead
 from firstdiff.dumps import Site, Trace
 from firstdiff.judging.layouts import HALF
 from firstdiff.model.engine import ARCHITECTURES, open_model
@@ -113,6 +115,53 @@ def test_the_last_row_of_every_tensor_is_judged_as_the_last_tokens(path: Path, r
     verdict = read(relaid(trace, last_row))
     assert_agrees(verdict, recorded=len(trace.sites()))
     assert "(embd: 1 row, 8 tokens): the row is taken for the last token's, and no other" in told(verdict)
+
+
+def test_weights_rounded_to_f16_on_loading_are_an_arithmetic(path: Path, read: Read) -> None:
+    trace = ran(path, TOKENS, partial(hold, kind="f16"))
+    verdict = read(trace)
+    assert_agrees(verdict, recorded=len(trace.sites()))
+    assert verdict.arithmetic["held"] == "f16"
+    assert "linear f32, norm f32, attention f32, cache f32, weights held in f16" in told(verdict)
+
+
+@pytest.mark.parametrize("rest", [None, 0], ids=["zeros", "what was there before"])
+def test_rows_behind_the_tokens_are_left_out_and_said_to_be(path: Path, read: Read, rest: int | None) -> None:
+    trace = ran(path, TOKENS)
+
+    def padded(site: Site, x: np.ndarray) -> np.ndarray:
+        return padded_rows(40 if site.step == 0 else 4, None if rest is None else np.random.default_rng(rest))(site, x)
+
+    verdict = read(relaid(trace, padded))
+    assert_agrees(verdict, recorded=len(trace.sites()))
+    assert "(embd: 40 rows, 8 tokens): only the first rows are judged, one for each token" in told(verdict)
+
+
+def test_logits_behind_the_vocabulary_are_left_out_and_said_to_be(path: Path, read: Read) -> None:
+    trace = ran(path, TOKENS)
+
+    def padded(site: Site, x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, 0), (0, 62))) if site.point == "result_output" else x
+
+    verdict = read(relaid(trace, padded))
+    assert_agrees(verdict, recorded=len(trace.sites()))
+    assert (
+        "result_output has 446 columns, and the vocabulary 384 tokens: the first 384 columns are judged, the 62 behind "
+        "them are padding, and none of them is the largest at any step"
+    ) in told(verdict)
+
+
+# A right engine, and a dump that does not hold what it computed
+
+
+def test_a_branch_as_a_layers_output_is_a_fault_of_the_dump(path: Path, read: Read) -> None:
+    verdict = read(held_instead(ran(path, TOKENS), BRANCH))
+    assert_dump_is_wrong(verdict, "branch-as-sum", exit_code=0)  # but for these eight sites all is compared, and right
+    assert {str(site) for site in verdict.dump[0].sites} == at(range(LAYERS), "l_out")
+    assert told(verdict).startswith(
+        "Before any tensor, the dump: l_out at every layer: your dump holds the branch instead of its sum with the "
+        "residual stream, and what follows was computed from the sum."
+    )
 
 
 def test_layers_that_all_hold_the_first_are_stale_buffers(path: Path, read: Read) -> None:
