@@ -13,8 +13,8 @@ from firstdiff.model.architecture import Rotation
 from firstdiff.model.arithmetic import Array
 
 TELLS = 0.7
-"""An order of dimensions is told by a result that leaves less than this share of what the other order leaves. Two wrong
-orders of numbers that have nothing to do with each other differ by a few hundredths."""
+"""An order of dimensions is told by a result that leaves less than this share of what the other order leaves. Wrong
+orders leave nearly the same."""
 
 VOTERS = (Kind.PRODUCT, Kind.NORM, Kind.ROTATION)
 """Kinds of results that tell the order of dimensions, the one that is believed before the next first."""
