@@ -2,73 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from functools import partial
 
-from firstdiff.dumps import Site, Trace
-from firstdiff.explaining.attempt import Means
+from firstdiff.dumps import Site
+from firstdiff.explaining.attempt import Fault, Means
 from firstdiff.explaining.collecting import Judged, collect, surroundings
 from firstdiff.explaining.covering import Covering
 from firstdiff.explaining.failures import Failures
 from firstdiff.explaining.search import search
-from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.judging.arithmetic import Fingerprint
+from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.judging.case import Case
-from firstdiff.judging.layouts import ROTATED, Alignment
-from firstdiff.model.engine import Model
+from firstdiff.judging.layouts import ROTATED
 from firstdiff.model.operations import linear
-from firstdiff.model.probe import Call
-from firstdiff.verdict import SiteVerdict, Status
-
-TWO = 2
-"""Sites that must say the same."""
+from firstdiff.model.probe import Call, Change
+from firstdiff.verdict import Status
 
 MOSTLY = 0.1
 """What a fault may leave of an error that is computed in another arithmetic than was taken."""
 
 
-def has_faults(
-    model: Model,
-    trace: Trace,
-    found: Fingerprint,
-    alignment: Alignment,
-    sites: Sequence[SiteVerdict],
-    *,
-    failures: Failures,
-    table: Mapping[str, Hypothesis] = TABLE,
-) -> bool:
+def has_faults(judged: Judged, *, failures: Failures, table: Mapping[str, Hypothesis] = TABLE) -> bool:
     """Whether what was taken for an unknown arithmetic is a fault: a hypothesis explains it, at the plain floor.
 
-    It must explain two sites of one point. `sites` are the trace's, judged at the levels that were found. `failures`
-    notes the hypotheses that cannot be tried.
+    It must explain two sites of one point.
+
+    Parameters
+    ----------
+    judged
+        A trace, judged at the levels that were found.
+    failures
+        Notes the hypotheses that cannot be tried.
+    table
+        The hypotheses to try.
     """
     excused: dict[str, list[Site]] = {}
-    for s in sites:
+    for s in judged.sites:
         beyond = s.tight is not None and s.local_error is not None and s.tight < s.local_error
         if beyond and not s.segment and s.layer is not None:  # a fault of the logits alone is no arithmetic's
             excused.setdefault(s.point, []).append(s.site)
     wanted = frozenset(site for of in excused.values() for site in (of[0], of[len(of) // 2]))
     if not wanted:
         return False
-    faults = {id_: h for id_, h in table.items() if h.everywhere != "arithmetic"}
-    judged = Judged.of(model, trace, found.tight, alignment, sites)
-    covering = Covering(Means(surroundings(judged), faults, failures), pairs=0)
-    cases: list[Case] = []
-    collect(judged, wanted, lambda case: cases.append(replace(case, noise=case.floor)))
-    covering.together(cases)
+    tight = replace(judged, found=judged.found.tight)
+    covering = Covering(Means(surroundings(tight), _faults(table), failures), pairs=0)
+    covering.together(_cases(tight, wanted))
     return any(len(known.at) > 1 for known in covering.known)
 
 
-def common_fault(
-    model: Model,
-    trace: Trace,
-    found: Fingerprint,
-    alignment: Alignment,
-    sites: Sequence[SiteVerdict],
-    *,
-    failures: Failures,
-    table: Mapping[str, Hypothesis] = TABLE,
-) -> Callable[[Call], Call] | None:
+def common_fault(judged: Judged, *, failures: Failures, table: Mapping[str, Hypothesis] = TABLE) -> Change | None:
     """Find a fault that all products of Q and K have, and others with them.
 
     Where all of these are wrong, nothing tells the order of their rows, nor the arithmetic that they are computed in;
@@ -78,27 +61,39 @@ def common_fault(
     -------
     What makes a call as the engine does; None where such a product is right, or nothing takes most of the error of two.
     """
-    products = [s for s in sites if s.op == linear.__name__ and not s.segment and s.local_error is not None]
+    products = [s for s in judged.sites if s.op == linear.__name__ and not s.segment and s.local_error is not None]
     heads = [s for s in products if s.point in ROTATED] or products
     if not heads or any(s.status is not Status.DIVERGES for s in heads):
         return None
     least = MOSTLY * min(s.local_error or 0.0 for s in heads)  # what is far less wrong may be another arithmetic alone
     wrong = [s.site for s in products if s.status is Status.DIVERGES and (s.local_error or 0.0) >= least]
-    if len(wrong) < TWO:
-        return None
-    faults = {id_: h for id_, h in table.items() if h.everywhere != "arithmetic" and linear in (h.where.ops or ())}
-    judged = Judged.of(model, trace, found, alignment, sites)
-    means = Means(surroundings(judged), faults, failures)
-    cases: list[Case] = []
     told = [site for site in wrong if site.point not in ROTATED] or wrong  # the order of the others may be another one
     wanted = frozenset((told[0], told[len(told) // 2]))
-    collect(judged, wanted, lambda case: cases.append(replace(case, noise=case.floor)))
-    tried = [search(case, means, pairs=False).tried for case in cases]
-    if len(tried) < TWO:
+    cases = _cases(judged, wanted)
+    if len(wanted) == 1 or len(cases) < len(wanted):
         return None
-    for one in sorted(tried[0], key=lambda a: a.residual):
-        if one.residual > MOSTLY * cases[0].error:
-            return None
-        if any(one.fault.same(a.fault) and a.residual <= MOSTLY * cases[1].error for a in tried[1]):
-            return lambda call: one.fault.change(0, call, means.scene) or call
+    faults = {id_: h for id_, h in _faults(table).items() if linear in (h.where.ops or ())}
+    means = Means(surroundings(judged), faults, failures)
+    one, other = (search(case, means, pairs=False).tried for case in cases)
+    mostly = [MOSTLY * case.error for case in cases]
+    for a in sorted(one, key=lambda a: a.residual):
+        if a.residual <= mostly[0] and any(b.fault.same(a.fault) and b.residual <= mostly[1] for b in other):
+            return partial(_with, a.fault, means.scene)
     return None
+
+
+def _with(fault: Fault, scene: Scene, call: Call) -> Call:
+    """A call with a fault; itself where that does not apply to it."""
+    return fault.change(0, call, scene) or call
+
+
+def _faults(table: Mapping[str, Hypothesis]) -> dict[str, Hypothesis]:
+    """The hypotheses that are faults wherever they are found, and no arithmetic."""
+    return {id_: h for id_, h in table.items() if h.everywhere != "arithmetic"}
+
+
+def _cases(judged: Judged, wanted: Collection[Site]) -> list[Case]:
+    """The cases of some sites. How far they err where they are right is not known: their floor stands for it."""
+    cases: list[Case] = []
+    collect(judged, wanted, lambda case: cases.append(replace(case, noise=case.floor)))
+    return cases

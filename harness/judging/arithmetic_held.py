@@ -30,7 +30,7 @@ NARROWLY = 1 / 3
 """The part of the floor of a narrow dump below which nothing but storing shows: a product of stored inputs, stored
 itself, is a quarter of it off."""
 
-ALIKE = "f16-operands", ("tf32", "f16")
+ELEVEN_BITS = "f16-operands", ("tf32", "f16")
 """Two ways to round to eleven bits. They part where a number is too small for f16, which is seldom: once one of them
 fits, so may the other."""
 
@@ -80,8 +80,8 @@ class HeldSearch:
         known = [(base, kind) for kind, bases in self.fitted.items() for base in bases if codes or kind in ELEMENTS]
         always = () if group == "linear" else ELEMENTS  # a product takes longer
         all_of([*known, *(("f32", kind) for kind in always)])
-        if ALIKE[0] in fit():
-            all_of([ALIKE[1]])
+        if ELEVEN_BITS[0] in fit():
+            all_of([ELEVEN_BITS[1]])
         if fit() or self.vain[trial.part] >= IN_VAIN:
             return
         kinds = KINDS if codes else ELEMENTS

@@ -93,17 +93,15 @@ class Trials(Judging):
     def value(self, call: Call) -> Value:
         """Try what can be tried of this call, and return the candidate's value, or a computed one."""
         site = Site(call.step, call.layer, call.point)
-        whole = recorded = self._recorded(call, site, self._shape(call))
-        if recorded is not None:
-            call, recorded = _entering(call, recorded)
-        inputs = [s for s in call.sources if s is not None]
-        own = all(isinstance(s, Own) for s in inputs) and (bool(inputs) or call.op is embed)
-        if whole is None or recorded is None:
+        whole = self._recorded(call, site, self._shape(call))
+        if whole is None:
             with np.errstate(all="ignore"):
                 computed = call.compute(self.arithmetic)
-            self._pending[call.point] = call if own or call.op is soft_max else replace(call, inputs=())
+            self._pending[call.point] = call if _is_own(call) or call.op is soft_max else replace(call, inputs=())
             return Value(computed)
-        lost = max((s.lost for s in inputs if isinstance(s, Own)), default=0.0)
+        call, recorded = _entering(call, whole)
+        own = _is_own(call)
+        lost = max((s.lost for s in call.sources if isinstance(s, Own)), default=0.0)
         if self._is_tried(call):
             rows = _common(recorded, call)
             if call.op is embed:
@@ -203,6 +201,12 @@ class Trials(Judging):
             attempts.ask_for_rests()
             self._fitting.setdefault((site.layer, part), trial.fitting)
         self.found.setdefault(group, []).append(trial)
+
+
+def _is_own(call: Call) -> bool:
+    """Whether all that a call computes from was recorded."""
+    inputs = [s for s in call.sources if s is not None]
+    return all(isinstance(s, Own) for s in inputs) and (bool(inputs) or call.op is embed)
 
 
 def _entering(call: Call, whole: Own) -> tuple[Call, Own]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.arithmetic_or_fault import common_fault, has_faults
+from firstdiff.explaining.collecting import Judged
 from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.judging.arithmetic import Fingerprint, declared, fits
@@ -29,7 +30,7 @@ from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Change, unchanged
 from firstdiff.progress import QUIET, Progress
-from firstdiff.runs.standing_for import among, handful, misread, narrow, undecided
+from firstdiff.runs.representatives import among, handful, misread, narrow, undecided
 from firstdiff.verdict import SiteVerdict, Status
 
 ROUNDS = 3
@@ -101,20 +102,22 @@ def _replayed(
     progress: Progress,
 ) -> Replayed:
     """Replay a candidate in its arithmetic, without levels of segments."""
-    guess = replayed_as_found(model, candidate, progress, details)
-    noted, found, alignment = Failures() if failures is None else failures, guess.found, guess.alignment
-    fault = common_fault(model, candidate, found, alignment, guess.sites, failures=noted, table=table)
-    if fault is not None:
-        again = _as_found(model, candidate, progress, details, fault)
-        arithmetic = again.found.knows_products and again.found.arithmetic != found.arithmetic
-        other = arithmetic or again.alignment.described() != alignment.described()
-        if other and again.diverging <= guess.diverging:
-            return again
-    if not found.levelled or not has_faults(
-        model, candidate, found, alignment, guess.sites, failures=noted, table=table
-    ):
+    guess, noted = replayed_as_found(model, candidate, progress, details), Failures() if failures is None else failures
+    judged = Judged.of(model, candidate, guess.found, guess.alignment, guess.sites)
+    fault = common_fault(judged, failures=noted, table=table)
+    again = None if fault is None else _as_found(model, candidate, progress, None, fault)
+    if again is not None and _is_better(again, guess):
+        return again if details is None else _replay(model, candidate, again.found, again.alignment, progress, details)
+    if not guess.found.levelled or not has_faults(judged, failures=noted, table=table):
         return guess
-    return _replay(model, candidate, found.tight, alignment, progress, details)
+    return _replay(model, candidate, guess.found.tight, guess.alignment, progress, details)
+
+
+def _is_better(again: Replayed, guess: Replayed) -> bool:
+    """Whether what was found with a known fault is something else, and accuses no more sites."""
+    arithmetic = again.found.knows_products and again.found.arithmetic != guess.found.arithmetic
+    other = arithmetic or again.alignment.described() != guess.alignment.described()
+    return other and again.diverging <= guess.diverging
 
 
 def replayed_as_found(

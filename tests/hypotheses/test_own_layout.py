@@ -16,9 +16,12 @@ from firstdiff.dumps import Trace
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.blocks import table as blocks
 from firstdiff.hypotheses.planting import Planted
+from firstdiff.judging.closeup import Details
 from firstdiff.judging.layout_options import candidates
 from firstdiff.judging.layouts import HALF, PAIRS, Alignment
+from firstdiff.judging.needed import run_trace
 from firstdiff.judging.own_layout import OwnLayout, own_layout
+from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import append, linear, rms_norm, rope, scores
@@ -26,6 +29,7 @@ from firstdiff.model.probe import Call, Probe
 from firstdiff.model.terms import terms
 from firstdiff.model.value import Value
 from firstdiff.rope.fit import fits_of
+from firstdiff.runs.replaying import replayed
 from firstdiff.verdict import Verdict
 
 TOKENS = [1, *range(60, 83)]
@@ -228,3 +232,11 @@ def test_the_rope_investigation_turns_the_candidates_own_pairs(theirs: tuple[Mod
         assert fit.finding.id == id_
         assert own.model.rotation is not None
         assert fit.own == own.model.rotation.pairing
+
+
+def test_a_closer_look_is_one_at_the_sites_as_they_were_judged(theirs: tuple[Model, OwnLayout]) -> None:
+    trace = trace_of(theirs, None, "fused-split")  # what is found with this fault is given up again
+    taken, again = Details(), Details()
+    done = replayed(theirs[0], trace, details=taken)
+    run_trace(theirs[0], trace, Replay.of(done.found, trace, done.alignment, details=again))
+    assert taken.taken == again.taken

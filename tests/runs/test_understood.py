@@ -22,7 +22,7 @@ from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import F32, Array, arithmetic_named
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call
-from firstdiff.runs import standing_for
+from firstdiff.runs import representatives
 from firstdiff.runs.pair import local
 from firstdiff.runs.replaying import replayed, understood
 from firstdiff.verdict import Status
@@ -189,10 +189,10 @@ def test_a_handful_of_layers_is_computed_for_the_first_question(
     computed.clear()
     local(model, trace, Site(0, 2, "Kcur_rope"))
     inside = [place for place in places(computed) if place[1] is not None]
-    assert len({layer for _, layer, _ in inside}) == standing_for.LAYERS + 1  # and the site's own
-    assert len([place for place in inside if place[0] == 0]) <= standing_for.LAYERS * CALLS + 1
+    assert len({layer for _, layer, _ in inside}) == representatives.LAYERS + 1  # and the site's own
+    assert len([place for place in inside if place[0] == 0]) <= representatives.LAYERS * CALLS + 1
     assert {step for step, _, _ in inside} == {0, 1}  # of each number of tokens one step
-    assert len([place for place in inside if place[0] == 1]) <= standing_for.LAYERS * CALLS + 1
+    assert len([place for place in inside if place[0] == 1]) <= representatives.LAYERS * CALLS + 1
 
 
 def test_what_is_not_comparable_is_said_with_its_reason(model: Model) -> None:
