@@ -47,7 +47,7 @@ def untied(
                 continue
             floor = option(group, evidence.name).floor
             others = [name for name in evidence.same if option(group, name).floor <= floor]
-            left = {name: _diverging(model, trace, alignment, option(group, name), here) for name in others}
+            left = {name: _wrong(model, trace, alignment, option(group, name), here) for name in others}
             best = min(left, key=lambda name: left[name], default=None)
             if best is not None and left[best] < len(here):
                 changed[group] = evidence.called(best)
@@ -64,11 +64,12 @@ def untied(
     return replace(replace(found, phases=phases).of(len(trace.steps[0].tokens)), phases=phases)
 
 
-def _diverging(
+def _wrong(
     model: Model, trace: Trace, alignment: Alignment, arithmetic: Arithmetic, wrong: Sequence[SiteVerdict]
 ) -> int:
-    """How many sites diverge in another arithmetic as well."""
+    """How many sites are not right in another arithmetic either."""
     probe = Replay(arithmetic, trace, alignment)
     chosen = {s.site for s in wrong}
     run_trace(model, trace, probe, chosen.__contains__)
-    return sum(s.site in chosen and s.status is not Status.AGREES for s in probe.sites)
+    right = Status.AGREES, Status.INHERITS
+    return sum(s.site in chosen and s.status not in right for s in probe.sites)
