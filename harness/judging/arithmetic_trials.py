@@ -179,6 +179,8 @@ class Trials(Judging):
             self._try(site, (cut,), whole.array[place : place + 1], 0.0)
 
     def _try(self, site: Site, calls: tuple[Call, ...], whole: Array, lost: float) -> None:
+        if not np.any(np.isfinite(whole) & (whole != 0)):
+            return  # what is zero everywhere, or NaN, is so in every arithmetic
         group = group_of(calls[-1])
         assert group is not None
         calls = tuple(map(self.changed, calls))

@@ -135,20 +135,25 @@ class Trial(Judging):
             with np.errstate(all="ignore"):
                 inputs: dict[Value, Array] = {source: readings[index] for source, (_, readings) in unsure.items()}
                 expected = call.with_inputs(inputs).compute(self.arithmetic)
-            error = self._least(call, expected, reordered=reordered)
-            for point, _ in unsure.values():
-                self.followed[point][index].append(error)
+            told = self._least(call, expected, reordered=reordered)
+            if told is not None:
+                for point, _ in unsure.values():
+                    self.followed[point][index].append(told)
+            error = np.inf if told is None else told
             if reordered not in best or error < best[reordered][0]:
                 best[reordered] = error, expected
         return {order: expected for order, (_, expected) in best.items()}
 
-    def _least(self, call: Call, expected: Array, *, reordered: bool) -> float:
-        """What is left of a call's result in the layout that fits best, of those in an order of dimensions."""
+    def _least(self, call: Call, expected: Array, *, reordered: bool) -> float | None:
+        """What is left of a call's result in the layout that fits best, of those in an order of dimensions.
+
+        None where nothing tells, as where all of it is NaN.
+        """
         site = Site(call.step, call.layer, call.point)
         layouts = [x for x in self.layouts(call.point) if call.point not in ROTATED or x.reordered is reordered]
         read = (self._read(site, layout, expected) for layout in layouts)
         errors = (_error(call.point, x, expected) for x in read if x is not None)
-        return min((e for e in errors if e is not None), default=np.inf)
+        return min((e for e in errors if e is not None), default=None)
 
     def _ask_probabilities(self, call: Call, expected: Array) -> None:
         """Let probabilities say whether the scores that they are made of are scaled, where nothing else does.
@@ -277,7 +282,10 @@ class Trial(Judging):
 
 
 def _error(point: str, read: Array, computed: Array) -> float | None:
-    """The norm of the difference over that of what was computed, where both are known; None where nothing is."""
+    """The norm of the difference over that of what was computed, where both are known.
+
+    None where nothing is known, and where all is zero: zeros, such as those of padding, fit any other zeros.
+    """
     seen: npt.NDArray[np.bool_] = np.isfinite(computed)
     if point in SCORES:
         seen &= visible(*computed.shape[-2:])
@@ -288,7 +296,7 @@ def _error(point: str, read: Array, computed: Array) -> float | None:
     if not np.isfinite(c).all():
         return float("inf")
     size, difference = float(np.linalg.norm(r)), float(np.linalg.norm(c - r))
-    return difference / size if size else (float("inf") if difference else 0.0)
+    return difference / size if size else (float("inf") if difference else None)
 
 
 def _choice(middle: dict[int, float]) -> int:

@@ -76,7 +76,7 @@ _GROUPS: dict[Kind | None, tuple[str, ...]] = {
 
 
 def misread(sites: Sequence[SiteVerdict], recorded: Sequence[Site]) -> bool:
-    """Whether a point does not fit its shape, or its numbers at most of its layers, or is one the reference has not."""
+    """Whether a point is one the reference has not, does not fit its shape, or is wrong at half of its layers or more."""
     if {site.point for site in recorded} - {site.point for site in sites}:
         return True
     if any(site.status is Status.NOT_COMPARABLE for site in sites):
@@ -85,4 +85,4 @@ def misread(sites: Sequence[SiteVerdict], recorded: Sequence[Site]) -> bool:
     for site in sites:
         if site.status is not Status.NOT_RECORDED:
             odd.setdefault(site.point, []).append(site.status is Status.DIVERGES)
-    return any(2 * sum(values) > len(values) for values in odd.values())
+    return any(2 * sum(values) >= len(values) for values in odd.values())
