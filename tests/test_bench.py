@@ -117,6 +117,7 @@ ONCE_WRONG = [
     ("clean", 1229),  # a cache in f16, and its new entries recorded of the last token alone
     ("faults", 9),  # operands and dump in f16, and no other result: gates too small for it
     ("faults", 13),  # a layer of wrong products beside weights held in int8, which the trace does not state
+    ("faults", 30),  # a layer of zeros, which fit any layout of the scores
     ("faults", 32),  # a fused product that is wrong at every layer: what comes of it tells how its parts lie
     ("faults", 66),  # outputs of layers alone, of weights held in fp8, one of them wrong
     ("faults", 80),  # products that are wrong at every layer, in Hugging Face's order, and a prompt of one token
@@ -127,6 +128,8 @@ ONCE_WRONG = [
     ("faults", 601),  # int8 weights below the floor of results in bf16
     ("faults", 690),  # products of Q and K that are wrong at every layer, and one position: any order turns alike
     ("faults", 915),  # a layer of wrong products, of results in f16
+    ("faults", 969),  # products that are NaN in part, and rows of zeros behind the tokens
+    ("faults", 985),  # a layer of zeros, and scores in bf16 that were scaled since
 ]
 """Dumps of the bench of trust that were read wrongly once."""
 

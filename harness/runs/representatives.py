@@ -76,7 +76,7 @@ _GROUPS: dict[Kind | None, tuple[str, ...]] = {
 
 
 def misread(sites: Sequence[SiteVerdict], recorded: Sequence[Site]) -> bool:
-    """Whether a point is one the reference has not, does not fit its shape, or is wrong at half of its layers or more."""
+    """Whether a point is none of the reference's, does not fit its shape, or is wrong at half of its layers or more."""
     if {site.point for site in recorded} - {site.point for site in sites}:
         return True
     if any(site.status is Status.NOT_COMPARABLE for site in sites):
