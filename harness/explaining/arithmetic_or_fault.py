@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -13,11 +13,18 @@ from firstdiff.explaining.covering import Covering
 from firstdiff.explaining.failures import Failures
 from firstdiff.explaining.search import search
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
+from firstdiff.judging.arithmetic import BY_NAME, Fingerprint
+from firstdiff.judging.arithmetic_options import OPTIONS
+from firstdiff.judging.arithmetic_search import UNKNOWN, regrouped
 from firstdiff.judging.case import Case
 from firstdiff.judging.layouts import ROTATED
+from firstdiff.model.holding import ELEMENTS
 from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call, Change
-from firstdiff.verdict import Status
+from firstdiff.verdict import Explanation, SiteVerdict, Status
+
+ARITHMETIC = "other-arithmetic"
+"""The hypothesis that is no fault where the engine computes all like points so."""
 
 MOSTLY = 0.1
 """What a fault may leave of an error that is computed in another arithmetic than was taken."""
@@ -80,6 +87,39 @@ def common_fault(judged: Judged, *, failures: Failures, table: Mapping[str, Hypo
         if a.residual <= mostly[0] and any(b.fault.same(a.fault) and b.residual <= mostly[1] for b in other):
             return partial(_with, a.fault, means.scene)
     return None
+
+
+def engines_own(
+    found: Fingerprint, sites: Iterable[SiteVerdict], explanations: Iterable[Explanation]
+) -> Fingerprint | None:
+    """Take for the engine's own an arithmetic that explains sites of a group whose arithmetic is not known well.
+
+    Parameters
+    ----------
+    found
+        The arithmetic that was found.
+    sites, explanations
+        The sites judged in it, and why some diverge.
+
+    Returns
+    -------
+    The arithmetic with those groups changed; None where nothing is explained so, or well enough known.
+    """
+    ops = {s.site: s.op for s in sites}
+    changed: dict[str, str] = {}
+    for explanation in explanations:
+        if ARITHMETIC not in (explanation.hypothesis or "").split(" + "):
+            continue
+        name = explanation.attributes["arithmetic"]
+        for group in {BY_NAME[ops[site]] for site in explanation.sites if ops[site] in BY_NAME}:
+            evidence = found.groups.get(group, UNKNOWN)
+            if not found.groups or not (evidence.weak or evidence.level):
+                continue
+            if group == "embedding" and name in ELEMENTS:
+                changed.setdefault(group, f"f32+held={name}")
+            elif name in OPTIONS[group]:
+                changed.setdefault(group, name if evidence.held is None else f"{name}+held={evidence.held}")
+    return regrouped(found, changed) if changed else None
 
 
 def _with(fault: Fault, scene: Scene, call: Call) -> Call:

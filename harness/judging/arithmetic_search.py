@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
+import numpy as np
+
 from firstdiff.dumps import Site, Trace
 from firstdiff.judging.arithmetic import Evidence, Fingerprint
 from firstdiff.judging.arithmetic_attempts import Trial
@@ -26,6 +28,9 @@ PHASED = ("linear", "norm", "attention", "results")
 
 MANY = 8
 """Layers of the later steps that are looked at, evenly spread: whether a kernel is another one shows at each."""
+
+UNKNOWN = Evidence("f32", 0.0, None, np.inf, 0, fits=False)
+"""The evidence for a group that tells nothing: a table of embeddings that is wrong."""
 
 Tried = Mapping[str, Sequence[Trial]]
 """The trials of some steps, by group."""
@@ -88,6 +93,23 @@ def _put_together(groups: dict[str, Evidence], tried: Tried) -> Fingerprint:
         elif evidence.fits and group not in ("keys", "values") and evidence.base in {*STORED} - {stored}:
             whole[group] = STORED[evidence.base]
     return Fingerprint(arithmetic, groups, Levels(points, whole))
+
+
+def regrouped(found: Fingerprint, changed: Mapping[str, str]) -> Fingerprint:
+    """The same with some groups in arithmetics that are known otherwise, by the names of their options."""
+
+    def of(phase: Fingerprint) -> Fingerprint:
+        evidence = {g: replace(phase.groups.get(g, UNKNOWN), name=n, level=False) for g, n in changed.items()}
+        groups = phase.groups | evidence
+        arithmetic = composed(groups, phase.arithmetic.output)
+        whole = {group: level for group, level in phase.levels.groups.items() if group not in evidence}
+        stored = {*STORED} - {arithmetic.weights_and_results}
+        whole |= {group: STORED[e.base] for group, e in evidence.items() if e.base in stored}
+        points = phase.levels.points if evidence.keys().isdisjoint(phase.levels.groups) else {}
+        levels = replace(phase.levels, points=points, groups=whole)
+        return replace(phase, arithmetic=arithmetic, groups=groups, levels=levels)
+
+    return replace(of(found), phases=tuple((tokens, of(phase)) for tokens, phase in found.phases))
 
 
 def _later(first: Fingerprint, at_first: Tried, tried: Tried) -> Fingerprint:

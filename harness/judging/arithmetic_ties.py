@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from firstdiff.dumps import Trace
-from firstdiff.judging.arithmetic import BY_NAME, Fingerprint
+from firstdiff.judging.arithmetic import BY_NAME, Evidence, Fingerprint
 from firstdiff.judging.arithmetic_composing import agreed, composed
 from firstdiff.judging.arithmetic_options import option
 from firstdiff.judging.layouts import Alignment
@@ -40,7 +40,7 @@ def untied(
 
     def better(phase: Fingerprint) -> Fingerprint:
         of = [s for s in wrong if found.of(len(trace.steps[s.site.step].tokens)) is phase]
-        changed = {}
+        changed: dict[str, Evidence] = {}
         for group in TIED:
             here, evidence = [s for s in of if BY_NAME.get(s.op) == group], phase.groups.get(group)
             if evidence is None or evidence.level or not here:
@@ -53,7 +53,7 @@ def untied(
                 changed[group] = evidence.called(best)
         if not changed:
             return phase
-        groups = agreed(phase.groups | changed, ())
+        groups = agreed(phase.groups | _alike(phase, changed), ()) | changed
         return replace(phase, arithmetic=composed(groups, phase.arithmetic.output), groups=groups)
 
     if not found.phases:
@@ -62,6 +62,18 @@ def untied(
     if all(new is old for (_, new), (_, old) in zip(phases, found.phases, strict=True)):
         return None
     return replace(replace(found, phases=phases).of(len(trace.steps[0].tokens)), phases=phases)
+
+
+def _alike(phase: Fingerprint, changed: dict[str, Evidence]) -> dict[str, Evidence]:
+    """What has changed, and the other group in the same arithmetic, where that is one of those that fit it."""
+    alike = dict(changed)
+    for base in {evidence.base for evidence in changed.values()}:
+        for group in TIED:
+            evidence = phase.groups.get(group)
+            names = [] if evidence is None else [n for n in evidence.same if n.partition("+held=")[0] == base]
+            if evidence is not None and names and group not in alike:
+                alike[group] = evidence.called(names[0])
+    return alike
 
 
 def _wrong(

@@ -11,6 +11,7 @@ import numpy as np
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.engines.identity import check_same_tokens, engine_name
+from firstdiff.explaining.arithmetic_or_fault import engines_own
 from firstdiff.explaining.budget import Budget
 from firstdiff.explaining.explanations import explain
 from firstdiff.explaining.failures import Failures
@@ -29,9 +30,9 @@ from firstdiff.preflight.agreeing_logits import suspicion
 from firstdiff.preflight.dump import dump_findings, not_judged, without
 from firstdiff.preflight.unused import unused
 from firstdiff.runs.admission import Admitted, admitted
-from firstdiff.runs.replaying import Replayed, replayed, replayed_as_found
+from firstdiff.runs.replaying import Replayed, replayed, replayed_as_found, replayed_in
 from firstdiff.runs.run import Run
-from firstdiff.verdict import DumpFinding, SiteVerdict, Status, Verdict, Witness, broken
+from firstdiff.verdict import CounterCheck, DumpFinding, Explanation, SiteVerdict, Status, Verdict, Witness, broken
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +55,22 @@ class _Beside:
     free: list[Array | None]
     witness: Witness | None = None
     sites: tuple[SiteVerdict, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Explained:
+    """The sites of a replay as the verdict has them, and why some diverge."""
+
+    done: Replayed
+    sites: list[SiteVerdict]
+    explanations: tuple[Explanation, ...]
+    counter_check: CounterCheck | None
+
+    @property
+    def claims(self) -> tuple[int, int]:
+        """How many sites diverge, and how many faults are claimed of them; one for what nothing explains."""
+        wrong = sum(s.status is Status.DIVERGES for s in self.sites)
+        return wrong, sum(len((e.hypothesis or "").split(" + ")) for e in self.explanations)
 
 
 @np.errstate(all="ignore")  # a candidate's NaN and infinities are judged, not warned of
@@ -95,7 +112,8 @@ def judge(
         if witness is None
         else _judged_too(run, witness, trace, done.alignment, both=both)
     )
-    sites = [replace(s, drift=beside.drifts.get(s.site)) for s in _settled(not_judged(done.sites, dump), beside.sites)]
+    told = _explained(run, trace, dump, done, beside, failures, details)
+    done, sites = told.done, told.sites
     logits = tuple(
         logits_against(
             trace,
@@ -106,18 +124,6 @@ def judge(
         )
     )
     dump = (*suspicion(sites, logits, beside.drifts, beside.against, len(trace.steps)), *dump)
-    explanations, counter_check = explain(
-        model,
-        trace,
-        done.found,
-        done.alignment,
-        sites,
-        failures=failures,
-        table=run.table,
-        budget=Budget(run.budget),
-        only=next((s.site for s in sites if str(s.site) == run.only), None),
-        progress=run.progress.say,
-    )
     padded, wins = padding(trace, done.alignment, model.hp.n_vocab)
     begins = begins_told(missing_past(model, trace))
     verdict = Verdict(
@@ -141,8 +147,8 @@ def judge(
             *(f"witness: {n}" for n in (witness.notes if witness else ())),
         ),
         pieces=candidate.pieces or (witness.pieces if witness else ()),
-        explanations=explanations,
-        counter_check=counter_check,
+        explanations=told.explanations,
+        counter_check=told.counter_check,
         failed=failures.noted,
         details={} if details is None else details.taken,
     )
@@ -164,6 +170,47 @@ def _replayed(
         return done, dump, trace
     trace = without(trace, more)
     return replay(trace), (*dump, *more), trace
+
+
+def _explained(
+    run: Run,
+    trace: Trace,
+    dump: tuple[DumpFinding, ...],
+    done: Replayed,
+    beside: _Beside,
+    failures: Failures,
+    details: Details | None,
+) -> _Explained:
+    """Explain what diverges; where that is another arithmetic, see whether all of the engine is in it."""
+    budget = Budget(run.budget)
+
+    def told(done: Replayed) -> _Explained:
+        settled = _settled(not_judged(done.sites, dump), beside.sites)
+        sites = [replace(s, drift=beside.drifts.get(s.site)) for s in settled]
+        explanations, check = explain(
+            run.model,
+            trace,
+            done.found,
+            done.alignment,
+            sites,
+            failures=failures,
+            table=run.table,
+            budget=budget,
+            only=next((s.site for s in sites if str(s.site) == run.only), None),
+            progress=run.progress.say,
+        )
+        return _Explained(done, sites, explanations, check)
+
+    first = told(done)
+    own = engines_own(done.found, first.sites, first.explanations)
+    if own is None or budget.over:
+        return first
+    again = replayed_in(run.model, trace, own, done.alignment, run.progress, None)
+    if again.diverging > done.diverging or (second := told(again)).claims >= first.claims:
+        return first
+    if details is not None:
+        replayed_in(run.model, trace, own, done.alignment, run.progress, details)
+    return second
 
 
 def described(model: Model) -> dict[str, object]:

@@ -82,14 +82,14 @@ def _levelled(model: Model, done: Replayed, candidate: Trace, details: Details |
     stated = declared(model, candidate) is not None and done.found.instead is None
     better = of_segments(model, candidate, done.found, done.alignment, done.sites, stated=stated)
     if better is not None:  # what whole layers show is known of all that they are computed by
-        done, stated = _replay(model, candidate, better, done.alignment, progress, details), True
+        done, stated = replayed_in(model, candidate, better, done.alignment, progress, details), True
     for _ in range(ROUNDS):
         found = segment_levels(done.sites, stated=stated)
         more = {segment: level for segment, level in found.items() if segment not in levels}
         if not more:
             break
         levels |= more
-        done = _replay(model, candidate, done.found.with_segments(levels), done.alignment, progress, details)
+        done = replayed_in(model, candidate, done.found.with_segments(levels), done.alignment, progress, details)
     return done
 
 
@@ -107,10 +107,12 @@ def _replayed(
     fault = common_fault(judged, failures=noted, table=table)
     again = None if fault is None else _as_found(model, candidate, progress, None, fault)
     if again is not None and _is_better(again, guess):
-        return again if details is None else _replay(model, candidate, again.found, again.alignment, progress, details)
+        if details is None:
+            return again
+        return replayed_in(model, candidate, again.found, again.alignment, progress, details)
     if not guess.found.levelled or not has_faults(judged, failures=noted, table=table):
         return guess
-    return _replay(model, candidate, guess.found.tight, guess.alignment, progress, details)
+    return replayed_in(model, candidate, guess.found.tight, guess.alignment, progress, details)
 
 
 def _is_better(again: Replayed, guess: Replayed) -> bool:
@@ -133,7 +135,7 @@ def replayed_as_found(
     """
     done = _as_found(model, trace, progress, details)
     other = untied(model, trace, done.found, done.alignment, done.sites)
-    return done if other is None else _replay(model, trace, other, done.alignment, progress, details)
+    return done if other is None else replayed_in(model, trace, other, done.alignment, progress, details)
 
 
 def _as_found(
@@ -144,16 +146,16 @@ def _as_found(
     wanted = None if layers is None else among(trace, layers)
     found, alignment, done = _found(model, trace, wanted, progress, details, changed)
     if layers is None:
-        return done or _replay(model, trace, found, alignment, progress, details)
+        return done or replayed_in(model, trace, found, alignment, progress, details)
     if left := undecided(found):
         found, alignment, _ = _found(model, trace, among(trace, layers, left), progress, details, changed)
-        return _replay(model, trace, found, alignment, progress, details)
-    done = _replay(model, trace, found, alignment, progress, details)
+        return replayed_in(model, trace, found, alignment, progress, details)
+    done = replayed_in(model, trace, found, alignment, progress, details)
     if found.groups or fits(done.sites):
         return done
     # Other layers are not like the handful.
     found, alignment, done = _found(model, trace, None, progress, details, changed)
-    return done or _replay(model, trace, found, alignment, progress, details)
+    return done or replayed_in(model, trace, found, alignment, progress, details)
 
 
 def _found(
@@ -175,13 +177,13 @@ def _found(
     first, alignment = Fingerprint(stands or F32), stated(trace)
     done: Replayed | None = None
     if stands is not None:
-        done = _replay(model, trace, first, alignment, progress, details, wanted)
+        done = replayed_in(model, trace, first, alignment, progress, details, wanted)
     if done is None or misread(done.sites, [site for site in trace if wanted is None or wanted(site)]):
         other = align(model, trace, alignment, wanted, changed)
         if done is None or other != alignment:
             alignment, done = other, None
     if stands is not None or not narrow(trace):
-        done = done or _replay(model, trace, first, alignment, progress, details, wanted)
+        done = done or replayed_in(model, trace, first, alignment, progress, details, wanted)
         if fits(done.sites):
             return first, alignment, done
     found = fingerprint(model, trace, alignment, wanted, changed)
@@ -228,7 +230,7 @@ def _of_all_layers(trace: Trace, path: Path) -> tuple[Fingerprint, Alignment]:
     return whole.found, whole.alignment
 
 
-def _replay(
+def replayed_in(
     model: Model,
     trace: Trace,
     found: Fingerprint,
@@ -237,6 +239,7 @@ def _replay(
     details: Details | None,
     wanted: Wanted | None = None,
 ) -> Replayed:
+    """Replay in a given arithmetic and given layouts, all sites or the `wanted` ones."""
     if details is not None:
         details.clear()
     probe = Replay.of(found, trace, alignment, details=details)
