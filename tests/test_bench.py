@@ -113,6 +113,7 @@ ONCE_WRONG = [
     ("clean", 365),  # weights held in fp8, and attention of an arithmetic that nobody knows
     ("clean", 507),  # outputs of layers alone, of weights held in bf16
     ("clean", 639),  # the same as 1001, in a dump of the last token's row
+    ("clean", 1983),  # outputs of layers alone, of weights held in int8, with operands in tf32
     ("clean", 1001),  # operands in f16, which part from those in tf32 in a later step only
     ("clean", 1229),  # a cache in f16, and its new entries recorded of the last token alone
     ("faults", 9),  # operands and dump in f16, and no other result: gates too small for it

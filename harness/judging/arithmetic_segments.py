@@ -41,6 +41,9 @@ LESS = 0.7
 """The part of an error that the engine's own arithmetic leaves at most, where another was taken: storing and rounding
 may be most of it."""
 
+NEAR = 1 / 3
+"""The part of its floor up to which a segment's error is what rounding makes of it, as a rule."""
+
 NOTHING = 0.01
 """The part of an error that says nothing: the segment has none of the weights that are held otherwise, or a fault."""
 
@@ -129,11 +132,15 @@ def of_segments(
 
 
 def _are_off(segments: Sequence[SiteVerdict]) -> bool:
-    """Whether a point's segments are off at half of a step's layers, by no more than an arithmetic can do."""
+    """Whether a point's segments are off at half of a step's layers, by no more than an arithmetic can do.
+
+    Where one is beyond its floor, those are off too that are near to theirs: floors of whole layers are wide.
+    """
     of: dict[tuple[str, int], list[SiteVerdict]] = {}
     for s in segments:
         of.setdefault((s.point, s.site.step), []).append(s)
-    off = [of for of in of.values() if 2 * sum(s.status is Status.DIVERGES for s in of) >= len(of)]
+    wrong = [of for of in of.values() if any(s.status is Status.DIVERGES for s in of)]
+    off = [of for of in wrong if 2 * sum((s.local_error or 0.0) > NEAR * (s.floor or 0.0) for s in of) >= len(of)]
     return any(median(s.local_error or 0.0 for s in sites) <= WHOLE for sites in off)
 
 
