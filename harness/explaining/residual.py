@@ -12,7 +12,7 @@ from firstdiff.dumps.points import axes_of
 from firstdiff.explaining.budget import Budget
 from firstdiff.hypotheses.products import cut, rowwise, spread
 from firstdiff.judging.case import DOUBTFUL, Case
-from firstdiff.judging.measure import measure, within_f16
+from firstdiff.judging.measure import measure, overflowing, within_f16
 from firstdiff.judging.rows import shown
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import linear
@@ -88,7 +88,9 @@ def residual(case: Case, given: Array, call: Call, *, known: bool = False) -> fl
     """
     if given.shape != case.recorded.shape:
         return float("inf")
-    recorded = within_f16(case.recorded, given, case.floor) if case.half else case.recorded
+    stored = None if case.arithmetic is None else case.arithmetic.weights_and_results
+    recorded = overflowing(case.recorded, given, ("bf16", stored, *(("f16",) if case.half else ())), case.floor)
+    recorded = within_f16(recorded, given, case.floor) if case.half else recorded
     odd = ~np.isfinite(given)
     if odd.any():
         if case.seen is not None:

@@ -78,9 +78,10 @@ def evidence_of(group: str, trials: Sequence[Trial]) -> Evidence:
     )
     if evidence.fits:
         return evidence
-    known = _most_at_floor(group, trials, options)
+    known = _most_at_floor(group, trials, tuple(names))
     if known is not None:  # an arithmetic, and faults at many sites
-        return replace(evidence, name=known, error=middle[known], runner_up=None, strength=np.inf, same=(), known=True)
+        error = median(t.errors[known] for t in tried[known])
+        return replace(evidence, name=known, error=error, runner_up=None, strength=np.inf, same=(), known=True)
     if evidence.weak and "f32" in middle:  # none is nearer than the others: the exact one is to be measured against
         evidence = replace(evidence, name="f32", error=middle["f32"])
     return _unknown(group, evidence, tried[evidence.name])

@@ -88,8 +88,9 @@ class HeldSearch:
         all_of(("f32", kind) for kind in kinds)
         nearest = sorted((k for k in kinds if f"f32+held={k}" in errors), key=lambda k: errors[f"f32+held={k}"])
         least = min((errors[f"f32+held={kind}"] for kind in nearest), default=np.inf)
-        if least > LESS * errors["f32"]:
-            nearest = []
+        if least > LESS * errors["f32"]:  # operands may be rounded by far more
+            nearest, base = [], min((b for b in BASES if b in errors), key=lambda b: errors[b], default="f32")
+            all_of((base, kind) for kind in (kinds if errors[base] <= LESS * errors["f32"] else ()))
         for stage in (
             [("f32", way) for kind in nearest[:NEAREST] for way in variants(kind)],
             [(base, kind) for kind in nearest[:NEAREST] for base in BASES],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -194,20 +194,39 @@ def _first(broken: Mask, axes: tuple[str, ...]) -> tuple[int, ...]:
 SMALLEST_F32 = 2.0**-126
 """The smallest normal number: engines may take for 0 what is less."""
 
-LARGEST_F16, SMALLEST_F16, ULP_F16 = 65504.0, 2.0**-14, 2.0**-25
-"""The largest and the smallest normal number, and half the spacing of the numbers below it."""
+SMALLEST_F16, ULP_F16 = 2.0**-14, 2.0**-25
+"""The smallest normal number, and half the spacing of the numbers below it."""
+
+LARGEST = {"f16": (65504.0, 2.0**-9), "bf16": (2.0**127 * (2 - 2.0**-7), 2.0**-6)}
+"""The largest number of a dtype, and how far below it a computed value may be that was infinity when stored: four
+roundings."""
+
+
+def overflowing(recorded: Real, computed: Real, kinds: Iterable[str | None], floor: float) -> Real:
+    """Values that are infinite in a dtype of 16 bits as computed, where that is as good as its largest number.
+
+    Which side of it a sum falls on is rounding's. `floor` is by how much what was computed may be off for other
+    reasons, relative to itself.
+    """
+    infinite = np.isinf(recorded)
+    for kind in {*kinds} & LARGEST.keys() if infinite.any() else ():
+        largest, near = LARGEST[kind]
+        with np.errstate(all="ignore"):
+            at_end = (
+                infinite & (np.abs(computed) > largest * (1 - near - floor)) & (np.sign(recorded) == np.sign(computed))
+            )
+        recorded = np.where(at_end, computed, recorded)
+    return recorded
 
 
 def within_f16(recorded: Real, computed: Real, floor: float) -> Real:
-    """Values beyond f16's range, or below its normal numbers, as computed where the recorded ones are f16's of them.
+    """Values below f16's normal numbers as computed, where the recorded ones are f16's of them.
 
     `floor` is by how much what was computed may be off for other reasons, relative to itself.
     """
     with np.errstate(all="ignore"):
-        near = np.abs(computed) > LARGEST_F16 * (1 - NEAR)
-        beyond = np.isinf(recorded) & near & (np.sign(recorded) == np.sign(computed))
         below = (np.abs(computed) < SMALLEST_F16) & (np.abs(recorded - computed) <= ULP_F16 + floor * np.abs(computed))
-    return np.where(beyond | below, computed, recorded)
+    return np.where(below, computed, recorded)
 
 
 def stands_in_f16(recorded: Real, floor: float) -> bool:
@@ -220,7 +239,3 @@ def stands_in_f16(recorded: Real, floor: float) -> bool:
     with np.errstate(all="ignore"):
         size = np.linalg.norm(np.asarray(recorded, np.float64), axis=-1)
     return bool(np.isfinite(size).all() and (most <= np.finfo(np.float32).eps / 2 * size).all())
-
-
-NEAR = 2.0**-9
-"""How far below the largest number a computed value may be that was infinity when stored: four roundings to f16."""

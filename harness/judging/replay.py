@@ -18,7 +18,7 @@ from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.case import DOUBTFUL, Case
 from firstdiff.judging.layouts import PLAIN, Alignment
 from firstdiff.judging.levels import Levels
-from firstdiff.judging.measure import locate, measure, stands_in_f16, within_f16
+from firstdiff.judging.measure import locate, measure, overflowing, stands_in_f16, within_f16
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.partial import Cut
 from firstdiff.judging.rows import Mask, along, both, of_rows
@@ -121,7 +121,11 @@ class Replay(Judging):
         calls = (*(done.call for done in upstream.pending), call)
         tight = self.floor(calls, own=own, inputs=upstream.lost) + (upstream.free if leans else 0.0)
         floor = max(tight, self.levels.floor(calls))
-        recorded = within_f16(raw, computed, floor) if half and not leans else raw
+        recorded = raw
+        if not leans:
+            kinds = ("bf16", self.arithmetic.weights_and_results, *(("f16",) if half else ()))
+            recorded = overflowing(raw, computed, kinds, floor)
+            recorded = within_f16(recorded, computed, floor) if half else recorded
         seen = both(counted(call.point, computed), None if judged is None else along(judged, axes))
         verdict = self._judge(site, call, recorded, computed, upstream=upstream, floor=floor, seen=seen)
         if floor > tight:
@@ -137,7 +141,7 @@ class Replay(Judging):
             self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes, seen=seen)
         if unknown is None and diverges:
             self.leaning |= {site} if leans else set()
-            finite = np.where(np.isinf(raw), recorded, raw) if half else raw
+            finite = np.where(np.isinf(raw), recorded, raw)
             known = finite if mask is None else np.where(mask, finite, np.float32(np.nan))
             error = verdict.local_error or 0.0
             case = Case(

@@ -76,13 +76,13 @@ _GROUPS: dict[Kind | None, tuple[str, ...]] = {
 
 
 def misread(sites: Sequence[SiteVerdict], recorded: Sequence[Site]) -> bool:
-    """Whether a point is none of the reference's, does not fit its shape, or is wrong at half of its layers or more."""
+    """Whether a point is none of the reference's, does not fit its shape, or is wrong at half of a step's layers."""
     if {site.point for site in recorded} - {site.point for site in sites}:
         return True
     if any(site.status is Status.NOT_COMPARABLE for site in sites):
         return True
-    odd: dict[str, list[bool]] = {}
+    odd: dict[tuple[str, int], list[bool]] = {}
     for site in sites:
         if site.status is not Status.NOT_RECORDED:
-            odd.setdefault(site.point, []).append(site.status is Status.DIVERGES)
+            odd.setdefault((site.point, site.step), []).append(site.status is Status.DIVERGES)
     return any(2 * sum(values) >= len(values) for values in odd.values())

@@ -20,7 +20,7 @@ from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.hypotheses.planting import Planted, Planting, untouched
 from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.judging.layouts import is_reordered
-from firstdiff.judging.measure import LARGEST_F16, SMALLEST_F16, measure
+from firstdiff.judging.measure import LARGEST, SMALLEST_F16, measure
 from firstdiff.judging.own_layout import OwnLayout
 from firstdiff.judging.replay import counted
 from firstdiff.model.arithmetic import F32, F64
@@ -132,7 +132,8 @@ class Plant:
             return not all(np.isfinite(x).all() for x in self.tensors.values())
         with np.errstate(all="ignore"):
             return not all(
-                (np.abs(x) < LARGEST_F16).all() and np.sqrt((x.reshape(len(x), -1) ** 2).mean(-1)).min() > SMALLEST_F16
+                (np.abs(x) < LARGEST["f16"][0]).all()
+                and np.sqrt((x.reshape(len(x), -1) ** 2).mean(-1)).min() > SMALLEST_F16
                 for site, x in self.tensors.items()
                 if site.point not in ("kq", "kq_soft_max")
             )

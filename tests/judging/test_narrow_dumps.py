@@ -16,7 +16,7 @@ from firstdiff.dumps.points import axes_of
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import record_planted
 from firstdiff.judging import floors
-from firstdiff.judging.measure import SMALLEST_F32, measure, within_f16
+from firstdiff.judging.measure import SMALLEST_F32, measure, overflowing, within_f16
 from firstdiff.model.arithmetic import F16, F32, F64, Array
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import swiglu
@@ -104,6 +104,22 @@ def test_numbers_below_the_normal_ones_of_float32_may_be_zero() -> None:
     ours = np.full((1, 8), 0.9 * SMALLEST_F32, np.float32)
     assert measure(np.zeros_like(ours), ours, axes=AXES, floor=1e-6).error == 0
     assert measure(np.zeros_like(ours), 2 * ours, axes=AXES, floor=1e-6).error == 1
+
+
+@pytest.mark.parametrize(("kind", "computed", "taken"), [
+    ("f16", 65400.0, 65400.0), ("f16", 64896.0, np.inf), ("f16", -65400.0, np.inf),
+    ("bf16", 3.375e38, 3.375e38), ("bf16", 65400.0, np.inf), (None, 65400.0, np.inf),
+])  # fmt: skip
+def test_infinity_is_as_good_as_the_largest_number_of_the_dtype_that_it_was_stored_in(
+    kind: str | None, computed: float, taken: float
+) -> None:
+    found = overflowing(np.float32([[np.inf, 1.0]]), np.float32([[computed, 2.0]]), (kind,), 0.0)
+    assert found.tolist() == np.float32([[taken, 1.0]]).tolist()
+
+
+def test_infinity_may_be_a_number_that_is_off_by_the_floor() -> None:
+    recorded, computed = np.float32([[-np.inf]]), np.float32([[-64896.0]])
+    assert overflowing(recorded, computed, ("f16",), 0.01) == computed
 
 
 def test_what_f16_rounds_off_below_its_normal_numbers_is_no_error_and_more_is() -> None:
