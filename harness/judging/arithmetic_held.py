@@ -82,6 +82,8 @@ class HeldSearch:
         all_of([*known, *(("f32", kind) for kind in always)])
         if ELEVEN_BITS[0] in fit():
             all_of([ELEVEN_BITS[1]])
+            base, kind = ELEVEN_BITS[1]
+            self.fitted[kind] = tuple(dict.fromkeys((*self.fitted.get(kind, ()), base)))
         if fit() or self.vain[trial.part] >= IN_VAIN:
             return
         kinds = KINDS if codes else ELEMENTS

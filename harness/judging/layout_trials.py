@@ -30,6 +30,9 @@ PLAUSIBLE = 0.1
 BETTER = 0.2
 """A layout other than the plain one is taken where it leaves less than this share of the plain one's median error."""
 
+BEYOND = 2.0**15
+"""What is infinite where more than this was computed may have been stored in float16, by a scale: it says nothing."""
+
 CHEAP = (rms_norm, rope, append, swiglu)
 """Operations that are run on every reading of what they are fed."""
 
@@ -289,7 +292,7 @@ def _error(point: str, read: Array, computed: Array) -> float | None:
     seen: npt.NDArray[np.bool_] = np.isfinite(computed)
     if point in SCORES:
         seen &= visible(*computed.shape[-2:])
-    seen &= ~np.isnan(read)
+    seen &= ~(np.isnan(read) | (np.isinf(read) & (np.abs(computed) > BEYOND)))
     if not seen.any():
         return None
     c, r = (np.asarray(x[seen], np.float64) for x in (read, computed))
