@@ -48,6 +48,8 @@ class Trial:
         By option: the largest relative error of a token, and what a correct engine of that arithmetic stays below.
     rests
         By option: what a fault leaves of the error, see :func:`rest`; of options that come near to the best one.
+    biases
+        By option that says what weights are held in: what a bias is then held in, where there is one.
     """
 
     site: Site
@@ -55,6 +57,7 @@ class Trial:
     errors: dict[str, float]
     floors: dict[str, float]
     rests: dict[str, float]
+    biases: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def fitting(self) -> tuple[str, ...]:
@@ -103,6 +106,8 @@ class Attempts:
                 error = measure(self.sample, computed, axes=self.axes, floor=np.inf, seen=self.seen).error
             if not error > self.trial.errors.get(name, np.inf):
                 self.computed[name], self.trial.errors[name] = computed, error
+                if calls[-1].argument("bias") is not None and each.matrices is not None:
+                    self.trial.biases[name] = each.norms
         self.trial.floors[name] = floors.floor(arithmetic, self.cut, own=self.own, inputs=self.lost)
 
     def ask_for_rests(self) -> None:

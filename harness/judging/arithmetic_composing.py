@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -72,13 +73,18 @@ def alike(groups: dict[str, Evidence], tried: Mapping[str, Sequence[Trial]]) -> 
 
 
 def norms_held(groups: dict[str, Evidence], tried: Mapping[str, Sequence[Trial]]) -> dict[str, Evidence]:
-    """Take norms that fit nothing for those of weights held as the matrices are, if more of them are right then."""
+    """Take norms that fit nothing for those of weights held as the matrices are, if more of them are right then.
+
+    Where none is, biases tell: they are held as the norms are.
+    """
     norm, linear = groups.get("norm"), groups.get("linear")
     if norm is None or linear is None or norm.fits or norm.known or linear.held not in ELEMENTS or linear.weak:
         return groups
     name = f"f32+held={linear.held}"
     now, then = (sum(n in t.fitting for t in tried["norm"]) for n in ("f32", name))
-    return groups | {"norm": replace(norm, name=name, known=True)} if then > now else groups
+    biases = Counter(t.biases[linear.name] for t in tried["linear"] if {linear.name} <= t.biases.keys() & {*t.fitting})
+    like = then > now if then or now or not biases else biases.most_common(1)[0][0] == linear.held
+    return groups | {"norm": replace(norm, name=name, known=True)} if like else groups
 
 
 def composed(groups: dict[str, Evidence], output: str | None) -> Arithmetic:

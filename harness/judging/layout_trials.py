@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import median
+from statistics import median_low
 
 import numpy as np
 import numpy.typing as npt
@@ -200,7 +200,8 @@ class Trial(Judging):
             return None
         (part, count), tokens = found, expected.shape[token_axis(axes)]
         like = np.full(expected.shape, np.nan, np.float32)
-        usually = usual(count, tokens, sum(len(step.tokens) for step in self.trace.steps[: site.step + 1]))
+        so_far = sum(len(step.tokens) for step in self.trace.steps[: site.step + 1])
+        usually = usual(count, tokens, so_far, fixed=False)  # numbers tell
         best: tuple[float, Array] | None = None
         told = self.rows[site.point, count]
         for which in (usually, *(set(Rows) - {usually})):
@@ -228,9 +229,9 @@ class Trial(Judging):
     def _left(self, point: str) -> dict[int, float]:
         """What each layout of a point leaves, of those in the order of dimensions that the heads are in."""
         layouts = self.layouts(point)
-        middle = {i: median(of) for i, of in self.errors.get(point, {}).items()}
+        middle = {i: median_low(of) for i, of in self.errors.get(point, {}).items()}
         middle = middle or dict.fromkeys(sorted(set(self.fitting[point])), np.inf)
-        follows = {i: median(of) for i, of in self.followed.get(point, {}).items()}
+        follows = {i: median_low(of) for i, of in self.followed.get(point, {}).items()}
         if min(middle.values()) > PLAUSIBLE >= min(follows.values(), default=np.inf):
             middle = follows
         settled = point in ROTATED and point not in self.given.layouts
@@ -256,8 +257,8 @@ class Trial(Judging):
         told: dict[int, Counter[Rows]] = defaultdict(Counter)
         for (point, count), errors in self.rows.items():
             if len(errors) == len(Rows) and all(errors.values()):
-                error, which = min((median(of), which) for which, of in errors.items())
-                if error <= min(PLAUSIBLE, BETTER * max(map(median, errors.values()))):
+                error, which = min((median_low(of), which) for which, of in errors.items())
+                if error <= min(PLAUSIBLE, BETTER * max(map(median_low, errors.values()))):
                     found[point, count] = which
                     told[count][which] += 1
         return found | {("", count): votes.most_common(1)[0][0] for count, votes in told.items()}
@@ -269,7 +270,7 @@ class Trial(Judging):
         if not any(s for p, s in zip(points, scaled, strict=True) if p in QUERIES):
             return True
         keys = [self.errors[p] for p in KEYS if p in self.errors]
-        right = all(min(median(e) for e in errors.values()) <= PLAUSIBLE for errors in keys)
+        right = all(min(median_low(e) for e in errors.values()) <= PLAUSIBLE for errors in keys)
         return right and scaled == sorted(scaled)
 
     def known(self, call: Call) -> Value | None:

@@ -125,7 +125,13 @@ class Alignment:
     def _which(self, trace: Trace, site: Site, rows: int, tokens: int) -> Rows:
         so_far = sum(len(step.tokens) for step in trace.steps[: site.step + 1])
         known = self.rows.get((site.point, rows)) or self.rows.get(("", rows))
-        return known or usual(rows, tokens, so_far)
+        return known or usual(rows, tokens, so_far, fixed=self._is_fixed(trace, site))
+
+    def _is_fixed(self, trace: Trace, site: Site) -> bool:
+        """Whether a tensor is as large in the first step: the whole sequence's would grow."""
+        layout = self.layouts.get(site.point, PLAIN)
+        now, first = (Site(step, site.layer, layout.source or site.point) for step in (site.step, 0))
+        return site.step > 0 and first in trace and trace.shape(first) == trace.shape(now)
 
     def there(self, trace: Trace, site: Site, shape: Shape, index: tuple[int, ...]) -> tuple[int, ...] | None:
         """Where an element of a site's tensor lies in what the candidate recorded; None where that is the same place.

@@ -271,7 +271,7 @@ class Replay(Judging):
         if site.point != "l_out":
             return False
         normed, _ = self.alignment.read(self.trace, Site(site.step, None, "result_norm"), recorded)
-        return normed is not None and np.array_equal(normed, recorded)
+        return normed is not None and bool(recorded.any()) and np.array_equal(normed, recorded)
 
     def diverged(self, case: Case) -> None:
         """Take note of a site that diverges. What is made of it is the business of an explaining replay."""

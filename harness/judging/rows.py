@@ -22,13 +22,13 @@ class Rows(StrEnum):
     LAST = "last"
 
 
-def usual(rows: int, tokens: int, so_far: int) -> Rows:
+def usual(rows: int, tokens: int, so_far: int, *, fixed: bool) -> Rows:
     """What rows are most likely those of a step's `tokens`, of `so_far` tokens in all steps up to it.
 
     Fewer rows are those of the last tokens. More rows are those of the whole sequence, or else a buffer whose first
-    rows count.
+    rows count: one of a `fixed` size is no sequence.
     """
-    return Rows.LAST if rows < tokens or (tokens < so_far == rows) else Rows.FIRST
+    return Rows.LAST if rows < tokens or (tokens < so_far == rows and not fixed) else Rows.FIRST
 
 
 def held(x: Array, read: Read, shape: Shape, axes: Sequence[str], width: int = 0) -> int | None:

@@ -79,16 +79,14 @@ def _repeated(trace: Trace, before: int, sites: Sequence[Site]) -> tuple[Site, .
     """The sites of a step that hold what an earlier step held; none where most do not.
 
     Of another token nothing is equal. Of the same one all is that comes before the first rotation, and where every
-    token is the same, as good as all but what shows the position: this has to be equal as well.
+    token is the same, as good as all but what shows the position: this has to be equal as well. Where most of a step
+    is zero, what is left are biases, which are equal rightly.
     """
     equal = {s for s in sites if same(trace, s, Site(before, s.layer, s.point))}
-    compared = [
-        s
-        for s in sites
-        if kind_of(s.point) is not Kind.CACHE
-        and Site(before, s.layer, s.point) in trace
-        and (s in equal or tells(trace[s]))
-    ]
+    both = [s for s in sites if kind_of(s.point) is not Kind.CACHE and Site(before, s.layer, s.point) in trace]
+    compared = [s for s in both if s in equal or tells(trace[s])]
+    if 2 * len(compared) < len(both):
+        return ()
     # A lookup of the wrong token makes all equal up to the first rotation.
     deep = any(s.layer or kind_of(s.point) in (Kind.ROTATION, Kind.ATTENTION, Kind.LOGITS) for s in equal)
     if _same_tokens(trace, before, sites[0].step):
