@@ -141,7 +141,7 @@ def _unknown(group: str, evidence: Evidence, trials: Sequence[Trial]) -> Evidenc
     plausible = (
         len(showing) >= SHARE * len(parts_of(trials))
         and max(showing) <= min(ceiling, ALIKE * min(showing))
-        and median(rests) >= ROUNDING
+        and median(rests or [0.0]) >= ROUNDING
     )
     if not plausible:
         return evidence

@@ -209,7 +209,7 @@ def overflowing(recorded: Real, computed: Real, kinds: Iterable[str | None], flo
     reasons, relative to itself.
     """
     infinite = np.isinf(recorded)
-    for kind in {*kinds} & LARGEST.keys() if infinite.any() else ():
+    for kind in LARGEST.keys() & {*kinds} if infinite.any() else ():
         largest, near = LARGEST[kind]
         with np.errstate(all="ignore"):
             at_end = (
