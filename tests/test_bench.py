@@ -7,9 +7,11 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,6 +108,26 @@ def test_a_fault_is_planted_in_a_dump_and_the_verdict_held_against_it() -> None:
     assert re.search(r"the right cause is claimed +1 of 1 ", done.stdout)
 
 
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """The parts of the bench of trust, and the models that their dumps are made with."""
+
+    parts: Mapping[str, Callable[[object, int], Any]]
+    garden: object
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(BENCH)
+        from trust_dumps import Garden
+        from trust_parts import PARTS
+
+        garden = Garden(tmp_path_factory.mktemp("garden"))
+        garden.plant()
+        yield Bench(PARTS, garden)
+
+
 ONCE_WRONG = [
     ("clean", 137),  # a cache in q8_0 whose past is not in the dump
     ("clean", 162),  # weights held in bf16, stored in f16: operands rounded to bf16 fit the wide floor too
@@ -131,6 +153,16 @@ ONCE_WRONG = [
     ("faults", 915),  # a layer of wrong products, of results in f16
     ("faults", 969),  # products that are NaN in part, and rows of zeros behind the tokens
     ("faults", 985),  # a layer of zeros, and scores in bf16 that were scaled since
+    ("faults", 1113),  # operands in tf32 that are taken for f16's: products and attention part from them together
+    ("faults", 1175),  # the wrong rows of an embedding that is held in bf16
+    ("faults", 1243),  # one right layer of two, with operands in bf16 and weights held in f16
+    ("faults", 1286),  # a norm that overflows, and more rows than tokens: as many as the sequence has by then
+    ("faults", 1368),  # scores that were scaled, and beyond the range of f16
+    ("faults", 1398),  # operands in tf32 that are taken for f16's, and a wrong layer
+    ("faults", 1448),  # zeros everywhere: they repeat nothing
+    ("faults", 1471),  # norms that are wrong everywhere: biases tell what they are held in
+    ("faults", 1502),  # one right layer of two, whose scores were scaled
+    ("faults", 1678),  # an epsilon that is right at all layers but one, with weights held in bf16
 ]
 """Dumps of the bench of trust that were read wrongly once."""
 
@@ -139,16 +171,8 @@ ONCE_WRONG = [
 @pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "seed"), ONCE_WRONG)
-def test_a_dump_that_was_read_wrongly_once_is_read_rightly(
-    part: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(BENCH)
-    from trust_dumps import Garden
-    from trust_parts import PARTS
-
-    garden = Garden(tmp_path)
-    garden.plant()
-    outcome = PARTS[part](garden, seed)
+def test_a_dump_that_was_read_wrongly_once_is_read_rightly(part: str, seed: int, bench: Bench) -> None:
+    outcome = bench.parts[part](bench.garden, seed)
     assert not outcome.failed, outcome.detail
 
 
