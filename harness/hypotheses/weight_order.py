@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,13 +28,19 @@ def _transposed(call: Call, _scene: Scene, _values: Values) -> Call | None:
     weight = call.argument("weight")
     if weight.shape[0] != weight.shape[-1]:
         return None
-    return call.with_arguments(weight=replace(weight, dense=weight.values().T))
+    return call.with_arguments(weight=_read(weight, np.transpose))
 
 
 def _reinterpreted(call: Call, _scene: Scene, _values: Values) -> Call:
     # The buffer [out, in] is read as [in, out] and multiplied as x @ W.
     weight = call.argument("weight")
-    return call.with_arguments(weight=replace(weight, dense=weight.values().reshape(weight.shape[::-1]).T))
+    return call.with_arguments(weight=_read(weight, lambda x: x.reshape(weight.shape[::-1]).T))
+
+
+def _read(weight: Weight, order: Callable[[Array], Array]) -> Weight:
+    """A weight whose numbers are read in another order, and only then held as the engine holds its weights."""
+    read = replace(weight, held=None)
+    return replace(read, dense=order(read.values())).held_in(weight.held)
 
 
 def _permuted(call: Call, _scene: Scene, values: Values) -> Call | None:
