@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from firstdiff.engines.llamacpp_capture import capture
 from firstdiff.engines.pytorch import _cache_name, _taps
 from firstdiff.engines.pytorch_hooks import hooked
 from firstdiff.hypotheses.planting import Planted
+from firstdiff.judging.own_layout import OwnModel
 from firstdiff.model.arithmetic import BF16, BF16_OPERANDS, F16, F16_OPERANDS, F32, TF32, Arithmetic
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import rope
@@ -146,7 +147,8 @@ def by_reference(
     halves = halves and model.architecture in INTERLEAVED
     if halves:
         heads = {"attn_q": model.hp.n_head, "attn_k": model.hp.n_head_kv}
-        model = replace(model, weights=InHalves(model.weights, heads))
+        own = {each.name: getattr(model, each.name) for each in fields(model)}
+        model = OwnModel(**own | {"weights": InHalves(model.weights, heads)})
     lengths = [len(step.tokens) for step in steps]
     probe = Engine(F32, model, faults, held=held, compute=COMPUTE[compute], lengths=lengths, halves=halves)
     tensors: dict[Site, Array] = {}
