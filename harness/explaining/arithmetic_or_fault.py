@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from statistics import median
 
 from firstdiff.dumps import Site
 from firstdiff.explaining.attempt import Fault, Means
@@ -13,7 +14,7 @@ from firstdiff.explaining.covering import Covering
 from firstdiff.explaining.failures import Failures
 from firstdiff.explaining.search import search
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
-from firstdiff.judging.arithmetic import BY_NAME, Fingerprint
+from firstdiff.judging.arithmetic import BY_NAME, STRONG, Fingerprint
 from firstdiff.judging.arithmetic_options import OPTIONS
 from firstdiff.judging.arithmetic_search import UNKNOWN, regrouped
 from firstdiff.judging.case import Case
@@ -94,6 +95,8 @@ def engines_own(
 ) -> Fingerprint | None:
     """Take for the engine's own an arithmetic that explains sites of a group whose arithmetic is not known well.
 
+    It is a fault's where other sites of the group are far more exact than those that it explains.
+
     Parameters
     ----------
     found
@@ -105,15 +108,22 @@ def engines_own(
     -------
     The arithmetic with those groups changed; None where nothing is explained so, or well enough known.
     """
-    ops = {s.site: s.op for s in sites}
+    of: dict[str, list[SiteVerdict]] = {}
+    for s in sites:
+        if s.op in BY_NAME and s.local_error is not None and not s.segment:
+            of.setdefault(BY_NAME[s.op], []).append(s)
     changed: dict[str, str] = {}
     for explanation in explanations:
         if ARITHMETIC not in (explanation.hypothesis or "").split(" + "):
             continue
         name = explanation.attributes["arithmetic"]
-        for group in {BY_NAME[ops[site]] for site in explanation.sites if ops[site] in BY_NAME}:
+        for group, judged in of.items():
+            explained = [s.local_error or 0.0 for s in judged if s.site in explanation.sites]
             evidence = found.groups.get(group, UNKNOWN)
-            if not found.groups or not (evidence.weak or evidence.level):
+            if not explained or not found.groups or not (evidence.weak or evidence.level):
+                continue
+            right = [s.local_error or 0.0 for s in judged if s.status in (Status.AGREES, Status.INHERITS)]
+            if explanation.hypothesis == ARITHMETIC and right and STRONG * median(right) < min(explained):
                 continue
             if group == "embedding" and name in ELEMENTS:
                 changed.setdefault(group, f"f32+held={name}")

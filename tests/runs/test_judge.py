@@ -13,7 +13,12 @@ from builders.engines import recorded_by_llama_cpp
 from builders.hypotheses import plant
 from builders.judging import judge
 from builders.models import synthetic
+from builders.relaid import on_disk
+from builders.right_engines import by_reference, steps_of
 from firstdiff.dumps import Site, Trace
+from firstdiff.hypotheses import TABLE
+from firstdiff.hypotheses.planting import Planted
+from firstdiff.hypotheses.where import NORMS
 from firstdiff.judging.logits import compare_logits
 from firstdiff.model.engine import Model, open_model
 from firstdiff.verdict import Status
@@ -144,3 +149,13 @@ def test_notes_of_a_trace_reach_the_verdict(model: Model) -> None:
         model, replace(trace, notes=("step 1 is unreadable",)), witness=replace(trace, notes=("cut short",))
     )
     assert verdict.notes == ("step 1 is unreadable", "witness: cut short")
+
+
+@pytest.mark.parametrize(("dtype", "layer", "wrong"), [("f32", 1, {1}), ("f16", 1, {1}), ("f16", None, set())])
+def test_norms_in_bf16_are_a_fault_at_one_layer_and_an_engines_way_at_all(
+    model: Model, dtype: str, layer: int | None, wrong: set[int]
+) -> None:
+    norms = replace(TABLE["other-arithmetic"], where=NORMS)
+    planted = Planted(norms, layer, {"arithmetic": "bf16"})
+    run = by_reference(model, steps_of((12, 1), n_vocab=model.hp.n_vocab), faults=(planted,))
+    assert {s.layer for s in judge(model, on_disk(run.trace, dtype)).diverging} == wrong
