@@ -115,6 +115,8 @@ def _drawn_fault(garden: Garden, seed: int) -> tuple[Sequence[Planted], Recipe]:
         at = places(hypothesis, model)
         if hypothesis.everywhere == "layout" or hypothesis.id == "qk-permutation":
             at.pop("all", None)  # a layout, and no fault; or the same dump as pairs that do not suit that layout
+        if hypothesis.id == "weight-swapped" and recipe["fused"] != "apart":
+            at.pop("all", None)  # gate and up exchanged are the same dump as the activation on up, and up first
         planted = [Planted(hypothesis, at[rng.choice(list(at))])]
         if any(with_fault(garden, recipe, planted).changes.values()):
             break
