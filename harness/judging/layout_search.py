@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
-from firstdiff.judging.layout_trials import PLAUSIBLE, Trial
+from firstdiff.judging.layout_fit import PLAUSIBLE
+from firstdiff.judging.layout_trials import Trial
 from firstdiff.judging.layouts import QUERIES, SCORES, Alignment, is_scaled, stated
 from firstdiff.judging.needed import Wanted, run_trace
 from firstdiff.model.arithmetic import F32

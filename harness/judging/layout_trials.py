@@ -8,10 +8,10 @@ from functools import partial
 from statistics import median_low
 
 import numpy as np
-import numpy.typing as npt
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import Kind, axes_of, carrying, of_kind, token_axis
+from firstdiff.judging.layout_fit import BETTER, PLAUSIBLE, choice, error_of
 from firstdiff.judging.layout_options import candidates
 from firstdiff.judging.layout_votes import Votes
 from firstdiff.judging.layouts import QUERIES, ROTATED, SCORES, Alignment, Layout, is_scaled, scaled_layout
@@ -19,19 +19,10 @@ from firstdiff.judging.needed import Judging
 from firstdiff.judging.rows import Rows, partly, placed, usual
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
-from firstdiff.model.operations import append, rms_norm, rope, soft_max, swiglu, visible
+from firstdiff.model.operations import append, rms_norm, rope, soft_max, swiglu
 from firstdiff.model.probe import Call, Change, unchanged
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
-
-PLAUSIBLE = 0.1
-"""Median error up to which a layout can be the right one: quantised activations alone make up to 0.04."""
-
-BETTER = 0.2
-"""A layout other than the plain one is taken where it leaves less than this share of the plain one's median error."""
-
-BEYOND = 2.0**15
-"""What is infinite where more than this was computed may have been stored in float16, by a scale: it says nothing."""
 
 CHEAP = (rms_norm, rope, append, swiglu)
 """Operations that are run on every reading of what they are fed."""
@@ -98,7 +89,7 @@ class Trial(Judging):
                 continue
             self.fitting[call.point].append(index)
             readings[index] = read
-            error = _error(call.point, read, expected)
+            error = error_of(call.point, read, expected)
             if error is None:
                 best.setdefault(layout.reordered, (np.inf, read))
                 continue
@@ -119,7 +110,7 @@ class Trial(Judging):
             return Value(right) if turned is None else _Own(turned if self.votes.reordered else right, right, turned)
         if len(best) == 1:
             return Value(next(iter(best.values()))[1])
-        self.votes.hear(call.point, best, computed, partial(_error, call.point))
+        self.votes.hear(call.point, best, computed, partial(error_of, call.point))
         plain, other = best[False], best[True]
         reordered = self.votes.reordered if self.votes.cast else other[0] < BETTER * plain[0]
         return _Own(other[1] if reordered else plain[1], plain[1], other[1])
@@ -155,7 +146,7 @@ class Trial(Judging):
         site = Site(call.step, call.layer, call.point)
         layouts = [x for x in self.layouts(call.point) if call.point not in ROTATED or x.reordered is reordered]
         read = (self._read(site, layout, expected) for layout in layouts)
-        errors = (_error(call.point, x, expected) for x in read if x is not None)
+        errors = (error_of(call.point, x, expected) for x in read if x is not None)
         return min((e for e in errors if e is not None), default=None)
 
     def _ask_probabilities(self, call: Call, expected: Array) -> None:
@@ -173,7 +164,7 @@ class Trial(Judging):
             other = call.with_arguments(kq=unscaled).compute(self.arithmetic)
         for index, given in ((plain, expected), (plain + len(self.layouts(scores)) // 2, other)):
             read = (self._read(site, layout, given) for layout in self.layouts(call.point))
-            errors = [e for x in read if x is not None and (e := _error(call.point, x, given)) is not None]
+            errors = [e for x in read if x is not None and (e := error_of(call.point, x, given)) is not None]
             if errors:
                 self.errors[scores][index].append(min(errors))
 
@@ -206,7 +197,7 @@ class Trial(Judging):
         told = self.rows[site.point, count]
         for which in (usually, *(set(Rows) - {usually})):
             read, _ = placed(part, like, axes, which)
-            error = _error(site.point, read, expected)
+            error = error_of(site.point, read, expected)
             if error is not None and not layout.reordered and layout.unscaled is None:
                 told[which].append(error)
             error = np.inf if error is None else error
@@ -221,7 +212,7 @@ class Trial(Judging):
         for point, middle in left.items():
             layouts = self.layouts(point)
             alike = {i: e for i, e in middle.items() if layouts[i].parts == parts.get(layouts[i].source, "")}
-            best = _choice(alike or middle)
+            best = choice(alike or middle)
             if best:
                 chosen[point] = layouts[best]
         return chosen
@@ -283,30 +274,3 @@ class Trial(Judging):
         read = [self._read(site, layout, like) for layout in self.layouts(call.point)]
         fitting = [x for x in read if x is not None]
         return Value(fitting[0]) if len(fitting) == 1 else None
-
-
-def _error(point: str, read: Array, computed: Array) -> float | None:
-    """The norm of the difference over that of what was computed, where both are known.
-
-    None where nothing is known, and where all is zero: zeros, such as those of padding, fit any other zeros.
-    """
-    seen: npt.NDArray[np.bool_] = np.isfinite(computed)
-    if point in SCORES:
-        seen &= visible(*computed.shape[-2:])
-    seen &= ~(np.isnan(read) | (np.isinf(read) & (np.abs(computed) > BEYOND)))
-    if not seen.any():
-        return None
-    c, r = (np.asarray(x[seen], np.float64) for x in (read, computed))
-    if not np.isfinite(c).all():
-        return float("inf")
-    size, difference = float(np.linalg.norm(r)), float(np.linalg.norm(c - r))
-    return difference / size if size else (float("inf") if difference else None)
-
-
-def _choice(middle: dict[int, float]) -> int:
-    """Index of the layout to take: plain (0) unless its shape does not fit, or another one's numbers fit far better."""
-    first = min(middle)
-    best = min(middle, key=lambda index: middle[index])
-    if best != first and middle[best] <= PLAUSIBLE and middle[best] < BETTER * middle[first]:
-        return best
-    return first

@@ -223,7 +223,8 @@ def test_rows_are_put_where_they_lie(tokens: int, rows: int, which: Rows) -> Non
 
 
 def test_the_usual_place_of_rows() -> None:
-    assert usual(1, 8, 8) is Rows.LAST
-    assert usual(40, 8, 8) is Rows.FIRST
-    assert usual(9, 1, 9) is Rows.LAST  # the whole sequence, dumped again at each step
-    assert usual(4, 1, 9) is Rows.FIRST
+    assert usual(1, 8, 8, fixed=False) is Rows.LAST
+    assert usual(40, 8, 8, fixed=False) is Rows.FIRST
+    assert usual(9, 1, 9, fixed=False) is Rows.LAST  # the whole sequence, dumped again at each step
+    assert usual(9, 1, 9, fixed=True) is Rows.FIRST  # a buffer, which the sequence has filled by chance
+    assert usual(4, 1, 9, fixed=False) is Rows.FIRST
