@@ -61,6 +61,11 @@ def sure(verdict: Verdict) -> tuple[str, ...]:
     )
 
 
+def wrong_sites(model: Model, trace: Trace) -> Verdict:
+    """The verdict without a search for what explains the sites that diverge: most of them do."""
+    return judge(model, trace, budget=0)
+
+
 def diverging(verdict: Verdict) -> set[str]:
     return {str(s.site) for s in verdict.diverging}
 
@@ -148,7 +153,7 @@ def test_an_unknown_arithmetic_is_judged_at_the_level_of_its_layers(small: Model
 @pytest.mark.parametrize("engine", ["noise of 3e-3 on products", "activations of 5 bits", "sums in f16"])
 def test_an_unknown_arithmetic_is_judged_so_on_a_real_model(engine: str, smollm2_model: Model) -> None:
     before, after = UNKNOWN[engine]
-    verdict = judge(
+    verdict = wrong_sites(
         smollm2_model,
         dump(smollm2_model, TEXT, ("weight-swapped", 11), ("norm-weight-missing", 20), before=before, after=after),
     )
@@ -162,7 +167,7 @@ def test_an_unknown_arithmetic_is_judged_so_on_a_real_model(engine: str, smollm2
 @pytest.mark.parametrize("engine", UNKNOWN)
 def test_a_fault_in_one_layer_stands_out_of_an_unknown_arithmetic(small: Model, engine: str) -> None:
     before, after = UNKNOWN[engine]
-    verdict = judge(small, dump(small, PROMPT, ("min-missing", 3), ("gqa-map", 1), before=before, after=after))
+    verdict = wrong_sites(small, dump(small, PROMPT, ("min-missing", 3), ("gqa-map", 1), before=before, after=after))
     assert {s for s in diverging(verdict) if "@" not in s} == {
         "kq-1", "kqv_out-1", "Qcur-3", "Kcur-3", "Vcur-3", "attn_out-3", "ffn_gate-3", "ffn_up-3", "ffn_out-3",
     }  # fmt: skip
@@ -187,14 +192,14 @@ def test_a_small_fault_at_every_layer_is_no_arithmetic(small: Model, fault: str,
     trace = dump(small, PROMPT, before=before)
     if declared is not None:
         trace = Trace.from_arrays(trace.steps, {s: trace[s] for s in trace}, engine={"arithmetic": declared}, model={})
-    verdict = judge(small, trace)
+    verdict = wrong_sites(small, trace)
     layered = {point for point in points if point != "result_norm"}
     first_step = {s for s in diverging(verdict) if "@" not in s} - {"result_norm"}
     assert first_step == {f"{point}-{layer}" for point in layered for layer in range(LAYERS)}
 
 
 def test_wrong_weights_at_every_product_of_a_real_model_are_no_arithmetic(smollm2_model: Model) -> None:
-    verdict = judge(smollm2_model, dump(smollm2_model, TEXT, before=weights_off(1e-2, *PRODUCTS)))
+    verdict = wrong_sites(smollm2_model, dump(smollm2_model, TEXT, before=weights_off(1e-2, *PRODUCTS)))
     assert {s.point for s in verdict.diverging} == set(PRODUCTS)
 
 
@@ -206,7 +211,7 @@ def test_errors_above_the_ceiling_are_not_excused(small: Model) -> None:
         loud = getattr(call, "point", "") in PRODUCTS
         return (y * (1 + 0.2 * rng.standard_normal(y.shape))).astype(np.float32) if loud else y
 
-    verdict = judge(small, dump(small, PROMPT, after=after))
+    verdict = wrong_sites(small, dump(small, PROMPT, after=after))
     assert {s.point for s in verdict.diverging} == set(PRODUCTS)
     assert "level" not in verdict.arithmetic["linear"]
 
