@@ -113,8 +113,8 @@ def _drawn_fault(garden: Garden, seed: int) -> tuple[Sequence[Planted], Recipe]:
         recipe = drawn(seed + 1_000_000 * attempt, given)
         model = opened(garden.path(recipe["model"]))
         at = places(hypothesis, model)
-        if hypothesis.everywhere == "layout" or hypothesis.id == "qk-permutation":
-            at.pop("all", None)  # a layout, and no fault; or the same dump as pairs that do not suit that layout
+        if hypothesis.everywhere == "layout":
+            at.pop("all", None)  # a layout, and no fault
         if hypothesis.id == "weight-swapped" and recipe["fused"] != "apart":
             at.pop("all", None)  # gate and up exchanged are the same dump as the activation on up, and up first
         planted = [Planted(hypothesis, at[rng.choice(list(at))])]
