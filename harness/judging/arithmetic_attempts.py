@@ -104,11 +104,18 @@ class Attempts:
             with np.errstate(all="ignore"):
                 computed = _chained(calls, each)
                 error = measure(self.sample, computed, axes=self.axes, floor=np.inf, seen=self.seen).error
+            if self._overflows(computed):
+                error = np.inf
             if not error > self.trial.errors.get(name, np.inf):
                 self.computed[name], self.trial.errors[name] = computed, error
                 if calls[-1].argument("bias") is not None and each.matrices is not None:
                     self.trial.biases[name] = each.norms
         self.trial.floors[name] = floors.floor(arithmetic, self.cut, own=self.own, inputs=self.lost)
+
+    def _overflows(self, computed: Array) -> bool:
+        """Whether the arithmetic gives no number where the candidate has one."""
+        odd = np.isfinite(self.sample) & ~np.isfinite(computed)
+        return bool((odd if self.seen is None else odd & self.seen).any())
 
     def ask_for_rests(self) -> None:
         """Ask what a fault leaves of the error, of options that come near to the best one."""

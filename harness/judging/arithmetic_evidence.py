@@ -82,7 +82,8 @@ def evidence_of(group: str, trials: Sequence[Trial]) -> Evidence:
     if known is not None:  # an arithmetic, and faults at many sites
         error = median(t.errors[known] for t in tried[known])
         return replace(evidence, name=known, error=error, runner_up=None, strength=np.inf, same=(), known=True)
-    if evidence.weak and "f32" in middle:  # none is nearer than the others: the exact one is to be measured against
+    if "f32" in middle and (evidence.weak or evidence.error > CEILINGS.get(group, np.inf)):
+        # None is nearer than the others, or it is by chance: the exact one is to be measured against.
         evidence = replace(evidence, name="f32", error=middle["f32"])
     return _unknown(group, evidence, tried[evidence.name])
 
