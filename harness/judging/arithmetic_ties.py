@@ -43,7 +43,7 @@ def untied(
         changed: dict[str, Evidence] = {}
         for group in TIED:
             here, evidence = [s for s in of if BY_NAME.get(s.op) == group], phase.groups.get(group)
-            if evidence is None or evidence.level or not here:
+            if evidence is None or not evidence.fits or evidence.level or not here:
                 continue
             floor = option(group, evidence.name).floor
             others = [name for name in evidence.same if option(group, name).floor <= floor]

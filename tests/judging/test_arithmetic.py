@@ -323,3 +323,9 @@ def test_a_clean_float32_trace_is_not_searched(small: Model, monkeypatch: pytest
     trace = dump(small, PROMPT, ("scale-missing", 2), arithmetic=arithmetic_named("ggml-cpu"))
     stated = Trace.from_arrays(trace.steps, {s: trace[s] for s in trace}, engine={"arithmetic": "ggml-cpu"}, model={})
     assert diverging(judge(small, stated)) == {"kq_soft_max-2", "kq_soft_max-2@1"}
+
+
+def test_an_arithmetic_that_overflows_where_the_engine_does_not_is_not_taken(small: Model) -> None:
+    verdict = judge(small, dump(small, PROMPT, ("block-scale-missing", None)))
+    assert sure(verdict)[0] == "f32"
+    assert {e.hypothesis for e in verdict.explanations} == {"block-scale-missing"}
