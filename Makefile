@@ -34,7 +34,7 @@ help:
 	@echo 'make test    all tests, two at a time; make test ARGS="-k rope" some of them, ARGS="-n0 --pdb" one at a time'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   benchmarks'
-	@echo 'make bench-diagnosis   every hypothesis planted everywhere (half an hour on two cores), clean engines, smallest changes seen'
+	@echo 'make bench-diagnosis   every hypothesis planted everywhere (hours on two cores), clean engines, smallest changes seen'
 	@echo 'make bench-trust   thousands of dumps of right engines, of engines with one fault, and faulty dumps'
 	@echo 'make clean   remove what make made, .venv and .venv-quick too'
 
