@@ -55,6 +55,9 @@ MOST = 0.3
 STORED = {"f16": F16.floor, "bf16": BF16.floor, "f8_e4m3": 0.2, "f8_e5m2": 0.4}
 """What storing a tensor in a narrower dtype than it was computed in takes from it, as a floor."""
 
+ROUNDED = {"f16": 2.0**-12, "bf16": 2.0**-9}
+"""What one rounding to a dtype changes a number by, at most."""
+
 DOUBLE = 6.0
 """How much more an input stored in f16 changes a product whose operands are rounded to bf16: an eighth of the numbers
 of 11 bits fall on another one of 8 bits. Clean runs stay below 3.6 (tests/judging/test_floors.py)."""
@@ -160,12 +163,14 @@ def _largest_exponent(call: Call) -> float:
 
 
 def _float32(arithmetic: Arithmetic, call: Call) -> float:  # noqa: PLR0911 - one for each operation
-    """What float32 engines may round in ways of their own; an arithmetic that is known in detail is emulated.
+    """What engines may round in ways of their own, in float32 above all; what is known in detail is emulated.
 
     A sum of n terms added one after another is off by 2e-8 sqrt(n) (seen up to n = 14336); the angle of a rotation by
     a rounding of itself, which grows with the position; so is the exponent of a softmax, with the score.
     """
     group = arithmetic.attention if call.op in (scores, soft_max, attend) else arithmetic.products
+    if call.op is soft_max and arithmetic.weights_and_results in ROUNDED:  # scores are rounded again once scaled
+        return max(0.0, ROUNDED[arithmetic.weights_and_results] * _largest_exponent(call) - arithmetic.floor)
     if arithmetic.dtype is not np.float32 or arithmetic.weights_and_results is not None or group == GGML:
         return 0.0
     if call.op is rope:

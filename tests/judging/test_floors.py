@@ -22,6 +22,7 @@ from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import linear, soft_max, visible
 from firstdiff.model.probe import Call
 from firstdiff.model.quants import BY_NAME
+from firstdiff.model.rounding import round_to
 from firstdiff.model.terms import terms
 from firstdiff.model.weights import Weight
 from firstdiff.verdict import Status
@@ -109,6 +110,16 @@ def test_activations_stored_in_f16_flip_codes_of_a_quantised_product(smollm2_mod
 def test_one_operation_of_a_known_arithmetic_has_the_floor_of_that_arithmetic() -> None:
     call = Call(0, 0, "ffn_up", linear, (np.ones((1, 32), np.float32), random_weight(32, "Q8_0")), {})
     assert floors.floor(GGML_CPU, [call]) == GGML_CPU.floor == 1e-6
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_scores_that_are_rounded_again_once_they_are_scaled_stay_below_the_floor_of_their_softmax(kind: str) -> None:
+    rng, scale = np.random.default_rng(5), 32**-0.5
+    kq = round_to(np.float32(60 * rng.standard_normal((4, 1, 500))), kind)
+    scaled = Call(0, 0, "kq_soft_max", soft_max, (round_to(kq * np.float32(scale), kind),), {"scale": 1.0})
+    call = Call(0, 0, "kq_soft_max", soft_max, (kq,), {"scale": scale})
+    off = np.linalg.norm(scaled.compute(F32) - call.compute(F32)) / np.linalg.norm(call.compute(F32))
+    assert arithmetic_named(kind).floor < off < floors.floor(arithmetic_named(kind), [call])
 
 
 def test_hidden_scores_are_no_exponents_of_a_softmax() -> None:
