@@ -83,7 +83,7 @@ class Changed(Planting):
 def dump(
     model: Model,
     prompt: Sequence[int],
-    *bugs: tuple[str, int | None],
+    *bugs: tuple[str, int | None] | Planted,
     before: Before = lambda call: call,
     after: After = lambda _, y: y,
     arithmetic: Arithmetic = F32,
@@ -91,7 +91,7 @@ def dump(
     later: Sequence[Sequence[int]] = ((5,),),
 ) -> Trace:
     """An undeclared trace of a prompt and of later steps: of one more token."""
-    planted = [Planted(TABLE[bug], layer) for bug, layer in bugs]
+    planted = [bug if isinstance(bug, Planted) else Planted(TABLE[bug[0]], bug[1]) for bug in bugs]
     steps: list[Step] = []
     for tokens in (prompt, *later):
         start = sum(len(step.tokens) for step in steps)
@@ -115,7 +115,7 @@ def going_on_with(
         change = by.get(f"{call.point}_{call.layer}", y)
         return change(y) if callable(change) else change
 
-    planted = [Planted(TABLE[bug], layer) for bug, layer in bugs]
+    planted = [bug if isinstance(bug, Planted) else Planted(TABLE[bug[0]], bug[1]) for bug in bugs]
     writer = MemoryWriter()
     record_reference(model, prompt, writer, probe=Changed(F64, model, planted, after=after))
     return writer.trace(arithmetic="f32")

@@ -325,6 +325,7 @@ def test_a_clean_float32_trace_is_not_searched(small: Model, monkeypatch: pytest
     assert diverging(judge(small, stated)) == {"kq_soft_max-2", "kq_soft_max-2@1"}
 
 
+@pytest.mark.slow
 def test_an_arithmetic_that_overflows_where_the_engine_does_not_is_not_taken(small: Model) -> None:
     verdict = judge(small, dump(small, PROMPT, ("block-scale-missing", None)))
     assert sure(verdict)[0] == "f32"

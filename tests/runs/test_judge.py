@@ -11,10 +11,9 @@ import pytest
 
 from builders.engines import recorded_by_llama_cpp
 from builders.hypotheses import plant
-from builders.judging import judge
+from builders.judging import dump, judge
 from builders.models import synthetic
 from builders.relaid import on_disk
-from builders.right_engines import by_reference, steps_of
 from firstdiff.dumps import Site, Trace
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted
@@ -157,5 +156,5 @@ def test_norms_in_bf16_are_a_fault_at_one_layer_and_an_engines_way_at_all(
 ) -> None:
     norms = replace(TABLE["other-arithmetic"], where=NORMS)
     planted = Planted(norms, layer, {"arithmetic": "bf16"})
-    run = by_reference(model, steps_of((12, 1), n_vocab=model.hp.n_vocab), faults=(planted,))
-    assert {s.layer for s in judge(model, on_disk(run.trace, dtype)).diverging} == wrong
+    verdict = judge(model, on_disk(dump(model, PROMPT, planted), dtype))
+    assert {s.layer for s in verdict.diverging} == wrong
