@@ -25,7 +25,7 @@ from firstdiff.model.probe import Call, Change
 from firstdiff.verdict import Explanation, SiteVerdict, Status
 
 ARITHMETIC = "other-arithmetic"
-"""The hypothesis that is no fault where the engine computes all like points so."""
+"""The hypothesis that says how sites are computed: a fault only where the engine computes its other sites otherwise."""
 
 MOSTLY = 0.1
 """What a fault may leave of an error that is computed in another arithmetic than was taken."""
@@ -93,9 +93,10 @@ def common_fault(judged: Judged, *, failures: Failures, table: Mapping[str, Hypo
 def engines_own(
     found: Fingerprint, sites: Iterable[SiteVerdict], explanations: Iterable[Explanation]
 ) -> Fingerprint | None:
-    """Take for the engine's own an arithmetic that explains sites of a group whose arithmetic is not known well.
+    """Say which arithmetic the engine may use in all of a group, where explanations say that some sites are in it.
 
-    It is a fault's where other sites of the group are far more exact than those that it explains.
+    Only a group whose arithmetic is hardly known can be meant. Where its other sites are far more exact than those that
+    are explained, the engine does not compute them so, and the sites are faulty.
 
     Parameters
     ----------
@@ -106,7 +107,7 @@ def engines_own(
 
     Returns
     -------
-    The arithmetic with those groups changed; None where nothing is explained so, or well enough known.
+    The arithmetic of the trace with those groups changed; None where there is no such group.
     """
     of: dict[str, list[SiteVerdict]] = {}
     for s in sites:

@@ -181,10 +181,10 @@ def _explained(
     failures: Failures,
     details: Details | None,
 ) -> _Explained:
-    """Explain what diverges; where that is another arithmetic, see whether all of the engine is in it."""
+    """Explain what diverges; where a cause is another arithmetic, see whether the engine may use it everywhere."""
     budget = Budget(run.budget)
 
-    def told(done: Replayed) -> _Explained:
+    def explained(done: Replayed) -> _Explained:
         settled = _settled(not_judged(done.sites, dump), beside.sites)
         sites = [replace(s, drift=beside.drifts.get(s.site)) for s in settled]
         explanations, check = explain(
@@ -201,12 +201,12 @@ def _explained(
         )
         return _Explained(done, sites, explanations, check)
 
-    first = told(done)
+    first = explained(done)
     own = engines_own(done.found, first.sites, first.explanations)
     if own is None or budget.over:
         return first
     again = replayed_in(run.model, trace, own, done.alignment, run.progress, None)
-    if again.diverging > done.diverging or (second := told(again)).claims >= first.claims:
+    if again.diverging > done.diverging or (second := explained(again)).claims >= first.claims:
         return first
     if details is not None:
         replayed_in(run.model, trace, own, done.alignment, run.progress, details)

@@ -115,7 +115,7 @@ def going_on_with(
         change = by.get(f"{call.point}_{call.layer}", y)
         return change(y) if callable(change) else change
 
-    planted = [bug if isinstance(bug, Planted) else Planted(TABLE[bug[0]], bug[1]) for bug in bugs]
+    planted = [Planted(TABLE[bug], layer) for bug, layer in bugs]
     writer = MemoryWriter()
     record_reference(model, prompt, writer, probe=Changed(F64, model, planted, after=after))
     return writer.trace(arithmetic="f32")

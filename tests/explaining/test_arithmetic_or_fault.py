@@ -1,0 +1,56 @@
+"""Whether an arithmetic that explains some sites is the engine's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from builders.verdicts import explanation, site, wrong
+from firstdiff.explaining.arithmetic_or_fault import ARITHMETIC, engines_own
+from firstdiff.hypotheses import TABLE
+from firstdiff.judging.arithmetic import HANDFUL, STRONG, Evidence, Fingerprint
+from firstdiff.model.arithmetic import BF16, F32
+from firstdiff.verdict import SiteVerdict
+
+ERROR = 3e-3
+
+
+def norm(layer: int, error: float) -> SiteVerdict:
+    return replace(site("attn_norm", layer, local_error=error), op="rms_norm")
+
+
+def reconsidered(*, hypothesis: str, others: float, strength: float) -> Fingerprint | None:
+    """What is made of an explanation of layer 1's norm, `others` being the error at the other layers."""
+    evidence = Evidence("f32", others, "bf16", strength, HANDFUL, fits=True)
+    faulty = wrong(norm(1, ERROR), local_error=ERROR)
+    told = replace(
+        explanation(1), site=faulty.site, sites=(faulty.site,), hypothesis=hypothesis, attributes={"arithmetic": "bf16"}
+    )
+    sites = [norm(0, others), faulty, norm(2, others)]
+    return engines_own(Fingerprint(F32, {"norm": evidence}), sites, [told])
+
+
+def test_the_hypothesis_is_in_the_table() -> None:
+    assert TABLE[ARITHMETIC].everywhere == "arithmetic"
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "others", "strength", "taken"),
+    [
+        (ARITHMETIC, 2e-3, 1.1, True),
+        (ARITHMETIC, ERROR / STRONG / 2, 1.1, False),  # the other norms are far more exact
+        (ARITHMETIC, 2e-3, 2 * STRONG, False),  # what norms are computed in is known
+        (f"norm-eps + {ARITHMETIC}", ERROR / STRONG / 2, 1.1, True),  # the other fault stays one
+        ("norm-eps", 2e-3, 1.1, False),
+    ],
+)
+def test_an_arithmetic_is_the_engines_own_where_its_group_allows_it(
+    hypothesis: str, others: float, strength: float, *, taken: bool
+) -> None:
+    found = reconsidered(hypothesis=hypothesis, others=others, strength=strength)
+    assert (found is not None) == taken
+    if found is not None:
+        assert found.groups["norm"].name == "bf16"
+        assert found.levels.groups == {"norm": BF16.floor}
+        assert found.arithmetic == F32  # products are what they were
