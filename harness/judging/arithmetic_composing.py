@@ -82,8 +82,11 @@ def norms_held(groups: dict[str, Evidence], tried: Mapping[str, Sequence[Trial]]
         return groups
     name = f"f32+held={linear.held}"
     now, then = (sum(n in t.fitting for t in tried["norm"]) for n in ("f32", name))
-    biases = Counter(t.biases[linear.name] for t in tried["linear"] if {linear.name} <= t.biases.keys() & {*t.fitting})
-    like = then > now if then or now or not biases else biases.most_common(1)[0][0] == linear.held
+    if now or then:
+        like = then > now
+    else:
+        told = [t.biases[linear.name] for t in tried["linear"] if linear.name in t.fitting and linear.name in t.biases]
+        like = bool(told) and Counter(told).most_common(1)[0][0] == linear.held
     return groups | {"norm": replace(norm, name=name, known=True)} if like else groups
 
 

@@ -82,8 +82,7 @@ class HeldSearch:
         all_of([*known, *(("f32", kind) for kind in always)])
         if ELEVEN_BITS[0] in fit():
             all_of([ELEVEN_BITS[1]])
-            base, kind = ELEVEN_BITS[1]
-            self.fitted[kind] = tuple(dict.fromkeys((*self.fitted.get(kind, ()), base)))
+            self._try_elsewhere(*ELEVEN_BITS[1])
         if fit() or self.vain[trial.part] >= IN_VAIN:
             return
         kinds = KINDS if codes else ELEMENTS
@@ -110,7 +109,10 @@ class HeldSearch:
         for base, kind in found:
             for each in (kind, twin(kind)):
                 if each is not None:
-                    self.fitted[each] = tuple(dict.fromkeys((*self.fitted.get(each, ()), base)))
+                    self._try_elsewhere(base, each)
+
+    def _try_elsewhere(self, base: str, kind: str) -> None:
+        self.fitted[kind] = tuple(dict.fromkeys((*self.fitted.get(kind, ()), base)))
 
 
 def _fitting(trial: Trial, *, narrow: bool) -> list[str]:
