@@ -37,14 +37,18 @@ def load(name: str) -> Kernel:
 
     Without a cache that can be read and written, the kernel is compiled for this process only (about 0.3 s).
     """
-    function = _KERNELS[name]
+    return compiled(_KERNELS[name], _SIGNATURE, name)
+
+
+def compiled(function: _F, signature: object, name: str) -> _F:
+    """Return a kernel compiled for a signature, from numba's cache if it can be."""
     try:
-        return cast("Kernel", njit(_SIGNATURE, nogil=True, cache=True)(function))
+        return cast("_F", njit(signature, nogil=True, cache=True)(function))
     except (RuntimeError, OSError, EOFError, pickle.PickleError) as error:
         # numba says "no locator available" when no cache directory is writable, and passes on what the
         # file system says when it cannot save.
         _log.debug("kernel %s is compiled without a cache: %s", name, error)
-        return cast("Kernel", njit(_SIGNATURE, nogil=True)(function))
+        return cast("_F", njit(signature, nogil=True)(function))
 
 
 def _inlined(function: _F) -> _F:

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +60,13 @@ class Derived:
 def signature(op: Operation) -> inspect.Signature:
     """Return the operands and attributes that an operation takes, by name."""
     return signature(op.of) if isinstance(op, Derived) else inspect.signature(op)
+
+
+@lru_cache(maxsize=1024)
+def parameters(op: Operation) -> dict[str, Any]:
+    """Return the operands and attributes that an operation takes, but its arithmetic, and what each is by default."""
+    taken = signature(op).parameters
+    return {name: None if p.default is p.empty else p.default for name, p in taken.items() if name != "arithmetic"}
 
 
 def embed(tokens: Sequence[int], weight: Weight, *, arithmetic: Arithmetic) -> Array:

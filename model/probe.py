@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import Derived, Operation, embed, rms_norm, rope, signature
+from firstdiff.model.operations import Derived, Operation, embed, parameters, rms_norm, rope
 from firstdiff.model.value import Value
 from firstdiff.model.weights import Weight
 
@@ -72,10 +72,8 @@ class Call:
 
         An architecture may leave out an operand that has a default, or give it as a keyword.
         """
-        bound = signature(self.op).bind(*self.inputs, arithmetic=None, **self.attributes)
-        bound.apply_defaults()
-        del bound.arguments["arithmetic"]
-        return bound.arguments
+        named = parameters(self.op)
+        return {**named, **dict(zip(named, self.inputs, strict=False)), **self.attributes}
 
     def argument(self, name: str) -> Any:  # noqa: ANN401 - an operation's own
         """One operand or attribute by its name; None for one that the operation does not have."""
@@ -84,7 +82,7 @@ class Call:
     def with_arguments(self, **arguments: Any) -> Call:  # noqa: ANN401
         """The call with some operands and attributes replaced, each by its name."""
         inputs, attributes = list(self.inputs), dict(self.attributes)
-        places = {name: index for index, name in enumerate(signature(self.op).parameters)}
+        places = {name: index for index, name in enumerate(parameters(self.op))}
         for name, value in arguments.items():
             if places.get(name, len(inputs)) < len(inputs):
                 inputs[places[name]] = value

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from firstdiff.model.errors import ModelError
+from firstdiff.model.narrowing import narrowed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -216,21 +217,14 @@ def round_activations(x: Floats, weight: QuantType) -> tuple[Floats, Floats | No
             case "F32":
                 return x, None
             case "F16":
-                return x.astype(np.float16).astype(np.float32), None
+                return narrowed(x, "f16"), None
             case "BF16":
-                return round_bf16(x), None
+                return narrowed(x, "bf16"), None
             case "Q8_K":
                 return _round_q8_k(x), None
             case _:
                 rounded, offsets = _round_q8(x)
                 return rounded, offsets if target == "Q8_1" else None
-
-
-def round_bf16(x: Floats) -> Floats:
-    """Round to nearest even on the upper 16 bits (``ggml_compute_fp32_to_bf16``)."""
-    bits = np.ascontiguousarray(x).view(np.uint32)
-    rounded = (bits + (0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
-    return np.where(np.isnan(x), x, rounded)
 
 
 def _round_q8(x: Floats) -> tuple[Floats, Floats]:

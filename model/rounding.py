@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from firstdiff.model import quants
+from firstdiff.model.narrowing import narrowed
 
 Array = npt.NDArray[np.floating]
 Floats = npt.NDArray[np.float32]
@@ -36,27 +38,6 @@ def round_to(x: Array, kind: str | None) -> Array:
     return rounded if x.dtype != np.float64 else rounded.astype(np.float64)
 
 
-def _f16(x: Floats) -> Floats:
-    with np.errstate(over="ignore"):
-        return x.astype(np.float16).astype(np.float32)
-
-
-_TF32 = np.uint32(0xFFFFE000)
-"""The bits of a float32 that TF32 has too."""
-
-
-def _tf32(x: Floats) -> Floats:
-    """Ten bits after the point, to nearest, ties away from zero (PTX ``cvt.rna.tf32.f32``)."""
-    bits = np.ascontiguousarray(x).view(np.uint32)
-    rounded = (bits + np.uint32(1 << 12) & _TF32).view(np.float32)
-    return np.where(np.isfinite(x), rounded, x)
-
-
-def _tf32_truncated(x: Floats) -> Floats:
-    """The other bits cut off: what a tensor core does to float32 numbers that nobody rounded before."""
-    return np.where(np.isfinite(x), (np.ascontiguousarray(x).view(np.uint32) & _TF32).view(np.float32), x)
-
-
 def _q8_0(x: Floats) -> Floats:
     return quants.round_activations(x.reshape(-1, BLOCK), quants.BY_NAME["Q8_0"])[0].reshape(x.shape)
 
@@ -69,15 +50,12 @@ def _q4_0(x: Floats) -> Floats:
     with np.errstate(divide="ignore"):
         inverse = np.where(d == 0, np.float32(0), np.float32(1) / d)
     codes = np.minimum(np.trunc(blocks * inverse + np.float32(8.5)), np.float32(15)) - np.float32(8)
-    rounded: Floats = codes * _f16(d)
+    rounded: Floats = codes * narrowed(d, "f16")
     return rounded.reshape(x.shape)
 
 
 ROUNDINGS: dict[str, Callable[[Floats], Floats]] = {
-    "f16": _f16,
-    "bf16": quants.round_bf16,
-    "tf32": _tf32,
-    "tf32-truncated": _tf32_truncated,
+    **{kind: partial(narrowed, kind=kind) for kind in ("f16", "bf16", "tf32", "tf32-truncated")},
     **dict.fromkeys(("q8_0", "q8_0-plain"), _q8_0),
     **dict.fromkeys(("q4_0", "q4_0-plain"), _q4_0),
 }

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.hypotheses.hypothesis import Scene, Values, replaced, with_op
-from firstdiff.model import quants
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.engine import ARCHITECTURES, Model
 from firstdiff.model.operations import append, rope
 from firstdiff.model.probe import Call
 from firstdiff.model.rope import angles
+from firstdiff.model.rounding import round_to
 
 
 def _turned(
@@ -30,7 +30,7 @@ def _turned(
 ) -> Array:
     """Turn pairs of x [T, H, D] by theta [T, pairs]; what has no pair stays. `into` is how pairs are left."""
     x = arithmetic.widen(x)
-    cos, sin = (_rounded(arithmetic.widen(f(theta)) * magnitude, rounded)[:, None] for f in (np.cos, np.sin))
+    cos, sin = (round_to(arithmetic.widen(f(theta)) * magnitude, rounded)[:, None] for f in (np.cos, np.sin))
     if swapped:
         cos, sin = sin, cos
     y = x.copy()
@@ -46,15 +46,6 @@ def _places(pairing: str, dims: int) -> tuple[slice, slice]:
     if pairing == "interleaved":
         return slice(0, dims, 2), slice(1, dims, 2)
     return slice(0, dims // 2), slice(dims // 2, dims)
-
-
-def _rounded(x: Array, to: str | None) -> Array:
-    if to is None:
-        return x
-    if to == "bf16":
-        return quants.round_bf16(np.asarray(x, np.float32)).astype(x.dtype)
-    with np.errstate(over="ignore"):
-        return x.astype(np.float16).astype(x.dtype)
 
 
 def _theta(call: Call, scene: Scene) -> npt.NDArray[np.float64]:
@@ -91,10 +82,10 @@ def in_16_bits(call: Call, scene: Scene, values: Values) -> Call:
     if of == "cos and sin":
         return _turn(call, theta, rounded=dtype)
     if of == "angles":
-        return _turn(call, _rounded(theta, dtype))
-    positions = _rounded(np.asarray(call.argument("positions"), np.float64), dtype)
-    one = _rounded(_theta(call.with_arguments(positions=[1]), scene)[0], dtype)
-    return _turn(call, _rounded(np.outer(positions, one), dtype))
+        return _turn(call, round_to(theta, dtype))
+    positions = round_to(np.asarray(call.argument("positions"), np.float64), dtype)
+    one = round_to(_theta(call.with_arguments(positions=[1]), scene)[0], dtype)
+    return _turn(call, round_to(np.outer(positions, one), dtype))
 
 
 def precisions(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:

@@ -163,9 +163,8 @@ def _quick(candidate: Real, reference: Real, rest: tuple[int, ...], seen: Mask |
 def _norm(x: Real, axis: tuple[int, ...]) -> Real:
     """Euclidean norm over some axes, in the dtype of `x`."""
     kept = next(i for i in range(x.ndim) if i not in axis)
-    rows = np.moveaxis(x, kept, 0)
     letters = "abcd"[: x.ndim]
-    squares: Real = np.einsum(f"{letters},{letters}->a", rows, rows)
+    squares: Real = np.einsum(f"{letters},{letters}->{letters[kept]}", x, x)
     return np.sqrt(squares)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ Indices = npt.NDArray[np.int64]
 
 def plain(x: Array, shape: Shape) -> Array | None:
     """The same numbers in the same order: a batch of one dropped, heads merged or apart, one row as a vector."""
-    merged = (shape[0], int(np.prod(shape[1:])))
+    merged = (shape[0], prod(shape[1:]))
     fitting = (shape, merged, shape[1:], merged[1:]) if shape[0] == 1 else (shape, merged)
     recorded = x.shape
     while recorded not in fitting and recorded[:1] == (1,):

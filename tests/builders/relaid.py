@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.tensors import Held, dtype_of
-from firstdiff.model.quants import round_bf16
+from firstdiff.model.narrowing import narrowed
 
 Array = npt.NDArray[np.floating]
 Change = Callable[[Site, Array], Array | None]
@@ -83,7 +83,7 @@ def on_disk(trace: Trace, dtype: str, **engine: object) -> Trace:
 def stored_as(x: Array, dtype: str) -> npt.NDArray[Any]:
     """The raw values of a dump: bf16 as the upper bits of float32."""
     if dtype == "bf16":
-        return (round_bf16(np.asarray(x, np.float32)).view(np.uint32) >> 16).astype(np.uint16)
+        return (narrowed(np.asarray(x, np.float32), "bf16").view(np.uint32) >> 16).astype(np.uint16)
     return x.astype({"f32": np.float32, "f16": np.float16}[dtype])
 
 

@@ -19,6 +19,7 @@ from firstdiff.judging import floors
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import F16, F32, GGML_CPU, arithmetic_named
 from firstdiff.model.engine import Model, open_model
+from firstdiff.model.narrowing import narrowed
 from firstdiff.model.operations import linear, soft_max, visible
 from firstdiff.model.probe import Call
 from firstdiff.model.quants import BY_NAME
@@ -139,7 +140,7 @@ def test_a_clean_trace_that_was_stored_narrowly_has_no_diverging_site(
     held = {}
     for site in theirs.sites():
         x = np.array(theirs[site])
-        bits = (quants.round_bf16(x).view(np.uint32) >> 16).astype(np.uint16)
+        bits = (narrowed(x, "bf16").view(np.uint32) >> 16).astype(np.uint16)
         held[site] = Held(bits, "bf16") if dtype == "bf16" else Held(x.astype(np.float16), "f16")
     narrow = dataclasses.replace(theirs, tensors=held)
     sites = replayed(smollm2_model, narrow, GGML_CPU)
