@@ -49,8 +49,11 @@ def sample(trace: Trace, site: Site) -> tuple[tuple[int, ...], str, bytes]:
 
 
 def tells(x: Array) -> bool:
-    """Whether numbers are so many that no other tensor has the same by chance, or of necessity."""
-    return bool(np.isfinite(x).all()) and len(np.unique(x)) >= FEWEST
+    """Whether numbers are so many that no other tensor has the same by chance, or of necessity.
+
+    A mask is minus infinity, or overflows to it, in scores that tell all the same.
+    """
+    return not np.isnan(x).any() and len(np.unique(x[np.isfinite(x)])) >= FEWEST
 
 
 def stale_steps(trace: Trace) -> Iterator[DumpFinding]:
@@ -78,12 +81,13 @@ def _spread(sites: Sequence[Site]) -> list[Site]:
 def _repeated(trace: Trace, before: int, sites: Sequence[Site]) -> tuple[Site, ...]:
     """The sites of a step that hold what an earlier step held; none where most do not.
 
-    Of another token nothing is equal. Of the same one all is that comes before the first rotation, and where every
-    token is the same, as good as all but what shows the position: this has to be equal as well. Where most of a step
-    is zero, what is left are biases, which are equal rightly.
+    What grows with the positions has another size there, and says nothing. Of another token nothing is equal. Of the
+    same one all is that comes before the first rotation, and where every token is the same, as good as all but what
+    shows the position: this has to be equal as well. Where most of a step is zero, what is left are biases, which are
+    equal rightly.
     """
     equal = {s for s in sites if same(trace, s, Site(before, s.layer, s.point))}
-    both = [s for s in sites if kind_of(s.point) is not Kind.CACHE and Site(before, s.layer, s.point) in trace]
+    both = [s for s in sites if kind_of(s.point) is not Kind.CACHE and _as_large(trace, s, before)]
     compared = [s for s in both if s in equal or tells(trace[s])]
     if 2 * len(compared) < len(both):
         return ()
@@ -94,7 +98,15 @@ def _repeated(trace: Trace, before: int, sites: Sequence[Site]) -> tuple[Site, .
         deep = equal.issuperset(turned) and any(kind_of(s.point) is Kind.ROTATION for s in turned)
     if not deep or sum(s in equal for s in compared) < AT_LEAST * len(compared):
         return ()
+    # Of a stale step zeros are stale too.
+    equal |= {s for s in both if np.array_equal(trace[s], trace[Site(before, s.layer, s.point)])}
     return tuple(s for s in sites if s in equal)
+
+
+def _as_large(trace: Trace, site: Site, before: int) -> bool:
+    """Whether a site's tensor has the same shape at an earlier step."""
+    there = Site(before, site.layer, site.point)
+    return there in trace and trace.shape(there) == trace.shape(site)
 
 
 def _finding(trace: Trace, before: int, now: int, sites: tuple[Site, ...]) -> DumpFinding:
