@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.model.engine import Model
+from firstdiff.preflight.exchanged_steps import exchanged_steps
+from firstdiff.preflight.norm_inputs import norm_inputs
 from firstdiff.preflight.other_tokens import of_other_tokens
 from firstdiff.preflight.residual_stream import wrong_sums
+from firstdiff.preflight.row_order import row_orders
 from firstdiff.preflight.stale import stale_steps
 from firstdiff.preflight.stale_layers import stale_layers
 from firstdiff.verdict import DumpFinding, SiteVerdict, Status
@@ -20,9 +23,26 @@ FINDERS: tuple[Find, ...] = (
     lambda _, trace: (stale_steps(trace), trace),
     lambda model, trace: (stale_layers(model, trace), trace),
     of_other_tokens,
+    lambda model, trace: (row_orders(model, trace), trace),
     lambda model, trace: (wrong_sums(model, trace), trace),
+    lambda model, trace: (norm_inputs(model, trace), trace),
 )
 """Each is asked of what those before it leave: two findings of one site are one too many."""
+
+
+def readings(model: Model, trace: Trace) -> Iterator[tuple[tuple[DumpFinding, ...], Trace]]:
+    """The ways to read a dump: as it stands, and with steps in the places of each other where tokens say so.
+
+    Yields
+    ------
+    Findings, and the trace without the sites that they cover, as :func:`dump_findings` returns them.
+    """
+    yield dump_findings(model, trace)
+    exchanged = exchanged_steps(model, trace)
+    if exchanged is not None:
+        finding, ordered = exchanged
+        found, left = dump_findings(model, ordered)
+        yield (finding, *found), left
 
 
 def dump_findings(model: Model, trace: Trace) -> tuple[tuple[DumpFinding, ...], Trace]:

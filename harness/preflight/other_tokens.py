@@ -27,8 +27,16 @@ NAMED = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Lookup:
-    """A step's embedding as it is recorded, the tokens that are stated, and those whose rows it holds."""
+class Lookup:
+    """A step's embedding as it is recorded, the tokens that are stated, and those whose rows it holds.
+
+    Parameters
+    ----------
+    value, rows
+        The call of the lookup, and its rows as they are recorded, [token, feature].
+    stated, held
+        The tokens that are stated, and those whose rows are recorded.
+    """
 
     value: Awaited
     rows: Array
@@ -48,13 +56,10 @@ def of_other_tokens(model: Model, trace: Trace) -> tuple[tuple[DumpFinding, ...]
     -------
     The findings, and the trace with the tokens that its steps ran.
     """
-    if not any(kind_of(site.point) is Kind.EMBEDDING for site in trace):
+    known = lookups(model, trace)
+    if all(x.held == x.stated for x in known) or _is_lookup_wrong(known):
         return (), trace
     values = outline(model, trace.steps)
-    lookups = [_lookup(model, trace, value) for value in values if value.call.op is embed]
-    known = [x for x in lookups if x is not None]
-    if _is_lookup_wrong(known):
-        return (), trace
     steps, findings = list(trace.steps), []
     for x in known:
         if x.held != x.stated:
@@ -66,7 +71,15 @@ def of_other_tokens(model: Model, trace: Trace) -> tuple[tuple[DumpFinding, ...]
     return tuple(findings), replace(trace, steps=tuple(steps)) if findings else trace
 
 
-def _lookup(model: Model, trace: Trace, value: Awaited) -> _Lookup | None:
+def lookups(model: Model, trace: Trace) -> list[Lookup]:
+    """The embedding of each step, where all its rows are recorded and each is that of some token."""
+    if not any(kind_of(site.point) is Kind.EMBEDDING for site in trace):
+        return []
+    found = (_lookup(model, trace, value) for value in outline(model, trace.steps) if value.call.op is embed)
+    return [x for x in found if x is not None]
+
+
+def _lookup(model: Model, trace: Trace, value: Awaited) -> Lookup | None:
     """The rows of one step; None where they are not all recorded, or rows of no token."""
     call = value.call
     rows = rows_of(trace, Site(call.step, call.layer, call.point), value.shape)
@@ -76,7 +89,7 @@ def _lookup(model: Model, trace: Trace, value: Awaited) -> _Lookup | None:
     errors = _errors(rows, call.compute(F32))
     wrong = np.flatnonzero(errors > UNLIKE)
     if not wrong.size:
-        return _Lookup(value, rows, stated, stated) if errors.max() <= LIKE else None
+        return Lookup(value, rows, stated, stated) if errors.max() <= LIKE else None
     if (np.delete(errors, wrong) > LIKE).any():
         return None
     found = _nearest(model, value, rows[wrong])
@@ -85,14 +98,14 @@ def _lookup(model: Model, trace: Trace, value: Awaited) -> _Lookup | None:
         return None
     held = np.array(stated)
     held[wrong] = found
-    return _Lookup(value, rows, stated, tuple(held.tolist()))
+    return Lookup(value, rows, stated, tuple(held.tolist()))
 
 
 def _errors(x: Array, y: Array) -> Array:
-    """Relative difference of each row."""
-    return np.asarray(
-        np.linalg.norm(x - y, axis=-1) / np.maximum(np.linalg.norm(y, axis=-1), np.finfo(np.float32).tiny)
-    )
+    """Relative difference of each row, but for its size: an engine may multiply all rows."""
+    tiny = np.finfo(np.float32).tiny
+    of, to = (z / np.maximum(np.linalg.norm(z, axis=-1, keepdims=True), tiny) for z in (x, y))
+    return np.asarray(np.linalg.norm(of - to, axis=-1))
 
 
 def _nearest(model: Model, value: Awaited, rows: Array) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -110,37 +123,38 @@ def _nearest(model: Model, value: Awaited, rows: Array) -> np.ndarray[tuple[int]
     return found
 
 
-def _is_lookup_wrong(lookups: Sequence[_Lookup]) -> bool:
+def _is_lookup_wrong(known: Sequence[Lookup]) -> bool:
     """Whether the ids are those that a wrong lookup of the right tokens takes: it is the engine's then.
 
     It takes rows that are off by a constant, or each row, or some, in the place of others of the same step.
     """
-    moved = set[int]().union(*(x.moved for x in lookups))
-    several = sum(len(x.stated) for x in lookups) > 1
+    moved = set[int]().union(*(x.moved for x in known))
+    several = sum(len(x.stated) for x in known) > 1
     if several and len(moved) == 1:
         return True
     if len(moved - {0}) <= 1 and all(abs(by) <= OFF_BY for by in moved):
         return True
-    return any(x.held != x.stated and len(x.held) > 1 and {*x.held} <= {*x.stated} for x in lookups)
+    return any(x.held != x.stated and len(x.held) > 1 and {*x.held} <= {*x.stated} for x in known)
 
 
-def _went_on(trace: Trace, x: _Lookup, values: Sequence[Awaited]) -> bool:
+def _went_on(trace: Trace, x: Lookup, values: Sequence[Awaited]) -> bool:
     """Whether the step went on with the rows that are recorded, and not with those of the tokens that are stated."""
     for value in values:
         call = value.call
-        if call.op is not rms_norm or not any(source is x.value for source in sources(call)):
+        looked_up = next((source for source in sources(call) if source.call.op is embed), None)
+        if call.step != x.value.call.step or call.op is not rms_norm or looked_up is None:
             continue
         out = rows_of(trace, Site(call.step, call.layer, call.point), value.shape)
         if out is not None and (known := np.isfinite(out).all(-1)).any():
             held, right = (
-                relative(out[known], call.with_inputs({x.value: rows}).compute(F32)[known])
+                relative(out[known], call.with_inputs({looked_up: rows}).compute(F32)[known])
                 for rows in (x.rows, x.value.call.compute(F32))
             )
             return held < right
     return True
 
 
-def _finding(x: _Lookup, *, ran: bool) -> DumpFinding:
+def _finding(x: Lookup, *, ran: bool) -> DumpFinding:
     call = x.value.call
     site = Site(call.step, call.layer, call.point)
     wrong = [(a, b) for a, b in zip(x.stated, x.held, strict=True) if a != b]

@@ -21,7 +21,7 @@ from firstdiff.model.engine import Model
 from firstdiff.model.operations import add, embed, rms_norm
 from firstdiff.model.outline import Awaited, outline, sources
 from firstdiff.model.value import Value
-from firstdiff.preflight.rows import rows_of
+from firstdiff.preflight.rows import recorded_rows
 from firstdiff.verdict import DumpFinding
 from firstdiff.verdict.ranges import extent
 
@@ -52,7 +52,7 @@ class _Sum:
 
     @property
     def branch(self) -> Array | None:
-        return None if self.given is None else _read(self.trace, self.given)
+        return None if self.given is None else recorded_rows(self.trace, self.given)
 
     @property
     def totals(self) -> Iterator[Array]:
@@ -71,7 +71,7 @@ def wrong_sums(model: Model, trace: Trace) -> Iterator[DumpFinding]:
     kinds: dict[str, list[Site]] = defaultdict(list)
     for point in dict.fromkeys(site.point for site in held):
         of = {site: kind for site, kind in held.items() if site.point == point}
-        known = {kind for kind in of.values() if kind is not None}
+        known = {"normed" if kind == "hidden_states" else kind for kind in of.values() if kind is not None}
         for site, kind in of.items():
             # What nothing recorded follows is as the others are, where these are all alike.
             told = kind if kind is not None or len(known) != 1 else next(iter(known))
@@ -121,7 +121,7 @@ def _held(values: Sequence[Awaited], trace: Trace) -> Iterator[tuple[Site, str |
     streams: dict[Awaited, Array] = {}  # the last one, as the engine went on with it
     earlier: Array | None = None
     for value in values:
-        recorded = _read(trace, value) if value.call.op in (add, embed) else None
+        recorded = recorded_rows(trace, value) if value.call.op in (add, embed) else None
         if value.call.op is embed:
             streams[value] = value.call.compute(F32) if recorded is None else recorded
             earlier = None
@@ -130,7 +130,7 @@ def _held(values: Sequence[Awaited], trace: Trace) -> Iterator[tuple[Site, str |
         branch, stream = (s if isinstance(s, Awaited) else None for s in value.call.sources)
         before = None if stream is None else streams.pop(stream, None)
         if recorded is None:
-            given = None if branch is None else _read(trace, branch)
+            given = None if branch is None else recorded_rows(trace, branch)
             if before is not None and given is not None:
                 streams[value] = given + before
             earlier = before
@@ -144,21 +144,13 @@ def _held(values: Sequence[Awaited], trace: Trace) -> Iterator[tuple[Site, str |
         earlier = before
 
 
-def _read(trace: Trace, value: Awaited) -> Array | None:
-    """A value [token, feature] as it is recorded; None for any other."""
-    call = value.call
-    if not call.point or len(value.shape) != 2:  # noqa: PLR2004 - [token, feature]
-        return None
-    return rows_of(trace, Site(call.step, call.layer, call.point), value.shape)
-
-
 def _judged(of: _Sum, following: Sequence[Awaited], trace: Trace) -> tuple[str | None, Array | None]:
     """The kind of what is held at a sum, and the sum where it is something else."""
     kind, used = None, None
     for value in following:
         if value.call.op not in (add, rms_norm):  # products take time, and know other layouts
             continue
-        out = _read(trace, value)
+        out = recorded_rows(trace, value)
         given = None if out is None else _error(of, of.recorded, value, out, trace)
         if out is None or given is None:
             continue
@@ -181,7 +173,7 @@ def _error(of: _Sum, x: Array, value: Awaited, out: Array, trace: Trace) -> floa
     arrays: dict[Value, Array] = {of.value: x}
     for source in sources(value.call):
         if source is not of.value:
-            other = _read(trace, source)
+            other = recorded_rows(trace, source)
             if other is None:
                 return None
             arrays[source] = other
@@ -192,7 +184,7 @@ def _error(of: _Sum, x: Array, value: Awaited, out: Array, trace: Trace) -> floa
 
 def _kind(of: _Sum, following: Sequence[Awaited], trace: Trace) -> str:
     """What is held in the place of a sum."""
-    normed = [_read(trace, value) for value in following if value.call.op is rms_norm]
+    normed = [recorded_rows(trace, value) for value in following if value.call.op is rms_norm]
     if any(x is not None and _alike(of.recorded, x) for x in normed):
         outside = any(value.call.layer is None for value in following)
         return "hidden_states" if outside else "normed"  # the last of Hugging Face's: the replay says so

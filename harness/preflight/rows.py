@@ -6,6 +6,7 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.judging.layouts import PLAIN, Alignment, Layout, stated
 from firstdiff.judging.readers import merged_last
 from firstdiff.model.arithmetic import Array
+from firstdiff.model.outline import Awaited
 
 
 def rows_of(trace: Trace, site: Site, shape: tuple[int, ...]) -> Array | None:
@@ -14,3 +15,11 @@ def rows_of(trace: Trace, site: Site, shape: tuple[int, ...]) -> Array | None:
     tried = (stated(trace), *(Alignment({site.point: layout}) for layout in layouts))
     found = (alignment.shaped(trace, site, shape) for alignment in tried)
     return next((x for x in found if x is not None), None)
+
+
+def recorded_rows(trace: Trace, value: Awaited) -> Array | None:
+    """A value [token, feature] as it is recorded; None for any other."""
+    call = value.call
+    if not call.point or len(value.shape) != 2:  # noqa: PLR2004 - [token, feature]
+        return None
+    return rows_of(trace, Site(call.step, call.layer, call.point), value.shape)

@@ -27,7 +27,7 @@ from firstdiff.judging.sensitivity import sensitivity
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
 from firstdiff.preflight.agreeing_logits import suspicion
-from firstdiff.preflight.dump import dump_findings, not_judged, without
+from firstdiff.preflight.dump import not_judged, readings, without
 from firstdiff.preflight.unused import unused
 from firstdiff.runs.admission import Admitted, admitted
 from firstdiff.runs.replaying import Replayed, replayed, replayed_as_found, replayed_in
@@ -103,7 +103,7 @@ def judge(
         witness = witness if isinstance(witness, Admitted) else admitted(run, witness)
         check_same_tokens(candidate.trace, witness.trace)
     run.progress.say(f"judging {engine_name(candidate.trace)}")
-    dump, trace = dump_findings(model, candidate.trace)
+    dump, trace = _read(run, candidate.trace)
     details = Details() if run.detailed else None
     failures = Failures()
     done, dump, trace = _replayed(run, trace, dump, details, failures)
@@ -157,6 +157,14 @@ def judge(
     stated = declared(model, trace) is not None and done.found.instead is None
     claimed = without_unknown(sites, stated=stated)
     return replace(verdict, sensitivity=sensitivity(model, trace, done.found, done.alignment, claimed, done.cut))
+
+
+def _read(run: Run, trace: Trace) -> tuple[tuple[DumpFinding, ...], Trace]:
+    """What is found in a dump, and what it holds: of several readings the one at which least diverges."""
+    found = list(readings(run.model, trace))
+    if len(found) == 1:
+        return found[0]
+    return min(found, key=lambda reading: replayed_as_found(run.model, reading[1], run.progress).diverging)
 
 
 def _replayed(

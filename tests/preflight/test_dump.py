@@ -142,8 +142,8 @@ def test_a_tensor_of_another_layer_or_step_that_the_engine_went_on_with_is_the_e
 
 
 UNUSED: dict[str, tuple[Held, str]] = {
-    "norms that hold their input": (
-        another_point({"attn_norm": ("l_out", -1)}), "attn_norm at every layer: your dump holds the operation's input"
+    "rotations that hold their input": (
+        another_point({"Kcur_rope": ("Kcur", 0)}), "Kcur_rope at every layer: your dump holds the operation's input"
     ),
     "one product's buffer is never read again": (
         lambda _, s: Site(s.step, 0, "ffn_up") if s.point == "ffn_up" else None,
@@ -166,11 +166,10 @@ def test_a_tensor_that_nothing_was_computed_from_is_one_of_the_dump(model: Model
     assert says in verdict.dump[0].says
 
 
-def test_it_is_so_in_another_order_of_head_dimensions(model: Model, clean: Trace) -> None:
-    held, says = UNUSED["norms that hold their input"]
-    verdict = judge(model, relaid(held_instead(clean, held), hugging_face))
+def test_a_norm_that_holds_its_input_is_told_in_another_order_of_head_dimensions(model: Model, clean: Trace) -> None:
+    verdict = judge(model, relaid(held_instead(clean, another_point({"attn_norm": ("l_out", -1)})), hugging_face))
     assert verdict.diverging == ()
-    assert says in verdict.dump[0].says
+    assert "attn_norm at every layer: your dump holds the norm's input" in verdict.dump[0].says
     assert set(verdict.layouts) >= {"Qcur", "Kcur", "Qcur_rope", "Kcur_rope"}
 
 
