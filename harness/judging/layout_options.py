@@ -18,6 +18,7 @@ from firstdiff.judging.readers import (
     repeated,
     turned,
     wider,
+    wider_turned,
 )
 from firstdiff.model.engine import Model
 
@@ -44,7 +45,9 @@ def candidates(point: str, model: Model) -> Iterator[Layout]:
                 words = f"from the fused gate and up{lies}, {says}"
                 yield Layout(words, read, "ffn_gate_up", 2 * hp.n_ff, parts=words)
     if point in LOGITS:
-        yield Layout("more columns than the vocabulary has tokens: the first are the tokens'", wider)
+        says = "more columns than the vocabulary has tokens: the first are the tokens'"
+        yield Layout(says, wider)
+        yield Layout(f"[feature, token], {says}", wider_turned)
 
 
 def _of_heads(point: str, model: Model) -> Iterator[Layout]:

@@ -13,6 +13,7 @@ from firstdiff.judging.layout_fit import PLAUSIBLE
 from firstdiff.judging.layout_trials import Trial
 from firstdiff.judging.layouts import QUERIES, SCORES, Alignment, is_scaled, stated
 from firstdiff.judging.needed import Wanted, run_trace
+from firstdiff.judging.rows import Rows
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Change, unchanged
@@ -46,10 +47,17 @@ def _tried(
     model: Model, trace: Trace, given: Alignment, scaled: tuple[str, ...], wanted: Wanted | None, changed: Change
 ) -> Alignment | None:
     """Layouts of which those of some points may be `scaled`; None where one then is that cannot be."""
-    trial = Trial(F32, trace, model, given, scaled, changed)
     first = _telling(trace)
     among = wanted and _at_every_step(wanted, min(site.step for site in trace))
-    run_trace(model, trace, trial, _of_step(first, among), steps=first + 1)
+
+    def tried(few: Rows) -> Trial:
+        trial = Trial(F32, trace, model, given, scaled, changed, few)
+        run_trace(model, trace, trial, _of_step(first, among), steps=first + 1)
+        return trial
+
+    trial = tried(Rows.LAST)
+    if not trial.turned() and (other := tried(Rows.FIRST)).turned():
+        trial = other
     chosen = trial.chosen()
     alignment = Alignment(given.layouts | chosen, trial.placed_rows())
     found = [point for point, layout in chosen.items() if is_scaled(layout)]

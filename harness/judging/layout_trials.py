@@ -10,7 +10,7 @@ from statistics import median_low
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
-from firstdiff.dumps.points import Kind, axes_of, carrying, of_kind, token_axis
+from firstdiff.dumps.points import Kind, axes_of, carrying, kind_of, of_kind, token_axis
 from firstdiff.judging.layout_fit import BETTER, PLAUSIBLE, choice, error_of
 from firstdiff.judging.layout_options import candidates
 from firstdiff.judging.layout_votes import Votes
@@ -19,7 +19,8 @@ from firstdiff.judging.needed import Judging
 from firstdiff.judging.rows import Rows, partly, placed, usual
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
-from firstdiff.model.operations import append, rms_norm, rope, soft_max, swiglu
+from firstdiff.model.operations import append, embed, rms_norm, rope, soft_max, swiglu
+from firstdiff.model.outline import outline
 from firstdiff.model.probe import Call, Change, unchanged
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
@@ -41,13 +42,17 @@ class _Own(Value):
 
 @dataclass
 class Trial(Judging):
-    """Measures every layout of every point on the candidate's own inputs; rows that were not recorded are NaN."""
+    """Measures every layout of every point on the candidate's own inputs; rows that were not recorded are NaN.
+
+    Where there are several rows, and fewer than tokens, they are taken for the `few`, unless the embedding tells.
+    """
 
     trace: Trace
     model: Model
     given: Alignment
     scaled: tuple[str, ...]  # points that may be
     changed: Change = unchanged
+    few: Rows = Rows.LAST
     errors: dict[str, dict[int, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     rows: dict[tuple[str, int], dict[Rows, list[float]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
@@ -57,9 +62,16 @@ class Trial(Judging):
     followed: dict[str, dict[int, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     _unsure: dict[Value, tuple[str, dict[int, Array]]] = field(default_factory=dict)  # in every layout, as none fits
     _known: dict[str, tuple[Layout, ...]] = field(default_factory=dict)
+    _embedded: dict[int, Rows] = field(default_factory=dict)  # where so many rows of the embedding lie
 
     def __post_init__(self) -> None:
         self.votes = Votes(self.model.rotation, self.trace.names)
+        looked_up = {site for site in self.trace if kind_of(site.point) is Kind.EMBEDDING}
+        if any(len(self.trace.steps[s.step].tokens) not in self.trace.shape(s) for s in looked_up):
+            # What follows agrees with itself in any rows: tokens tell before anything is read.
+            for value in outline(self.model, self.trace.steps):
+                if value.call.op is embed:
+                    self.value(value.call)
 
     def layouts(self, point: str) -> tuple[Layout, ...]:
         """The layouts that are tried for a point: of a given one that is scaled, the unscaled one too."""
@@ -192,7 +204,9 @@ class Trial(Judging):
         (part, count), tokens = found, expected.shape[token_axis(axes)]
         like = np.full(expected.shape, np.nan, np.float32)
         so_far = sum(len(step.tokens) for step in self.trace.steps[: site.step + 1])
-        usually = usual(count, tokens, so_far, fixed=False)  # numbers tell
+        usually = self._embedded.get(count)
+        if usually is None:  # numbers tell
+            usually = self.few if 1 < count < tokens else usual(count, tokens, so_far, fixed=False)
         best: tuple[float, Array] | None = None
         told = self.rows[site.point, count]
         for which in (usually, *(set(Rows) - {usually})):
@@ -203,6 +217,8 @@ class Trial(Judging):
             error = np.inf if error is None else error
             if best is None or error < BETTER * best[0]:
                 best = error, read
+                if kind_of(site.point) is Kind.EMBEDDING and error <= PLAUSIBLE:
+                    self._embedded[count] = which
         return None if best is None else best[1]
 
     def chosen(self) -> dict[str, Layout]:
@@ -253,6 +269,13 @@ class Trial(Judging):
                     found[point, count] = which
                     told[count][which] += 1
         return found | {("", count): votes.most_common(1)[0][0] for count, votes in told.items()}
+
+    def turned(self) -> bool:
+        """Whether rotations are by the positions of the rows' own tokens, or no rows lack."""
+        if not any(count > 1 and len(errors) == len(Rows) for (_, count), errors in self.rows.items()):
+            return True
+        errors = [of for point in of_kind(Kind.ROTATION) if (of := self.errors.get(point))]
+        return not errors or any(min(median_low(e) for e in of.values()) <= PLAUSIBLE for of in errors)
 
     def agree(self, chosen: dict[str, Layout]) -> bool:
         """Whether what follows a scaled Q is scaled as well, and K is right: a factor on both is no scale."""

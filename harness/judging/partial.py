@@ -8,7 +8,7 @@ import numpy as np
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.judging.layouts import Alignment
-from firstdiff.judging.readers import plain, wider
+from firstdiff.judging.readers import plain, wider, wider_turned
 from firstdiff.judging.rows import Rows
 from firstdiff.model.arithmetic import Array
 
@@ -49,22 +49,29 @@ def padding(trace: Trace, alignment: Alignment, vocabulary: int) -> tuple[tuple[
     -------
     Notes, and a sentence where at some step the last token's largest logit stands behind the vocabulary.
     """
-    read = {point for point, layout in alignment.layouts.items() if layout.read is wider}
-    wide = [site for site in trace if site.point in read and trace.shape(site)[-1] > vocabulary]
+    read = {point: layout.read for point, layout in alignment.layouts.items() if layout.read in (wider, wider_turned)}
+    columns_in = {site: -1 if read[site.point] is wider else -2 for site in trace if site.point in read}
+    wide = {site: axis for site, axis in columns_in.items() if trace.shape(site)[axis] > vocabulary}
     if not wide:
         return (), None
-    columns = trace.shape(wide[0])[-1]
+    first, axis = next(iter(wide.items()))
+    columns = trace.shape(first)[axis]
     note = (
-        f"{wide[0].point} has {columns:,} columns, and the vocabulary {vocabulary:,} tokens: the first {vocabulary:,} "
+        f"{first.point} has {columns:,} columns, and the vocabulary {vocabulary:,} tokens: the first {vocabulary:,} "
         f"columns are judged, the {columns - vocabulary:,} behind them are padding"
     )
-    won = [(site.step, at) for site in wide if (at := _largest(trace[site])) is not None and at >= vocabulary]
+    won = [
+        (site.step, at)
+        for site, axis in wide.items()
+        if (at := _largest(trace[site], axis)) is not None and at >= vocabulary
+    ]
     if not won:
         return (f"{note}, and none of them is the largest at any step",), None
     return (note,), _wins(won, vocabulary)
 
 
-def _largest(x: Array) -> int | None:
+def _largest(x: Array, axis: int) -> int | None:
+    x = np.moveaxis(x, axis, -1)
     rows = plain(x, (x.size // x.shape[-1], x.shape[-1]))
     last = None if rows is None else rows[-1]
     return None if last is None or not np.isfinite(last).all() else int(last.argmax())

@@ -125,6 +125,10 @@ def turned(inner: Read) -> Read:
     return read
 
 
+wider_turned = turned(wider)
+"""As :func:`wider`, of a matrix [feature, token]."""
+
+
 def per_group(part: slice, width: int) -> Read:
     """Interleaved per KV head: [q of its group, k, v] for one head after another."""
 

@@ -146,13 +146,20 @@ def test_a_step_that_was_not_recorded_is_computed(model: Model) -> None:
     assert with_status(verdict.sites, Status.NOT_COMPARABLE) == []
 
 
-def test_logits_wider_than_the_vocabulary_are_judged_and_a_padded_column_that_wins_is_a_fault(model: Model) -> None:
+@pytest.mark.parametrize("turned", [False, True])
+def test_logits_wider_than_the_vocabulary_are_judged_and_a_padded_column_that_wins_is_a_fault(
+    model: Model, *, turned: bool
+) -> None:
     trace, _ = plant(model, PROMPT, arithmetic=F32)
 
     def wide(value: float) -> Trace:
-        return unstated(
-            relaid(trace, lambda s, x: np.pad(x, ((0, 0), (0, 9)), constant_values=value) if "output" in s.point else x)
-        )
+        def padded(site: Site, x: Array) -> Array:
+            if site.point != "result_output":
+                return x
+            y = np.pad(x, ((0, 0), (0, 9)), constant_values=value)
+            return y.T if turned else y
+
+        return unstated(relaid(trace, padded))
 
     verdict = judge(model, wide(-1e4))
     assert verdict.verdict == "agrees"
@@ -161,6 +168,17 @@ def test_logits_wider_than_the_vocabulary_are_judged_and_a_padded_column_that_wi
     assert wins.verdict == "diverges"
     assert f"column {model.hp.n_vocab}" in wins.preflight["vocabulary"].replace(",", "")
     assert wins.diverging == ()
+
+
+@pytest.mark.parametrize("points", [("embd", "attn_norm"), ("Qcur", "Kcur", "Qcur_rope", "Kcur_rope")])
+def test_fewer_rows_than_tokens_are_the_first_ones_where_tokens_or_positions_say_so(
+    model: Model, points: tuple[str, ...]
+) -> None:
+    trace, _ = plant(model, PROMPT, arithmetic=F32)
+    few = relaid(trace, lambda s, x: (x[:-2] if s.step == 0 else x) if s.point in points else None)
+    verdict = judge(model, unstated(few))
+    assert with_status(verdict.sites, Status.DIVERGES) == []
+    assert any("the rows are taken for the first tokens'" in note for note in verdict.notes)
 
 
 def test_logits_with_more_tokens_than_the_vocabulary_has_are_not_padded(model: Model) -> None:
