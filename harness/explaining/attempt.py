@@ -57,10 +57,15 @@ class Means:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fault:
-    """One or two hypotheses with their parameters; `on` is the one call of a segment, or None for all of them."""
+    """One or two hypotheses with their parameters.
+
+    Of a segment `on` is the one call that goes wrong, or None for all of them; those of some `layers`, where these are
+    given.
+    """
 
     parts: tuple[tuple[Hypothesis, Values], ...]
     on: int | None = None
+    layers: frozenset[int | None] | None = None
 
     @property
     def id(self) -> str:
@@ -98,6 +103,8 @@ class Fault:
         """The call gone wrong in every part; None where one does not apply, or the fault is on another call."""
         if self.on is not None and number != self.on:
             return None
+        if self.layers is not None and call.layer not in self.layers:
+            return None
         for hypothesis, values in self.parts:
             changed = hypothesis.apply(call, scene, values)
             if changed is None:
@@ -116,14 +123,15 @@ class Attempt:
         Which.
     residual, bar
         What it leaves of the error, and up to what that is an explanation.
-    places
-        The calls that it changes.
+    places, layers
+        The calls that it changes, and the layers that they are in.
     """
 
     fault: Fault
     residual: float
     bar: float
     places: tuple[Place, ...] = ()
+    layers: frozenset[int | None] = frozenset()
 
     @property
     def explains(self) -> bool:
@@ -167,7 +175,7 @@ def attempt(
     if done is None:
         return None
     found = left(case, scene.arithmetic, done.call, done.given, known=known)
-    return Attempt(fault, found, case.bar(scene.arithmetic, done.call), places(case, done.changed))
+    return Attempt(fault, found, case.bar(scene.arithmetic, done.call), *places(case, done.changed))
 
 
 def at_part(case: Case, scene: Scene, fault: Fault, changed: Call, part: Part | None) -> Attempt:
@@ -177,13 +185,13 @@ def at_part(case: Case, scene: Scene, fault: Fault, changed: Call, part: Part | 
         found = part.residual(case, scene.arithmetic, changed)
         if not found <= LOOSE * bar:
             return Attempt(fault, found, bar)
-    return Attempt(fault, left(case, scene.arithmetic, changed), bar, places(case, [len(case.segment)]))
+    return Attempt(fault, left(case, scene.arithmetic, changed), bar, *places(case, [len(case.segment)]))
 
 
-def places(case: Case, numbers: Iterable[int]) -> tuple[Place, ...]:
-    """Where some calls of a case stand in the run."""
-    calls = case.calls
-    return tuple((calls[n].step, calls[n].order) for n in numbers)
+def places(case: Case, numbers: Iterable[int]) -> tuple[tuple[Place, ...], frozenset[int | None]]:
+    """Where some calls of a case stand in the run, and the layers that they are in."""
+    calls = [case.calls[n] for n in numbers]
+    return tuple((call.step, call.order) for call in calls), frozenset(call.layer for call in calls)
 
 
 def explaining(case: Case, tried: Iterable[Attempt]) -> list[Attempt]:

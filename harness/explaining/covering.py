@@ -197,10 +197,15 @@ def _computing(case: Case) -> int:
 def _placed(case: Case, known: Known) -> Iterator[Fault]:
     """A known fault as it is; then on other calls of the case that it may be on.
 
-    A segment may be longer elsewhere, where unrecorded caches of earlier steps go into it: its end is what is alike.
+    A segment may be longer elsewhere, where unrecorded caches of earlier steps go into it: its end is what is alike. It
+    may go through several layers, and the fault be at those only where it was found.
     """
     fault, segment = known.fault, case.segment
     yield fault
+    layers = frozenset[int | None]().union(*(a.layers for a in known.at.values()))
+    through = {call.layer for call in case.calls}
+    if fault.on is None and layers & through and not through <= layers:
+        yield replace(fault, layers=layers)
     computing = [n for n, call in enumerate(case.calls) if call.op not in MOVES]
     if len(computing) == 1 and (fault.on is not None or segment):
         yield replace(fault, on=computing[0] if segment else None)
