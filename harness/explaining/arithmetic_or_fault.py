@@ -121,7 +121,8 @@ def engines_own(
         for group, judged in of.items():
             explained = [s.local_error or 0.0 for s in judged if s.site in explanation.sites]
             evidence = found.groups.get(group, UNKNOWN)
-            if not explained or not found.groups or not (evidence.weak or evidence.level):
+            known = not (evidence.weak or evidence.level or name in evidence.same)
+            if not explained or not found.groups or known:
                 continue
             right = [s.local_error or 0.0 for s in judged if s.status in (Status.AGREES, Status.INHERITS)]
             if explanation.hypothesis == ARITHMETIC and right and STRONG * median(right) < min(explained):

@@ -156,10 +156,15 @@ class Fingerprint:
     def holding(self, stated: Arithmetic) -> Fingerprint | None:
         """The arithmetic that a trace states, with the weights held as they were found to be; None as in the file.
 
-        What weights are held in is known by itself: an operation that is wrong everywhere says nothing against it.
+        What weights are held in is known by itself: an operation that is wrong everywhere says nothing against it. Weak
+        evidence is enough where it is for the products that are stated.
         """
         parts = {"matrices": "linear", "output": "linear", "norms": "norm", "embedding": "embedding"}
-        known = {group for group, e in self.groups.items() if (e.fits or e.known) and (not e.weak or group != "linear")}
+        known = {
+            group
+            for group, e in self.groups.items()
+            if (e.fits or e.known) and (not e.weak or group != "linear" or e.base == stated.name)
+        }
         held = [
             f"{part}={kind}"
             for part, group in parts.items()

@@ -20,9 +20,9 @@ def norm(layer: int, error: float) -> SiteVerdict:
     return replace(site("attn_norm", layer, local_error=error), op="rms_norm")
 
 
-def reconsidered(*, hypothesis: str, others: float, strength: float) -> Fingerprint | None:
+def reconsidered(*, hypothesis: str, others: float, strength: float, same: tuple[str, ...] = ()) -> Fingerprint | None:
     """What is made of an explanation of layer 1's norm, `others` being the error at the other layers."""
-    evidence = Evidence("f32", others, "bf16", strength, HANDFUL, fits=True)
+    evidence = Evidence("f32", others, "bf16", strength, HANDFUL, fits=True, same=same)
     faulty = wrong(norm(1, ERROR), local_error=ERROR)
     told = replace(
         explanation(1), site=faulty.site, sites=(faulty.site,), hypothesis=hypothesis, attributes={"arithmetic": "bf16"}
@@ -54,3 +54,9 @@ def test_an_arithmetic_is_the_engines_own_where_its_group_allows_it(
         assert found.groups["norm"].name == "bf16"
         assert found.levels.groups == {"norm": BF16.floor}
         assert found.arithmetic == F32  # products are what they were
+
+
+def test_of_two_arithmetics_that_fit_alike_the_engines_own_is_the_one_that_explains() -> None:
+    told = reconsidered(hypothesis=ARITHMETIC, others=2e-3, strength=2 * STRONG, same=("bf16",))
+    assert told is not None
+    assert told.groups["norm"].name == "bf16"
