@@ -162,6 +162,11 @@ ONCE_WRONG = [
     ("faults", 1448),  # zeros everywhere: they repeat nothing
     ("faults", 1471),  # norms that are wrong everywhere: biases tell what they are held in
     ("faults", 1502),  # one right layer of two, whose scores were scaled
+    ("faults", 1916),  # nibbles exchanged everywhere: of two ways to round to eleven bits, the fault tells
+    ("dump", 33),  # a step that repeats another, behind which the fault was not recorded
+    ("dump", 79),  # one right layer of four, with weights held in f16, which the trace does not state
+    ("dump", 151),  # rows missing at the end, and the embedding of other tokens: positions tell
+    ("dump", 277),  # a wrong sum among those of which the dump holds the norm
     ("faults", 1678),  # an epsilon that is right at all layers but one, with weights held in bf16
 ]
 """Dumps of the bench of trust that were read wrongly once."""

@@ -223,7 +223,7 @@ class Truth:
         seen, left = {site}, [site]
         while left:
             at = left.pop()
-            if self.sizes.get(at):
+            if self.sizes.get(at) and (at in self.recorded or at != site):
                 return True
             new = [p for p in self.parents.get(at, ()) if p not in self.recorded and p not in seen]
             seen.update(new)

@@ -11,7 +11,7 @@ from trust_draws import Recipe, covering, drawn
 from trust_dumps import Garden, Truth, keeps, laid_out, may_be_unjudged, opened, recorded, recorded_sites, with_fault
 from trust_judging import Judged, Outcome, judged
 
-from builders.dump_faults import DUMP_FAULTS
+from builders.dump_faults import DUMP_FAULTS, NOTED, PUT_BACK, untouched
 from builders.known_faults import BORDER, called, places
 from firstdiff.dumps import Site, Trace
 from firstdiff.hypotheses import TABLE
@@ -202,9 +202,15 @@ def _spoilt_right(garden: Garden, seed: int, kind: str) -> Outcome | None:
     trace = laid_out(plain, recipe, model)
     done = judged(model, trace)
     found = [f for f in _of_a_right_engine(done, trace, recipe) if f[0] in _BLAMED]
-    if done.verdict is not None and not getattr(done.verdict, "dump", ()):
-        found.append(("not named", ""))
+    found += [("not named", "")] * (not _is_named(done, kind))
     return _outcome("dump", seed, f"{kind}, right engine", recipe, done, found)
+
+
+def _is_named(done: Judged, kind: str) -> bool:
+    """Whether the fault of a dump is told, where there is a verdict."""
+    if done.verdict is None or done.verdict.dump:
+        return True
+    return kind in NOTED and any(NOTED[kind] in note for note in done.verdict.notes)
 
 
 _BLAMED = ("diverges", "cause claimed", "error", "too long")
@@ -217,22 +223,21 @@ def _spoilt_wrong(garden: Garden, seed: int, kind: str) -> Outcome | None:
     fault = Planted(hypothesis, None if hypothesis.outside_layers else 0)
     run = with_fault(garden, recipe, [fault])
     plain = DUMP_FAULTS[kind](run.trace)
-    if plain is None:
-        return None
-    same = {s for s in plain.sites() if s in run.trace and np.array_equal(plain[s], run.trace[s], equal_nan=True)}
+    if plain is None or not all(np.isfinite(run.trace[s]).all() for s in run.trace if s.point == "result_output"):
+        return None  # where nothing is a number, nothing tells what was dumped
+    same = set(plain.sites()) if kind in PUT_BACK else untouched(kind, run.trace)
     shown = {site: size for site, size in run.changes.items() if site in same and keeps(recipe["reduction"], site)}
     if max(shown.values(), default=0.0) < MOST_HIDDEN * BORDER:
         return None  # to be told from the fault of the dump, it must show where the dump is right
     trace = laid_out(plain, recipe, model)
     truth = Truth.of(run, recipe, trace)
-    truth = replace(truth, sizes={site: size for site, size in truth.sizes.items() if site in same})
+    if kind not in NOTED:  # what the dump does not hold rightly is as if it were not recorded
+        truth = replace(truth, recorded=truth.recorded & same)
     done = judged(model, trace)
     outcome = _of_a_wrong_engine("dump", seed, f"{kind}, wrong engine", recipe, done, truth, fault)
     outcome = replace(outcome, kind=f"{kind}, wrong engine", detail=f"({hypothesis.id}) {outcome.detail}")
     failed = tuple(f for f in outcome.failed if f != "not explained")
-    if done.verdict is not None and not getattr(done.verdict, "dump", ()):
-        failed += ("not named",)
-    return replace(outcome, failed=failed)
+    return replace(outcome, failed=failed if _is_named(done, kind) else (*failed, "not named"))
 
 
 PARTS: Mapping[str, Callable[[Garden, int], Outcome]] = {"clean": clean, "faults": faulty, "dump": spoilt}

@@ -147,3 +147,17 @@ DUMP_FAULTS: dict[str, Spoil] = {
     "rows in another order": _rows_of_other_token,
 }
 """What each does to a trace of plain tensors; None where that trace cannot have it."""
+
+PUT_BACK = ("steps exchanged",)
+"""Those whose tensors are all there under another number, and are judged where they belong."""
+
+NOTED = {"padded vocabulary": "columns", "rows missing": "rows"}
+"""Those of which a note tells how the dump is read, with a word of it: nothing is wrong with what it holds."""
+
+
+def untouched(kind: str, trace: Trace) -> set[Site]:
+    """The sites of a trace that a fault of the dump leaves alone, whatever numbers they hold."""
+    rng = np.random.default_rng(0)
+    tagged = relaid(trace, lambda _, x: rng.standard_normal(x.shape))
+    spoilt = DUMP_FAULTS[kind](tagged)
+    return set() if spoilt is None else {s for s in spoilt.sites() if np.array_equal(spoilt[s], tagged[s])}
