@@ -31,18 +31,18 @@ FINDERS: tuple[Find, ...] = (
 
 
 def readings(model: Model, trace: Trace) -> Iterator[tuple[tuple[DumpFinding, ...], Trace]]:
-    """The ways to read a dump: as it stands, and with steps in the places of each other where tokens say so.
+    """The ways to read a dump: with steps in the places of each other where tokens say so, and as it stands.
 
     Yields
     ------
     Findings, and the trace without the sites that they cover, as :func:`dump_findings` returns them.
     """
-    yield dump_findings(model, trace)
     exchanged = exchanged_steps(model, trace)
     if exchanged is not None:
         finding, ordered = exchanged
         found, left = dump_findings(model, ordered)
         yield (finding, *found), left
+    yield dump_findings(model, trace)
 
 
 def dump_findings(model: Model, trace: Trace) -> tuple[tuple[DumpFinding, ...], Trace]:

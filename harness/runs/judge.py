@@ -160,11 +160,16 @@ def judge(
 
 
 def _read(run: Run, trace: Trace) -> tuple[tuple[DumpFinding, ...], Trace]:
-    """What is found in a dump, and what it holds: of several readings the one at which least diverges."""
+    """What is found in a dump, and what it holds: of several readings the first at which least diverges."""
     found = list(readings(run.model, trace))
     if len(found) == 1:
         return found[0]
-    return min(found, key=lambda reading: replayed_as_found(run.model, reading[1], run.progress).diverging)
+    diverging: list[int] = []
+    for _, of in found:
+        diverging.append(replayed_as_found(run.model, of, run.progress).diverging)
+        if not diverging[-1]:
+            break
+    return found[diverging.index(min(diverging))]
 
 
 def _replayed(

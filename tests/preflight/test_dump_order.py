@@ -79,6 +79,7 @@ def test_it_is_named_in_any_layout(model: Model, clean: Trace, kind: str, layout
     assert named(verdict) == [KINDS[kind][0]]
 
 
+@pytest.mark.slow
 def test_exchanged_steps_are_judged_as_the_steps_that_they_are_of(model: Model) -> None:
     trace, touched = plant(model, PROMPT, ("token-offset", None), decode=2)
     verdict = judge(model, spoilt(trace, "steps exchanged"))
@@ -87,6 +88,7 @@ def test_exchanged_steps_are_judged_as_the_steps_that_they_are_of(model: Model) 
     assert {e.hypothesis for e in verdict.explanations} == {"token-offset"}
 
 
+@pytest.mark.slow
 def test_steps_of_which_each_holds_another_are_told_one_by_one(model: Model) -> None:
     clean, _ = plant(model, PROMPT, decode=3)
     moved = {replace(s, step={1: 2, 2: 3, 3: 1}.get(s.step, s.step)): np.array(clean[s]) for s in clean}
@@ -97,6 +99,7 @@ def test_steps_of_which_each_holds_another_are_told_one_by_one(model: Model) -> 
     assert "those of step 3 under step 1, those of step 1 under step 2 and those of step 2" in verdict.dump[0].says
 
 
+@pytest.mark.slow
 def test_tokens_that_are_stated_in_another_order_are_no_exchanged_steps(model: Model, clean: Trace) -> None:
     """Positions tell: the engine ran these tokens in the order in which their tensors are numbered."""
     prompt, first, second = clean.steps
