@@ -193,11 +193,15 @@ def recorded_sites(trace: Trace) -> set[Site]:
 
 @dataclass(frozen=True)
 class Truth:
-    """What faults changed in a dump, by site in execution order, and which recorded values each was made of."""
+    """What faults changed in a dump, by site in execution order, and which recorded values each was made of.
+
+    `zeros` are the sites of which every number is 0: there it is as true that the result was never written.
+    """
 
     sizes: Mapping[Site, float]
     parents: Mapping[Site, Sequence[Site]]
     recorded: frozenset[Site]
+    zeros: frozenset[Site]
 
     @classmethod
     def of(cls, run: Run, recipe: Recipe, dump: Trace) -> Truth:
@@ -216,7 +220,8 @@ class Truth:
                 if site in at
             }
         parents = {at[site]: [at[p] for p in of if p in at] for site, of in run.parents.items() if site in at}
-        return cls(sizes, parents, frozenset(recorded_sites(dump)))
+        zeros = frozenset(at[site] for site in run.trace if site in at and not run.trace[site].any())
+        return cls(sizes, parents, frozenset(recorded_sites(dump)), zeros)
 
     def answers_for(self, site: Site) -> bool:
         """Whether something was done to a site, or to one that it was made of and that was not recorded."""

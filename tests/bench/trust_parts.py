@@ -135,9 +135,14 @@ def _of_a_wrong_engine(
     accused = [site for site in diverging if not truth.answers_for(site)]
     ids = [fault.hypothesis.id]
     calls = {e.site: called(ids[0], ids, e) for e in verdict.explanations}
-    wrong = {site: name for site, name in calls.items() if name not in ("named", "equivalent", "described")}
+    zero = {e.site for e in verdict.explanations if e.hypothesis == "output-zero" and truth.zeros.issuperset(e.sites)}
+    wrong = {
+        site: name
+        for site, name in calls.items()
+        if name not in ("named", "equivalent", "described") and site not in zero
+    }
     own = [e for e in verdict.explanations if set(clear) & set(e.sites)]
-    right = any(called(ids[0], ids, e) in ("named", "equivalent") for e in own)
+    right = any(called(ids[0], ids, e) in ("named", "equivalent") or e.site in zero for e in own)
     site = _first_is_right(verdict, truth, clear)
     found = [("right site accused", _sites(accused))] * bool(accused)
     found += [("wrong cause", ", ".join(f"{name} at {at}" for at, name in wrong.items()))] * bool(wrong)
