@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps import Site
-from firstdiff.judging.floors import passed_on
+from firstdiff.judging.floors import ROUNDED, passed_on
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import MOVES
 from firstdiff.model.probe import Call
@@ -79,9 +79,10 @@ class Case:
         """The residual up to which a hypothesis explains: at most a few times what is seen where nothing is wrong.
 
         What is seen is more where the hypothesis' `call` enlarges its inputs' rounding more than the right one does, as
-        a softmax of scores without their factor.
+        a softmax of scores without their factor. Results that are rounded to a narrow dtype may be rounded the other
+        way by a sum in another order.
         """
-        noise = NOISE * self.noise
+        noise = max(NOISE * self.noise, ROUNDED.get(arithmetic.weights_and_results or "", 0.0) / OTHER_WAY)
         if self.inputs:
             more, right = (passed_on(arithmetic, of, self.inputs) for of in (call, self.call))
             noise *= max(1.0, more / right)
@@ -93,6 +94,9 @@ PLAIN = 1e-5
 
 CLEARLY = 4.0
 """What explains leaves less of the error than this part, however wide the floor is."""
+
+OTHER_WAY = 4.0
+"""What a rounding changes at most, over what is left where one number in 64 is rounded the other way."""
 
 DOUBTFUL = 10.0
 """Floors up to which an error may be the rounding of our own sums: they are then summed in float64 before anything is
