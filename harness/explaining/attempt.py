@@ -25,6 +25,9 @@ ROUND = 4
 """Significant digits up to which a number is one that somebody may have written; one with more was fitted, and a
 reading without such a number says more: positions that are 91 further on, and not angles times 11.11111."""
 
+LITTLE, FAR = 2.0, 1000.0
+"""Floors that are little where nothing explains, and how many times that an error is that is far larger."""
+
 Place = tuple[int, int]
 """The step of a call and its number there."""
 
@@ -194,14 +197,22 @@ def places(case: Case, numbers: Iterable[int]) -> tuple[tuple[Place, ...], froze
     return tuple((call.step, call.order) for call in calls), frozenset(call.layer for call in calls)
 
 
+def nearly_explains(case: Case, tried: Attempt) -> bool:
+    """Whether a single fault leaves little over the floor of a far larger error."""
+    return len(tried.fault.parts) == 1 and tried.residual <= min(LITTLE * case.floor, case.error / FAR)
+
+
 def explaining(case: Case, tried: Iterable[Attempt]) -> list[Attempt]:
     """The attempts that explain the case, the first to be named first.
 
-    Fewer parts come first, then less left, then what needs no fitted number, then the table's order.
+    Fewer parts come first, then less left, then what needs no fitted number, then the table's order. Where none does, a
+    single fault that leaves little over the floor of a far larger error is what is wrong: no second one is needed.
     """
+    tried = list(tried)
     good = [a for a in tried if a.explains]
     if not good:
-        return []
+        nearly = [a for a in tried if nearly_explains(case, a)]
+        return [min(nearly, key=lambda a: a.residual)] if nearly else []
     fewest = min(len(a.fault.parts) for a in good)
     good = [a for a in good if len(a.fault.parts) == fewest]
     level = max(ALIKE * min(a.residual for a in good), case.noise)

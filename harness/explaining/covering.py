@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from firstdiff.dumps import Site
-from firstdiff.explaining.attempt import Attempt, Fault, Means, attempt, explaining
+from firstdiff.explaining.attempt import Attempt, Fault, Means, attempt, explaining, nearly_explains
 from firstdiff.explaining.budget import OutOfTime
 from firstdiff.explaining.describing.findings import findings
 from firstdiff.explaining.search import Search, is_long, search
@@ -20,6 +20,9 @@ SEARCHES = 4
 SEGMENT_SEARCHES = 2
 """The same of a point behind others that were not recorded, where a search takes ten times as long; one of a long
 segment."""
+
+OTHERS = 2
+"""Layers that nothing explains, by which one that a fault explains is an exception."""
 
 PAIR_SEARCHES = 4
 """Sites of a run at which pairs are tried in vain: it is what takes most of the time where nothing explains."""
@@ -137,7 +140,7 @@ class Covering:
         with self.means.failures.at(case.site, *known.fault.hypotheses), suppress(OutOfTime):
             for fault in _placed(case, known):
                 tried = attempt(case, scene, fault, known=True, budget=budget)
-                if tried is not None and tried.explains:
+                if tried is not None and (tried.explains or nearly_explains(case, tried)):
                     known.at[case.site] = tried
                     return True
         return False
@@ -154,7 +157,7 @@ class Covering:
         """
         explained = set().union(*(known.at for known in self.known))
         missed = {(s.point, s.layer) for s in order.keys() - explained}
-        believed = [k for k in self.known if not _doubtful(k, lengths, missed)]
+        believed = [k for k in self.known if not _doubtful(k, lengths, missed) and not _alone(k, missed)]
         left = set().union(*(known.at for known in believed))
         groups = []
         while left:
@@ -182,6 +185,13 @@ def _doubtful(known: Known, lengths: Sequence[int], missed: Collection[tuple[str
     return (
         numbers and all(lengths[s.step] == 1 for s in known.at) and any((s.point, s.layer) in missed for s in known.at)
     )
+
+
+def _alone(known: Known, missed: Collection[tuple[str, int | None]]) -> bool:
+    """Whether a fault fits one point of one layer by chance: that of others is wrong too, and nothing fits it."""
+    points, layers = {s.point for s in known.at}, {s.layer for s in known.at}
+    others = {layer for point, layer in missed if point in points and layer not in layers}
+    return len(layers) == len(points) == 1 and len(others) >= OTHERS
 
 
 def _most(case: Case) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from math import inf
 
-from firstdiff.explaining.attempt import ALIKE, Attempt, Fault, Means, attempt
+from firstdiff.explaining.attempt import ALIKE, Attempt, Fault, Means, attempt, explaining
 from firstdiff.explaining.budget import OutOfTime
 from firstdiff.explaining.pairs import pairs_of
 from firstdiff.explaining.residual import Part, part_of, rerun
@@ -52,7 +52,7 @@ def search(case: Case, means: Means, *, pairs: bool = True) -> Search:
     try:
         for attempted in _singles(case, means):
             tried.append(attempted)  # noqa: PERF402 - what was tried until the time is over stands
-        if pairs and not any(a.explains for a in tried):
+        if pairs and not explaining(case, tried):
             # A pair says more than its better half, or nothing.
             best = min((a.residual for a in tried), default=inf)
             found = list(pairs_of(case, means, tried))
