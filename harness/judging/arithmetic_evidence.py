@@ -103,12 +103,12 @@ def _twins(one: str, other: str) -> bool:
 
 
 def _most_at_floor(group: str, trials: Sequence[Trial], options: Sequence[str]) -> str | None:
-    """The option at whose floor, and nearest to, some sites are, and hardly any are at another's alone.
+    """The option at whose floor, and nearest to of those that are, some sites are, and hardly any at another's alone.
 
     One that stores its results has a high floor: it must be far below.
     """
     fitting = {name: {t.site for t in trials if _clearly(group, name, t)} for name in options}
-    least = {t.site: SAME * min(t.errors.values()) for t in trials}
+    least = {t.site: SAME * min((e for n, e in t.errors.items() if t.site in fitting[n]), default=0.0) for t in trials}
     nearest = {n: sum(t.site in fitting[n] and t.errors[n] <= least[t.site] for t in trials) for n in options}
     best = max(options, key=lambda name: nearest[name])
     others = max(len(sites - fitting[best]) for sites in fitting.values())

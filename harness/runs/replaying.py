@@ -106,6 +106,13 @@ def _replayed(
     judged = Judged.of(model, candidate, guess.found, guess.alignment, guess.sites)
     fault = common_fault(judged, failures=noted, table=table)
     again = None if fault is None else _as_found(model, candidate, progress, None, fault)
+    if (
+        again is not None
+        and again.alignment.described() != guess.alignment.described()
+        and not _is_better(again, guess)
+    ):
+        # What is wrong with products may hide the arithmetic that other ones show.
+        again = replayed_in(model, candidate, guess.found, again.alignment, progress, None)
     if again is not None and _is_better(again, guess):
         if details is None:
             return again
