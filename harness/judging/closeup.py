@@ -177,7 +177,8 @@ def _histogram(c: Real, r: Real, chosen: Indices | list[int]) -> Histogram | Non
     low = _rounded(min(float(x.min()) for x in both if x.size), 3)
     high = _rounded(max(float(x.max()) for x in both if x.size), 3)
     if low == high:
-        high = low + (abs(low) or 1.0) / 2
+        half = (abs(low) or 1.0) / 2
+        low, high = (low, low + half) if isfinite(low + half) else (low - half, low)
     bars = [_bars(x, low, high) for x in both]
     return Histogram(low, high, *bars)
 

@@ -180,6 +180,14 @@ def test_the_site_that_diverges_is_looked_at_in_its_own_numbers(model: Model, wr
     assert max(errors(detail, "token")) == pytest.approx(first.local_error, rel=0.05)
 
 
+def test_numbers_that_are_all_as_large_as_can_be_have_a_histogram() -> None:
+    x = np.full((1, 1), 1.195e308)
+    histogram = measure_detail(x, x, axes=ROWS).histogram
+    assert histogram is not None
+    assert np.isfinite([histogram.low, histogram.high]).all()
+    assert histogram.low < histogram.high
+
+
 SHAPES = npst.array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=9)
 
 
