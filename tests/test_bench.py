@@ -163,6 +163,10 @@ ONCE_WRONG = [
     ("faults", 1471),  # norms that are wrong everywhere: biases tell what they are held in
     ("faults", 1502),  # one right layer of two, whose scores were scaled
     ("faults", 1916),  # nibbles exchanged everywhere: of two ways to round to eleven bits, the fault tells
+    ("faults", 1996),  # a fault of all products, in f16 operands at steps of one token: one cause, and not a pair
+    ("faults", 2060),  # a mean over all tokens, of which one is recorded: a cause that fits one layer is a chance
+    ("faults", 2117),  # one token, and products that are wrong everywhere: the order of rows is no fault
+    ("faults", 2218),  # one right layer of two, operands in bf16, stored in f16
     ("dump", 33),  # a step that repeats another, behind which the fault was not recorded
     ("dump", 79),  # one right layer of four, with weights held in f16, which the trace does not state
     ("dump", 151),  # rows missing at the end, and the embedding of other tokens: positions tell

@@ -1,9 +1,9 @@
 """Whether the tool can be trusted: ``python tests/bench/trust.py`` (``make bench-trust``).
 
 Dumps of right engines of many kinds are judged, the same dumps with one fault each, and dumps that are faulty
-themselves, and each verdict is held against what is true. The table is kept in tests/data/trust.txt. The exit code is 1
-where one of `LIMITS` is broken. Each failure has a line, and ``--only`` with its name judges that dump again and shows
-the report.
+themselves, and each verdict is held against what is true. The tables of parts are kept in tests/data/trust-PART.txt
+(``--part PART --out FILE``). The exit code is 1 where one of `LIMITS` is broken. Each failure has a line, and
+``--only`` with its name judges that dump again and shows the report.
 """
 
 from __future__ import annotations
