@@ -138,6 +138,7 @@ def test_only_the_site_asked_for_is_searched(small: Model) -> None:
 # What is tried of a long segment
 
 
+@pytest.mark.slow
 def test_a_long_segment_is_searched_at_all_of_its_layers_together(small: Model) -> None:
     (everywhere,), (one,) = (
         judge(small, outside_the_layers(plant(small, PROMPT, ("rope-base", layer), decode=0)[0])).explanations

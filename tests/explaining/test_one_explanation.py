@@ -171,6 +171,7 @@ def test_the_cases_at_hand_together_are_spread_over_points_and_steps(small: Mode
     assert at_hand(sites, trace) == {s.site for s in sites}
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_into_memory_is_explained_as_it_comes_by(
     small: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,6 +175,7 @@ def test_scores_of_a_scaled_q_are_scaled_too(models: dict[int, Model], at: str) 
     assert {s.point for s in verdict.diverging} == {at, "kq"}
 
 
+@pytest.mark.slow
 def test_a_rotation_of_a_scaled_q_is_scaled_too(models: dict[int, Model]) -> None:
     trace, plain = recorded(models[32], at="Qcur"), recorded(models[32], layers=())
     tensors = {s: np.array((trace if s.point == "Qcur" else plain)[s]) for s in trace.sites()}

@@ -236,6 +236,7 @@ def test_sums_that_hold_anything_are_told_by_the_logits_that_are_right(model: Mo
     assert "l_out at every layer: your dump holds other numbers" in verdict.dump[0].says
 
 
+@pytest.mark.slow
 def test_logits_that_are_right_all_the_same_speak_against_the_dump(tmp_path: Path) -> None:
     model = open_model(in_blocks("Q4_1", tmp_path, n_layer=4))  # all its layers together round by as much as a fault
     right = plant(model, PROMPT, arithmetic=GGML_CPU, decode=2)[0]

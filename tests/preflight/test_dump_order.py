@@ -60,6 +60,7 @@ def test_it_is_named_and_no_tensor_is_accused(model: Model, clean: Trace, kind: 
     assert says in verdict.dump[0].says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_beside_it_a_fault_of_the_engine_is_found(model: Model, kind: str) -> None:
     trace, (touched, *_) = plant(model, PROMPT, ("gqa-map", 0), decode=2)
