@@ -1,6 +1,6 @@
 """float32 numbers rounded to narrower floats and held in float32 again: f16, bf16, TF32.
 
-numpy has no bf16 and no TF32, and its conversion to f16 and back takes some forty times as long as the compiled one.
+numpy has no bf16 and no TF32, and its conversion to f16 and back is far slower than a compiled one.
 numba is imported by the first :func:`narrowed`, not by this module.
 """
 

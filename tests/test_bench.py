@@ -163,6 +163,7 @@ ONCE_WRONG = [
     ("faults", 1471),  # norms that are wrong everywhere: biases tell what they are held in
     ("faults", 1502),  # one right layer of two, whose scores were scaled
     ("faults", 1916),  # nibbles exchanged everywhere: of two ways to round to eleven bits, the fault tells
+    ("faults", 997),  # a softmax in f16 over the other axis, whose sums are rounded the other way here and there
     ("faults", 1996),  # a fault of all products, in f16 operands at steps of one token: one cause, and not a pair
     ("faults", 2060),  # a mean over all tokens, of which one is recorded: a cause that fits one layer is a chance
     ("faults", 2117),  # one token, and products that are wrong everywhere: the order of rows is no fault

@@ -7,6 +7,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
+from firstdiff.verdict import Verdict
+
+PROMPT = (1, *range(300, 311))
+"""What the engine ran whose dumps are made wrong."""
 
 Held = Callable[[Trace, Site], Site | None]
 
@@ -51,3 +55,8 @@ PAIR = another_point({"l_out": ("ffn_out", 0), "ffn_inp": ("attn_out", 0)})
 BEFORE = another_point({"l_out": ("l_out", -1)})
 NORMED = another_point({"l_out": ("attn_norm", 1), "ffn_inp": ("ffn_norm", 0)})
 """A branch instead of the sum, both branches, a layer's input as its output, sums after the next norm."""
+
+
+def named(verdict: Verdict) -> list[str]:
+    """The kinds of what is found in a dump."""
+    return [finding.id for finding in verdict.dump]

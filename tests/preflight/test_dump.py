@@ -18,11 +18,13 @@ from builders.wrong_dumps import (
     BRANCH,
     NORMED,
     PAIR,
+    PROMPT,
     Held,
     another_layer,
     another_point,
     another_step,
     held_instead,
+    named,
 )
 from firstdiff.dumps import Site, Trace
 from firstdiff.model.arithmetic import ARITHMETICS, GGML_CPU, Array
@@ -32,26 +34,9 @@ from firstdiff.preflight.dump import dump_findings
 from firstdiff.reports.sentences import sentences
 from firstdiff.verdict import Status, Verdict
 
-PROMPT = [1, *range(300, 311)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return open_model(synthetic(tmp_path_factory.mktemp("dump"), n_layer=4))
-
-
-@pytest.fixture(scope="module")
-def clean(model: Model) -> Trace:
-    """A prompt and two more tokens, by a right engine."""
-    return plant(model, PROMPT, decode=2)[0]
-
 
 def only(trace: Trace, *points: str) -> Trace:
     return trace.without(lambda site: site.point not in points)
-
-
-def named(verdict: Verdict) -> list[str]:
-    return [finding.id for finding in verdict.dump]
 
 
 def not_comparable(verdict: Verdict) -> set[Site]:

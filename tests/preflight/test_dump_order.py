@@ -10,31 +10,13 @@ import pytest
 from builders.dump_faults import DUMP_FAULTS
 from builders.hypotheses import plant
 from builders.judging import judge
-from builders.models import synthetic
 from builders.relaid import LAYOUTS, relaid
+from builders.wrong_dumps import PROMPT, named
 from firstdiff.dumps import Step, Trace
 from firstdiff.model.arithmetic import F64, Array
-from firstdiff.model.engine import Model, open_model
+from firstdiff.model.engine import Model
 from firstdiff.model.operations import rms_norm
 from firstdiff.model.probe import Call
-from firstdiff.verdict import Verdict
-
-PROMPT = [1, *range(300, 311)]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return open_model(synthetic(tmp_path_factory.mktemp("order"), n_layer=4))
-
-
-@pytest.fixture(scope="module")
-def clean(model: Model) -> Trace:
-    """A prompt and two more tokens, by a right engine."""
-    return plant(model, PROMPT, decode=2)[0]
-
-
-def named(verdict: Verdict) -> list[str]:
-    return [finding.id for finding in verdict.dump]
 
 
 def spoilt(trace: Trace, kind: str) -> Trace:
