@@ -37,6 +37,9 @@ ROUNDING = 0.25
 """What a fault leaves of an error at most, once it is taken out: see
 :func:`firstdiff.judging.systematic.rest`."""
 
+LAYERS = 3
+"""Layers from which a point speaks for itself."""
+
 TINY = 1e-12
 """An error that is as good as none."""
 
@@ -112,7 +115,26 @@ def _most_at_floor(group: str, trials: Sequence[Trial], options: Sequence[str]) 
     nearest = {n: sum(t.site in fitting[n] and t.errors[n] <= least[t.site] for t in trials) for n in options}
     best = max(options, key=lambda name: nearest[name])
     others = max(len(sites - fitting[best]) for sites in fitting.values())
-    return best if nearest[best] >= max(HANDFUL, STRONG * others) else None
+    enough = nearest[best] >= HANDFUL or sum(_alone(best, t) for t in trials if t.site in fitting[best]) >= LAYERS
+    return best if enough and (nearest[best] >= STRONG * others or prevails(best, trials)) else None
+
+
+def _alone(name: str, trial: Trial) -> bool:
+    """Whether any other option leaves several times as much at a site."""
+    others = [error for n, error in trial.errors.items() if n != name and not _twins(n, name)]
+    return bool(others) and min(others) >= STRONG * trial.errors[name]
+
+
+def prevails(name: str, trials: Sequence[Trial]) -> bool:
+    """Whether an option is at its floor in most layers at each point of several: what a fault of one layer leaves.
+
+    Its other layers then say nothing for an arithmetic whose floor is so wide that they are below it too.
+    """
+    at: dict[str, list[bool]] = {}
+    for trial in trials:
+        at.setdefault(trial.site.point, []).append(name in trial.fitting)
+    several = [fits for fits in at.values() if len(fits) >= LAYERS]
+    return bool(several) and all(2 * sum(fits) > len(fits) for fits in several)
 
 
 def _clearly(group: str, name: str, trial: Trial) -> bool:

@@ -12,7 +12,7 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.judging.arithmetic import Evidence, Fingerprint
 from firstdiff.judging.arithmetic_attempts import Trial
 from firstdiff.judging.arithmetic_composing import agreed, alike, composed, held_alike, kept_wide, norms_held, of_output
-from firstdiff.judging.arithmetic_evidence import STANDS_OUT, at_floor, evidence_of, parts_of
+from firstdiff.judging.arithmetic_evidence import LAYERS, STANDS_OUT, at_floor, evidence_of, parts_of, prevails
 from firstdiff.judging.arithmetic_options import option
 from firstdiff.judging.arithmetic_phases import by_phase, stand_ins
 from firstdiff.judging.arithmetic_trials import CACHE_STEPS, Trials
@@ -34,9 +34,6 @@ UNKNOWN = Evidence("f32", 0.0, None, np.inf, 0, fits=False)
 
 Tried = Mapping[str, Sequence[Trial]]
 """The trials of some steps, by group."""
-
-LAYERS = 3
-"""Layers from which a point has a level of its own."""
 
 
 def fingerprint(
@@ -121,6 +118,8 @@ def _later(first: Fingerprint, at_first: Tried, tried: Tried) -> Fingerprint:
     for group in PHASED:
         known, trials = first.groups.get(group), tried.get(group, [])
         if known is None or not trials or (not known.level and at_floor(known.name, trials)):
+            continue
+        if known.known and prevails(known.name, trials):  # the same faults as in the first step
             continue
         other = evidence_of(group, trials)
         tight = option(group, other.name).weights_and_results is None
