@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -27,7 +27,7 @@ from firstdiff.verdict import Explanation, SiteVerdict, Status
 ARITHMETIC = "other-arithmetic"
 """The hypothesis that says how sites are computed: a fault only where the engine computes its other sites otherwise."""
 
-MOSTLY = 0.1
+MOSTLY = 0.25
 """What a fault may leave of an error that is computed in another arithmetic than was taken."""
 
 
@@ -76,12 +76,20 @@ def common_fault(judged: Judged, *, failures: Failures, table: Mapping[str, Hypo
     least = MOSTLY * min(s.local_error or 0.0 for s in heads)  # what is far less wrong may be another arithmetic alone
     wrong = [s.site for s in products if s.status is Status.DIVERGES and (s.local_error or 0.0) >= least]
     told = [site for site in wrong if site.point not in ROTATED] or wrong  # the order of the others may be another one
-    wanted = frozenset((told[0], told[len(told) // 2]))
-    cases = _cases(judged, wanted)
-    if len(wanted) == 1 or len(cases) < len(wanted):
-        return None
-    faults = {id_: h for id_, h in _faults(table).items() if linear in (h.where.ops or ())}
+    alike = [site for site in told if site.point == told[0].point]
+    faults = {id_: h for id_, h in _faults(table).items() if h.where.ops is None or linear in h.where.ops}
     means = Means(surroundings(judged), faults, failures)
+    for pair in (told, alike):
+        change = _shared(_cases(judged, {pair[0], pair[len(pair) // 2]}), means)
+        if change is not None:
+            return change
+    return None
+
+
+def _shared(cases: Sequence[Case], means: Means) -> Change | None:
+    """The fault that takes most of the error at two sites."""
+    if len(cases) < 2:  # noqa: PLR2004
+        return None
     one, other = (search(case, means, pairs=False).tried for case in cases)
     mostly = [MOSTLY * case.error for case in cases]
     for a in sorted(one, key=lambda a: a.residual):

@@ -25,7 +25,7 @@ from firstdiff.model.probe import Call, Change, unchanged
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
 
-CHEAP = (rms_norm, rope, append, swiglu)
+CHEAP = (rms_norm, rope, append, swiglu, soft_max)
 """Operations that are run on every reading of what they are fed."""
 
 KEYS = tuple(point for point in carrying("K") if point in of_kind(Kind.NORM, Kind.ROTATION, Kind.CACHE))
@@ -238,9 +238,12 @@ class Trial(Judging):
         layouts = self.layouts(point)
         middle = {i: median_low(of) for i, of in self.errors.get(point, {}).items()}
         middle = middle or dict.fromkeys(sorted(set(self.fitting[point])), np.inf)
-        follows = {i: median_low(of) for i, of in self.followed.get(point, {}).items()}
-        if min(middle.values()) > PLAUSIBLE >= min(follows.values(), default=np.inf):
-            middle = follows
+        if min(middle.values()) > PLAUSIBLE:
+            for which in (median_low, min):  # what follows may be wrong too, but at one layer
+                follows = {i: which(of) for i, of in self.followed.get(point, {}).items()}
+                if min(follows.values(), default=np.inf) <= PLAUSIBLE:
+                    middle = follows
+                    break
         settled = point in ROTATED and point not in self.given.layouts
         ordered = {i: e for i, e in middle.items() if not settled or layouts[i].reordered is self.votes.reordered}
         return ordered or middle
