@@ -177,6 +177,7 @@ ONCE_WRONG = [
     ("faults", 2547),  # weights of four bits wrong everywhere: the four products of another type tell what weights are held in
     ("faults", 1884),  # inputs exchanged everywhere, in weights held in fp8: one right softmax tells that the scores were scaled
     ("faults", 2502),  # inputs exchanged everywhere, in weights held in fp8 and operands in tf32
+    ("faults", 1758),  # a wrong norm whose fused products took the wrong input: nothing that follows used the right one
 ]
 """Dumps of the bench of trust that were read wrongly once."""
 

@@ -7,7 +7,7 @@ the wrong tensor should hold, the engine is right and the dump is not.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -52,11 +52,12 @@ def unused(
     if sum(s.status is Status.DIVERGES for s in sites) < 2:  # noqa: PLR2004 - the tensor, and what follows it
         return ()
     values = outline(model, trace.steps)
-    following = _following(values, trace)
+    following = _following(values, {*trace, *(s.site for s in sites if s.local_error is not None)})
     suspected = {
         site: next_
         for site, s in judged.items()
         if s.status is Status.DIVERGES
+        and site in trace
         and (next_ := following.get(site))
         and all(judged[n].status is Status.DIVERGES for n in next_ if n in judged)
     }
@@ -110,15 +111,15 @@ def _mended(before: SiteVerdict | None, after: SiteVerdict | None) -> bool:
     return (before.local_error or 0.0) > CLEARLY * after.floor
 
 
-def _following(values: Sequence[Awaited], trace: Trace) -> dict[Site, set[Site]]:
-    """For each recorded site the recorded ones of its step that are computed from it, with nothing recorded between."""
+def _following(values: Sequence[Awaited], known: Set[Site]) -> dict[Site, set[Site]]:
+    """For each known site the known ones of its step that are computed from it, with nothing known between."""
     before: dict[Awaited, set[Site]] = {}
     following: dict[Site, set[Site]] = defaultdict(set)
     for value in values:
         call = value.call
         of: set[Site] = set().union(*(before.get(source, ()) for source in sources(call)))
         site = Site(call.step, call.layer, call.point) if call.point else None
-        if site is None or site not in trace:
+        if site is None or site not in known:
             before[value] = of
             continue
         for source in of:
