@@ -21,7 +21,7 @@ tokens have other sizes than all."""
 ALIKE = 2.0
 """Residuals that differ by less than this factor say the same: both are rounding."""
 
-ROUND = 4
+ROUND = 2
 """Significant digits up to which a number is one that somebody may have written; one with more was fitted, and a
 reading without such a number says more: positions that are 91 further on, and not angles times 11.11111."""
 
@@ -95,7 +95,7 @@ class Fault:
 
     @property
     def fitted(self) -> bool:
-        """Whether it has a number that nobody writes, of more than a few digits."""
+        """Whether it has a number of more digits than people write."""
         return any(isinstance(v, float) and float(f"{v:.{ROUND}g}") != v for v in self.values.values())
 
     def same(self, other: Fault) -> bool:

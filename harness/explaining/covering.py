@@ -207,8 +207,8 @@ def _computing(case: Case) -> int:
 def _placed(case: Case, known: Known) -> Iterator[Fault]:
     """A known fault as it is; then on other calls of the case that it may be on.
 
-    A segment may be longer elsewhere, where unrecorded caches of earlier steps go into it: its end is what is alike. It
-    may go through several layers, and the fault be at those only where it was found.
+    A segment may be longer elsewhere, where unrecorded caches of earlier steps go into it: the last call of the same
+    point is meant. It may go through several layers, and the fault be at those only where it was found.
     """
     fault, segment = known.fault, case.segment
     yield fault
@@ -220,6 +220,13 @@ def _placed(case: Case, known: Known) -> Iterator[Fault]:
     if len(computing) == 1 and (fault.on is not None or segment):
         yield replace(fault, on=computing[0] if segment else None)
     elif fault.on is not None:
-        on = fault.on + len(segment) - len(known.case.segment)
-        if on >= 0 and on != fault.on:
-            yield replace(fault, on=on)
+        call = known.case.calls[fault.on]
+        deep = _depth(known.case, call)
+        there = [n for n, c in enumerate(case.calls) if c.point == call.point and _depth(case, c) == deep]
+        if there and there[-1] != fault.on:
+            yield replace(fault, on=there[-1])
+
+
+def _depth(case: Case, call: Call) -> int | None:
+    """How many layers before the judged one a call is; None where one of them is in no layer."""
+    return None if case.site.layer is None or call.layer is None else case.site.layer - call.layer

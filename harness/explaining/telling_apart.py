@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from firstdiff.dumps import Trace
+from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.attempt import Fault
 from firstdiff.hypotheses.hypothesis import Apart, Scene
 from firstdiff.hypotheses.table import EQUIVALENT
@@ -45,9 +45,20 @@ def separating(faults: Sequence[Fault], case: Case, scene: Scene, trace: Trace) 
     if len(same) == 1:
         return f"they {ALIKE}"
     longest = max(len(step.tokens) for step in trace.steps)
-    advice = [_apart(a[0][0], b[0][0], longest) for a, b in combinations(same, 2)]
+    advice = [_between(case, a[0][1], b[0][1]) or _apart(a[0][0], b[0][0], longest) for a, b in combinations(same, 2)]
     alike = [f"{' and '.join(fault.id for fault, _ in known)} {ALIKE}" for known in same if len(known) > 1]
     return "; ".join(dict.fromkeys((*advice, *alike)))
+
+
+def _between(case: Case, a: Sequence[Call | None], b: Sequence[Call | None]) -> str | None:
+    """What to dump, where one fault changes a tensor that was not recorded and the other does not; None for nothing."""
+    differing = (
+        call for call, x, y in zip(case.calls[:-1], a, b, strict=False) if call.point and (x is None) != (y is None)
+    )
+    call = next(differing, None)
+    return (
+        None if call is None else f"dump {Site(call.step, call.layer, call.point)} too, which only one of them changes"
+    )
 
 
 def _apart(a: Fault, b: Fault, longest: int) -> str:
