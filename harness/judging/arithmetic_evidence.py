@@ -66,7 +66,13 @@ def evidence_of(group: str, trials: Sequence[Trial]) -> Evidence:
     if group == "embedding" and beyond.get("f32") == 0:  # a table that fits as the file has it needs no word
         name = "f32"
     fits = at_floor(name, tried[name])
-    same = tuple(n for n in options if n != name and middle[n] <= SAME * least and at_floor(n, tried[n]) >= fits)
+    same = tuple(
+        n
+        for n in options
+        if n != name
+        and middle[n] <= SAME * least
+        and (at_floor(n, tried[n]) if fits else beyond[n] <= beyond[name])  # where many are wrong, the right ones tell
+    )
     others = [n for n in options if n != name and n not in same and not _twins(n, name)]
     rivals = {n: _against(tried[n], n, name) for n in others}
     second = min(rivals, key=lambda n: rivals[n], default=None)
