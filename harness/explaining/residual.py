@@ -84,7 +84,7 @@ def residual(case: Case, given: Array, call: Call, *, known: bool = False) -> fl
     """The candidate's output against `given`, what `call` gives, as a local error.
 
     A number where the hypothesis gives none is no agreement, and that neither has a number none either, except where
-    the fault is `known` from another site.
+    the fault is `known` from another site. Zeros agree with zeros only, however small the numbers are.
     """
     if given.shape != case.recorded.shape:
         return float("inf")
@@ -99,6 +99,8 @@ def residual(case: Case, given: Array, call: Call, *, known: bool = False) -> fl
         few = np.count_nonzero(finite & np.isfinite(recorded)) < min(FINITE, given.size)
         if np.isfinite(recorded[odd]).any() or (few and not known):
             return float("inf")
+    if not given.any() and np.any(recorded, where=True if case.seen is None else case.seen):
+        return float("inf")
     axes = axes_of(case.site.point, given.ndim)
     difference = measure(recorded, given, axes=axes, floor=case.floor, seen=case.seen, terms=lambda: terms(call))
     return difference.error
