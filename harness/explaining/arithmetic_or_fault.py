@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 
+import numpy as np
+
 from firstdiff.dumps import Site
 from firstdiff.explaining.attempt import Fault, Means
 from firstdiff.explaining.collecting import Judged, collect, surroundings
@@ -29,6 +31,9 @@ ARITHMETIC = "other-arithmetic"
 
 MOSTLY = 0.25
 """What a fault may leave of an error that is computed in another arithmetic than was taken."""
+
+PAIR = 2
+"""Sites at which a fault is seen before it is taken for a common one."""
 
 
 def has_faults(judged: Judged, *, failures: Failures, table: Mapping[str, Hypothesis] = TABLE) -> bool:
@@ -69,13 +74,16 @@ def common_fault(judged: Judged, *, failures: Failures, table: Mapping[str, Hypo
     -------
     What makes a call as the engine does; None where such a product is right, or nothing takes most of the error of two.
     """
-    products = [s for s in judged.sites if s.op == linear.__name__ and not s.segment and s.local_error is not None]
+    of = [s for s in judged.sites if s.op == linear.__name__ and not s.segment and s.local_error is not None]
+    products = [s for s in of if s.status is Status.DIVERGES or _has_numbers(judged, s.site)]
     heads = [s for s in products if s.point in ROTATED] or products
     if not heads or any(s.status is not Status.DIVERGES for s in heads):
         return None
     least = MOSTLY * min(s.local_error or 0.0 for s in heads)  # what is far less wrong may be another arithmetic alone
     wrong = [s.site for s in products if s.status is Status.DIVERGES and (s.local_error or 0.0) >= least]
-    told = [site for site in wrong if site.point not in ROTATED] or wrong  # the order of the others may be another one
+    told = [site for site in wrong if site.point not in ROTATED]  # the order of the others may be another one
+    if len(told) < PAIR:
+        told = wrong
     alike = [site for site in told if site.point == told[0].point]
     faults = {id_: h for id_, h in _faults(table).items() if h.where.ops is None or linear in h.where.ops}
     means = Means(surroundings(judged), faults, failures)
@@ -86,9 +94,19 @@ def common_fault(judged: Judged, *, failures: Failures, table: Mapping[str, Hypo
     return None
 
 
+def _has_numbers(judged: Judged, site: Site) -> bool:
+    """Whether a tensor holds any number but zeros: what is NaN everywhere agrees with everything."""
+    layout = judged.alignment.layouts.get(site.point)
+    source = site if layout is None or layout.source is None else Site(site.step, site.layer, layout.source)
+    if source not in judged.trace:
+        return True
+    x = judged.trace[source]
+    return bool(np.any(x, where=np.isfinite(x)))
+
+
 def _shared(cases: Sequence[Case], means: Means) -> Change | None:
     """The fault that takes most of the error at two sites."""
-    if len(cases) < 2:  # noqa: PLR2004
+    if len(cases) < PAIR:
         return None
     one, other = (search(case, means, pairs=False).tried for case in cases)
     mostly = [MOSTLY * case.error for case in cases]
