@@ -202,7 +202,8 @@ class Trials(Judging):
                 self._told_apart += self._told_apart < TWINS and attempts.tell_twins_apart()
             attempts.ask_for_rests()
             self._fitting.setdefault((site.layer, part), trial.fitting)
-        self.found.setdefault(group, []).append(trial)
+        if np.isfinite([*trial.errors.values()]).any():  # what overflowed where it was stored tells nothing
+            self.found.setdefault(group, []).append(trial)
 
 
 def _is_own(call: Call) -> bool:
