@@ -11,7 +11,7 @@ import numpy as np
 from firstdiff.dumps import Site, Trace
 from firstdiff.judging.layout_fit import PLAUSIBLE
 from firstdiff.judging.layout_trials import Trial
-from firstdiff.judging.layouts import QUERIES, SCORES, Alignment, is_scaled, stated
+from firstdiff.judging.layouts import QUERIES, ROTATED, SCORES, Alignment, is_scaled, stated
 from firstdiff.judging.needed import Wanted, run_trace
 from firstdiff.judging.rows import Rows
 from firstdiff.model.arithmetic import F32
@@ -47,17 +47,19 @@ def _tried(
     model: Model, trace: Trace, given: Alignment, scaled: tuple[str, ...], wanted: Wanted | None, changed: Change
 ) -> Alignment | None:
     """Layouts of which those of some points may be `scaled`; None where one then is that cannot be."""
-    first = _telling(trace)
     among = wanted and _at_every_step(wanted, min(site.step for site in trace))
 
-    def tried(few: Rows) -> Trial:
+    def tried(step: int, few: Rows) -> Trial:
         trial = Trial(F32, trace, model, given, scaled, changed, few)
-        run_trace(model, trace, trial, _of_step(first, among), steps=first + 1)
+        run_trace(model, trace, trial, _of_step(step, among), steps=step + 1)
         return trial
 
-    trial = tried(Rows.LAST)
-    if not trial.turned() and (other := tried(Rows.FIRST)).turned():
-        trial = other
+    for step in _telling(trace):
+        trial = tried(step, Rows.LAST)
+        if not trial.turned() and (other := tried(step, Rows.FIRST)).turned():
+            trial = other
+        if trial.votes.cast or not trial.fitting.keys() & {*ROTATED}:
+            break
     chosen = trial.chosen()
     alignment = Alignment(given.layouts | chosen, trial.placed_rows())
     found = [point for point, layout in chosen.items() if is_scaled(layout)]
@@ -71,11 +73,14 @@ def _tried(
     return None if any(unscaled <= PLAUSIBLE < scaled for scaled, unscaled in pairs) else alignment
 
 
-def _telling(trace: Trace) -> int:
-    """The first step that is recorded; of a prompt of one token, which no rotation turns, the one after it."""
+def _telling(trace: Trace) -> list[int]:
+    """The first step that is recorded and the one after it, in which Q and K may be numbers where they are NaN before.
+
+    Of a prompt of one token, which no rotation turns, the step after it comes first.
+    """
     steps = sorted({site.step for site in trace})
-    turned = (step for step in steps if any(trace.steps[step].positions))
-    return next(turned, steps[0] if steps else 0)
+    turned = [step for step in steps if any(trace.steps[step].positions)]
+    return (turned or steps or [0])[:2]
 
 
 def _at_every_step(wanted: Wanted, first: int) -> Wanted:

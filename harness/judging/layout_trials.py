@@ -164,7 +164,8 @@ class Trial(Judging):
     def _ask_probabilities(self, call: Call, expected: Array) -> None:
         """Let probabilities say whether the scores that they are made of are scaled, where nothing else does.
 
-        `expected` is what the call gives on scores that are not.
+        `expected` is what the call gives on scores that are not. Probabilities that fit both ways say nothing: those of
+        scores that are nearly zero.
         """
         (scores,) = SCORES
         fitting = self.fitting.get(scores, [])
@@ -174,11 +175,15 @@ class Trial(Judging):
         unscaled = call.argument("kq") * np.float32(self.model.hp.head_dim**0.5)
         with np.errstate(all="ignore"):
             other = call.with_arguments(kq=unscaled).compute(self.arithmetic)
+        left: dict[int, float] = {}
         for index, given in ((plain, expected), (plain + len(self.layouts(scores)) // 2, other)):
             read = (self._read(site, layout, given) for layout in self.layouts(call.point))
             errors = [e for x in read if x is not None and (e := error_of(call.point, x, given)) is not None]
             if errors:
-                self.errors[scores][index].append(min(errors))
+                left[index] = min(errors)
+        if max(left.values(), default=0.0) > PLAUSIBLE:
+            for index, error in left.items():
+                self.errors[scores][index].append(error)
 
     def _computed(self, call: Call, *, other: bool) -> Array:
         """What the call gives on inputs read in the reference's order of dimensions, or in the other one."""
