@@ -90,7 +90,8 @@ def evidence_of(group: str, trials: Sequence[Trial]) -> Evidence:
     known = _most_at_floor(group, trials, tuple(names))
     if known is not None:  # an arithmetic, and faults at many sites
         error = median(t.errors[known] for t in tried[known])
-        return replace(evidence, name=known, error=error, runner_up=None, strength=np.inf, same=(), known=True)
+        same = _same(known, [t for t in trials if known in t.fitting], tuple(names))
+        return replace(evidence, name=known, error=error, runner_up=None, strength=np.inf, same=same, known=True)
     if "f32" in middle and (evidence.weak or evidence.error > CEILINGS.get(group, np.inf)):
         # None is nearer than the others, or it is by chance: the exact one is to be measured against.
         evidence = replace(evidence, name="f32", error=middle["f32"])
@@ -129,6 +130,13 @@ def _alone(name: str, trial: Trial) -> bool:
     """Whether any other option leaves several times as much at a site."""
     others = [error for n, error in trial.errors.items() if n != name and not _twins(n, name)]
     return bool(others) and min(others) >= STRONG * trial.errors[name]
+
+
+def _same(known: str, right: Sequence[Trial], options: Sequence[str]) -> tuple[str, ...]:
+    """The options that leave just as much where a known one is right."""
+    most = SAME * median(t.errors[known] for t in right)
+    others = (n for n in options if n != known and all(n in t.fitting for t in right))
+    return tuple(n for n in others if median(t.errors[n] for t in right) <= most)
 
 
 def prevails(name: str, trials: Sequence[Trial]) -> bool:

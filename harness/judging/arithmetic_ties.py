@@ -43,11 +43,14 @@ def untied(
         changed: dict[str, Evidence] = {}
         for group in TIED:
             here, evidence = [s for s in of if BY_NAME.get(s.op) == group], phase.groups.get(group)
-            if evidence is None or not evidence.fits or evidence.level or not here:
+            if evidence is None or not (evidence.fits or evidence.known) or evidence.level or not here:
                 continue
             floor = option(group, evidence.name).floor
             others = [name for name in evidence.same if option(group, name).floor <= floor]
-            left = {name: _wrong(model, trace, alignment, option(group, name), here) for name in others}
+            left = {}
+            for name in others:
+                arithmetic = composed(phase.groups | {group: evidence.called(name)}, phase.arithmetic.output)
+                left[name] = _wrong(model, trace, alignment, arithmetic, here)
             best = min(left, key=lambda name: left[name], default=None)
             if best is not None and left[best] < len(here):
                 changed[group] = evidence.called(best)
