@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from firstdiff.judging.arithmetic_attempts import Trial
-from firstdiff.judging.arithmetic_evidence import FAR
+from firstdiff.judging.arithmetic_evidence import CEILINGS, FAR
 from firstdiff.judging.arithmetic_options import BASES, held_option
 from firstdiff.model.arithmetic import STORED, Arithmetic
 from firstdiff.model.holding import ELEMENTS, KINDS, holding, twin, variants
@@ -83,7 +83,11 @@ class HeldSearch:
         if ELEVEN_BITS[0] in fit():
             all_of([ELEVEN_BITS[1]])
             self._try_elsewhere(*ELEVEN_BITS[1])
-        if fit() or self.vain[trial.part] >= IN_VAIN:
+        if fit():
+            return
+        if self.vain[trial.part] >= IN_VAIN:
+            if min(errors.values()) <= CEILINGS.get(group, 0.0):  # as little as an arithmetic leaves, and no fault
+                all_of([(base, kind) for kind in self.fitted for base in BASES] if codes else ())
             return
         kinds = KINDS if codes else ELEMENTS
         all_of(("f32", kind) for kind in kinds)
