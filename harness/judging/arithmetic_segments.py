@@ -83,7 +83,9 @@ class _Tried:
         of = {s.site: s.local_error or 0.0 for s in other.sites}
         pairs = [(s.local_error or 0.0, of[s.site]) for s in self.sites if s.site in of]
         differ = [(own, its) for own, its in pairs if abs(own - its) > NOTHING * its]
-        return len(differ) > 1 and sum(own <= LESS * its for own, its in differ) >= SHARE * len(differ)
+        if len(differ) == 1:  # the logits alone, where a fault is in each layer
+            return all(own * STRONG * STRONG <= its for own, its in differ)
+        return bool(differ) and sum(own <= LESS * its for own, its in differ) >= SHARE * len(differ)
 
 
 def of_segments(
@@ -108,7 +110,7 @@ def of_segments(
     if found.phases or any(ops[s.site] == "linear" and not s.segment and s.local_error is not None for s in sites):
         return None
     spans = [s for s in sites if s.segment and any(ops.get(x) == "linear" for x in (*s.segment, s.site))]
-    segments = [s for s in spans if s.local_error is not None]
+    segments = [s for s in spans if s.local_error is not None and s.local_error <= WHOLE]  # the others are faulty
     if not _are_off(segments):
         return None
 
