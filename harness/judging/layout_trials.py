@@ -219,7 +219,8 @@ class Trial(Judging):
             error = error_of(site.point, read, expected)
             if error is not None and not layout.reordered and layout.unscaled is None:
                 told[which].append(error)
-            error = np.inf if error is None else error
+            blank = not np.any(read, where=np.isfinite(read))  # zeros behind the tokens are nearer than what is huge
+            error = np.inf if error is None or blank else error
             if best is None or error < BETTER * best[0]:
                 best = error, read
                 if kind_of(site.point) is Kind.EMBEDDING and error <= PLAUSIBLE:
