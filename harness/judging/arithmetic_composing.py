@@ -64,9 +64,11 @@ def alike(groups: dict[str, Evidence], tried: Mapping[str, Sequence[Trial]]) -> 
         if own is None or its is None or own.fits or own.known or own.level:
             continue
         name, trials = its.base, tried[group]
-        if not (its.fits or its.known) or its.weak or name not in OPTIONS[group]:
+        if not (its.fits or its.known) or name not in OPTIONS[group]:
             continue
         now, then = (sum(n in t.fitting for t in trials) for n in (own.name, name))
+        if its.weak and then < len(trials):
+            continue
         if then > now or not any(t.fitting for t in trials):
             found[group] = replace(own, name=name)
     return found
