@@ -30,6 +30,9 @@ MOST = 1e6
 ATTEMPTS = 12
 """Changes that are tried at one place. A change that acts in proportion takes two."""
 
+COARSER = 8.0
+"""How much larger the next change is, while numbers of few bits are rounded back to what they were."""
+
 NEAR = 1.05
 """How near a change has to come that does not act in proportion any more, as a factor."""
 
@@ -114,16 +117,23 @@ def _steps(call: Call, arithmetic: Arithmetic) -> Arithmetic | None:
 
 
 def _in_proportion(error: Callable[[float], float], share: float, needed: float) -> float:
-    """The share that makes an error, by one that makes an error large enough to be measured; `share` is tried first."""
+    """The share that makes an error, by one that makes an error large enough to be measured; `share` is tried first.
+
+    Numbers of few bits stay what they are until a change is large enough: a share that changes them is given then.
+    """
     aim = max(needed, AIM)
     near = 2.0 if aim > needed else NEAR
+    while not (made := error(share)) and share < MOST:
+        share *= COARSER
     for _ in range(ATTEMPTS):
-        made = error(share)
         if not 0 < made < math.inf:
             return math.inf
         if aim / near <= made <= near * aim:
             return share * needed / made
-        share *= aim / made
+        less = share * aim / made
+        if not (made := error(less)):
+            return share
+        share = less
     return math.inf
 
 

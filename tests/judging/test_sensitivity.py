@@ -17,7 +17,7 @@ from builders.relaid import hugging_face, last_row, on_disk, relaid
 from firstdiff.dumps import Site, Trace
 from firstdiff.judging.changes import CHANGES
 from firstdiff.judging.sensitivity import sensitivity
-from firstdiff.model.arithmetic import ARITHMETICS
+from firstdiff.model.arithmetic import ARITHMETICS, arithmetic_named
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
@@ -134,6 +134,13 @@ def test_it_is_said_where_a_fault_could_not_show_at_any_size(model: Model) -> No
     assert of[Fault.ROPE_BASE].least.share == math.inf  # the only token stands at position 0
     assert of[Fault.SOFTMAX_SCALE].least is not None
     assert of[Fault.SOFTMAX_SCALE].least.share == math.inf  # and sees itself alone
+
+
+def test_of_weights_of_few_bits_a_change_that_is_rounded_away_is_made_larger(model: Model) -> None:
+    arithmetic = "bf16-operands+held=bf16"  # where a part in a thousand more is the same number
+    of = told(model, stated(arithmetic)(dump(model, PROMPT, arithmetic=arithmetic_named(arithmetic), later=())))
+    assert of[Fault.MATRIX].least is not None
+    assert of[Fault.MATRIX].least.share < 0.1
 
 
 def test_nothing_is_said_of_what_only_long_segments_hold(model: Model) -> None:
