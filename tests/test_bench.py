@@ -174,8 +174,8 @@ ONCE_WRONG = [
     ("dump", 277),  # a wrong sum among those of which the dump holds the norm
     ("faults", 1678),  # an epsilon that is right at all layers but one, with weights held in bf16
     ("faults", 2573),  # a layer computed as ggml does, whose floor is so wide that the right ones are below it
-    ("faults", 2547),  # weights of four bits wrong everywhere: the four products of another type tell what weights are held in
-    ("faults", 1884),  # inputs exchanged everywhere, in weights held in fp8: one right softmax tells that the scores were scaled
+    ("faults", 2547),  # a wrong minimum everywhere: four products of a type without one tell what weights are held in
+    ("faults", 1884),  # inputs exchanged everywhere: one right softmax tells that the scores were scaled
     ("faults", 2502),  # inputs exchanged everywhere, in weights held in fp8 and operands in tf32
     ("faults", 1758),  # a wrong norm whose fused products took the wrong input: nothing that follows used the right one
 ]

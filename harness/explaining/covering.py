@@ -13,6 +13,7 @@ from firstdiff.explaining.describing.findings import findings
 from firstdiff.explaining.search import Search, is_long, search
 from firstdiff.judging.case import Case
 from firstdiff.model.operations import MOVES
+from firstdiff.model.probe import Call
 
 SEARCHES = 4
 """Sites of one point at which all hypotheses are tried in vain before the rest are only held against what is known."""

@@ -85,10 +85,21 @@ class HeldSearch:
             self._try_elsewhere(*ELEVEN_BITS[1])
         if fit():
             return
-        if self.vain[trial.part] >= IN_VAIN:
-            if min(errors.values()) <= CEILINGS.get(group, 0.0):  # as little as an arithmetic leaves, and no fault
-                all_of([(base, kind) for kind in self.fitted for base in BASES] if codes else ())
-            return
+        if self.vain[trial.part] < IN_VAIN:
+            self._search(all_of, fit, trial, codes=codes)
+        elif codes and min(errors.values()) <= CEILINGS.get(group, 0.0):  # as little as an arithmetic leaves, and no fault
+            all_of((base, kind) for kind in self.fitted for base in BASES)
+
+    def _search(
+        self,
+        all_of: Callable[[Iterable[tuple[str, str]]], None],
+        fit: Callable[[], list[str]],
+        trial: Trial,
+        *,
+        codes: bool,
+    ) -> None:
+        """Try every kind, then the nearest in all their variants and under every arithmetic of products."""
+        errors = trial.errors
         kinds = KINDS if codes else ELEMENTS
         all_of(("f32", kind) for kind in kinds)
         nearest = sorted((k for k in kinds if f"f32+held={k}" in errors), key=lambda k: errors[f"f32+held={k}"])

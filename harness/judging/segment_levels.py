@@ -13,8 +13,7 @@ from statistics import median
 
 from firstdiff.dumps.points import Kind, kind_of
 from firstdiff.judging.arithmetic import BY_NAME
-from firstdiff.judging.arithmetic_evidence import ALIKE, CEILINGS, SHARE, STANDS_OUT
-from firstdiff.judging.arithmetic_search import LAYERS
+from firstdiff.judging.arithmetic_evidence import ALIKE, CEILINGS, LAYERS, SHARE, STANDS_OUT
 from firstdiff.judging.levels import Segment
 from firstdiff.verdict import SiteVerdict
 

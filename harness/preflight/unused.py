@@ -7,7 +7,7 @@ the wrong tensor should hold, the engine is right and the dump is not.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -111,7 +111,7 @@ def _mended(before: SiteVerdict | None, after: SiteVerdict | None) -> bool:
     return (before.local_error or 0.0) > CLEARLY * after.floor
 
 
-def _following(values: Sequence[Awaited], known: Set[Site]) -> dict[Site, set[Site]]:
+def _following(values: Sequence[Awaited], known: Collection[Site]) -> dict[Site, set[Site]]:
     """For each known site the known ones of its step that are computed from it, with nothing known between."""
     before: dict[Awaited, set[Site]] = {}
     following: dict[Site, set[Site]] = defaultdict(set)

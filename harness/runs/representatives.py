@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import Kind, kind_of
 from firstdiff.judging.arithmetic import HANDFUL, Fingerprint
-from firstdiff.judging.arithmetic_phases import stand_ins
 from firstdiff.judging.arithmetic_evidence import LAYERS
+from firstdiff.judging.arithmetic_phases import stand_ins
 from firstdiff.judging.arithmetic_trials import CACHE_STEPS
 from firstdiff.judging.floors import STORED
 from firstdiff.judging.needed import Wanted
