@@ -85,15 +85,17 @@ def _within(own: Array, seen: Array) -> int:
 
 
 def _weight_seen(call: Call, scene: Scene, observed: Array) -> tuple[int, npt.NDArray[np.float64] | None]:
-    """The first wrong token, and the weight that fits it and all later ones; None where none is wrong."""
+    """The first wrong token of those recorded, and the weight that fits it and all later ones; None for none."""
     x, n = call.argument("x"), observed.shape[-1]
     bare = rms_norm(np.asarray(x, np.float64), None, eps=call.argument("eps"), arithmetic=scene.arithmetic)
-    y = np.nan_to_num(np.asarray(observed, np.float64), posinf=0.0, neginf=0.0)
+    y = np.asarray(observed, np.float64)
     off = np.square(y - call.compute(scene.arithmetic)).reshape(len(y), -1).sum(-1)
+    off = np.where(np.isfinite(off), off, 0.0)  # rows that were not recorded are NaN
     if not off.any():
         return 0, None
     first = int((off > off.max() / 100).argmax())  # tokens of a norm are of one size
-    u, v = (np.asarray(a[first:], np.float64).reshape(-1, n) for a in (bare, y))
+    known = np.isfinite(bare * y).reshape(len(y), -1).all(-1) & (np.arange(len(y)) >= first)
+    u, v = (np.asarray(a[known], np.float64).reshape(-1, n) for a in (bare, y))
     return first, (u * v).sum(0) / np.maximum(np.square(u).sum(0), 1e-30)
 
 
