@@ -65,27 +65,36 @@ def _other_ids(call: Call, scene: Scene, values: Values) -> Call | None:
 
 
 def _shifts(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
-    """By one place, and by as many as bring the first row to where it was observed."""
+    """By one place, and by as many as bring the first row that was observed to its place."""
     yield from ({"by": by} for by in (1, -1))
-    if observed is not None and len(observed) > 1:
-        by = _nearest(observed, call.compute(scene.arithmetic)[0])
-        if by not in (None, 0, 1, len(observed) - 1):
-            yield {"by": by}
+    if observed is None or len(observed) == 1:
+        return
+    first = _first_recorded(observed)
+    at = _nearest(call.compute(scene.arithmetic), observed[first])
+    by = None if at is None else (first - at) % len(observed)
+    if by not in (None, 0, 1, len(observed) - 1):
+        yield {"by": by}
 
 
 def _offsets(call: Call, _scene: Scene, observed: Array | None) -> Iterator[dict[str, int]]:
-    """Usual ones, and the one that brings the first token to the row that was observed."""
+    """Usual ones, and the one that brings the first recorded token to the row that was observed."""
     usual = (1, -1, 2, -2, 3, -3, 256, -256)
     yield from ({"offset": offset} for offset in usual)
     weight, tokens = call.argument("weight"), call.argument("tokens")
     if observed is None or len(set(tokens)) == 1:
         return  # any other row is some offset of a single id
-    best = [(start, _nearest(weight.rows(start, stop), observed[0])) for start, stop in weight.chunks()]
+    first = _first_recorded(observed)
+    best = [(start, _nearest(weight.rows(start, stop), observed[first])) for start, stop in weight.chunks()]
     rows = np.array([start + at for start, at in best if at is not None], np.int64)
     if len(rows):
-        offset = int(rows[_nearest(weight.gather(rows), observed[0]) or 0]) - int(tokens[0])
+        offset = int(rows[_nearest(weight.gather(rows), observed[first]) or 0]) - int(tokens[first])
         if offset not in (0, *usual):
             yield {"offset": offset}
+
+
+def _first_recorded(observed: Array) -> int:
+    """The first row that was recorded; the first of all where none is a number."""
+    return int((~np.isnan(observed).all(-1)).argmax())
 
 
 def _nearest(rows: Array, row: Array) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, isfinite
 
 import numpy as np
@@ -15,6 +15,7 @@ from firstdiff.hypotheses.products import cut, spread
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
+from firstdiff.model.token_rows import rows_of
 
 STEPS = 16
 """Gauss-Newton doubles the right digits at each step: eight make 1e-7 of a start that is off by a half. Eight more go
@@ -98,13 +99,11 @@ class Numbers:
 
 def _recorded(call: Call, observed: Array) -> tuple[Call, Array]:
     """A call and its result, of the recorded rows alone, where the others (NaN) have no part in these."""
-    missing = np.asarray(np.isnan(observed).all(tuple(range(1, observed.ndim))))
+    axis = token_axis(axes_of(call.point, observed.ndim))
+    missing = np.isnan(observed).all(tuple(i for i in range(observed.ndim) if i != axis))
     rows = np.flatnonzero(~missing)
-    given = [x for x in call.inputs if isinstance(x, np.ndarray | list | tuple | range)]
-    if not missing.any() or not len(rows) or any(np.ndim(x) != 2 or len(x) != len(missing) for x in given):  # noqa: PLR2004
-        return call, observed
-    inputs = tuple(x[rows] if isinstance(x, np.ndarray) else x for x in call.inputs)
-    return replace(call, inputs=inputs), observed[rows]
+    of = rows_of(call, rows) if missing.any() else None
+    return (call, observed) if of is None else (of, observed.take(rows, axis))
 
 
 def _among(value: float, error: float, excluded: Iterable[float]) -> bool:

@@ -114,7 +114,8 @@ def parts(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[str
     head_dim = x.shape[-1]
     usual = [head_dim // 2, head_dim // 4, 3 * head_dim // 4]
     if observed is not None and scene.later is None:
-        turned = np.flatnonzero((observed != x).any((0, 1)))  # up to the last that is not as it was
+        other = (observed != x) & ~np.isnan(observed)  # NaN: not recorded
+        turned = np.flatnonzero(other.any((0, 1)))  # up to the last that is not as it was
         usual += [turned[-1] + 1] if len(turned) else []
     for dims in dict.fromkeys(int(n) for n in usual if n < head_dim):
         even = dims // 2 * 2

@@ -87,7 +87,7 @@ class HeldSearch:
             return
         if self.vain[trial.part] < IN_VAIN:
             self._search(all_of, fit, trial, codes=codes)
-        elif codes and min(errors.values()) <= CEILINGS.get(group, 0.0):  # as little as an arithmetic leaves, and no fault
+        elif codes and min(errors.values()) <= CEILINGS.get(group, 0.0):  # an arithmetic's, and no fault
             all_of((base, kind) for kind in self.fitted for base in BASES)
 
     def _search(

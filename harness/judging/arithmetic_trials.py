@@ -18,20 +18,15 @@ from firstdiff.judging.rows import Mask, of_rows
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.operations import (
     MOVES,
-    Operation,
-    add,
     append,
     attend,
     embed,
-    linear,
-    rms_norm,
-    rope,
     scores,
     soft_max,
-    swiglu,
 )
 from firstdiff.model.probe import Call, Change, unchanged
 from firstdiff.model.shapes import shape_of
+from firstdiff.model.token_rows import rows_of
 from firstdiff.model.value import Value
 
 CACHE_STEPS = 2
@@ -108,7 +103,7 @@ class Trials(Judging):
                 self._try_rows(site, call, whole)
             elif rows is not None:
                 calls, values = self._as_scaled((call,), recorded.array)
-                cut = _of_rows(calls[0], rows) if own else None
+                cut = rows_of(calls[0], np.flatnonzero(rows)) if own else None
                 if cut is not None:
                     self._try(site, (cut,), of_rows(values, rows, axes_of(call.point, values.ndim)), lost)
             elif calls := (call,) if own else self._flash(call):
@@ -231,27 +226,3 @@ def _common(whole: Own, call: Call) -> Mask | None:
     if any(len(m) != len(masks[0]) for m in masks):
         return np.zeros(1, bool)
     return np.logical_and.reduce(masks) if masks else None
-
-
-_ROWS: dict[Operation, tuple[str, ...]] = {
-    linear: ("x",), rms_norm: ("x",), rope: ("x", "positions"), swiglu: ("gate", "up"), add: ("a", "b"),
-    scores: ("q",), soft_max: ("kq",), attend: ("p",), append: ("new",),
-}  # fmt: skip
-"""Operands whose rows are the tokens', of operations that work row by row."""
-
-LAST = (scores, soft_max, attend)
-"""Operations that take their rows for the last ones that are cached."""
-
-
-def _of_rows(call: Call, rows: Mask) -> Call | None:
-    """A call cut down to some rows; None where it does not work row by row, or no row is left."""
-    kept = np.flatnonzero(rows)
-    if call.op not in _ROWS or not len(kept) or (call.op in LAST and kept[0] != len(rows) - len(kept)):
-        return None
-    axis = 1 if call.op in (soft_max, attend) else 0
-    return call.with_arguments(
-        **{
-            name: x.take(kept, axis) if isinstance(x := call.argument(name), np.ndarray) else tuple(x[i] for i in kept)
-            for name in _ROWS[call.op]
-        }
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from builders.hypotheses import plant
 from builders.judging import judge
 from builders.models import synthetic
+from builders.relaid import last_row, relaid
 from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Trace
 from firstdiff.hypotheses import TABLE
@@ -26,7 +28,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return open_model(synthetic(tmp_path_factory.mktemp("fitting"), n_layer=2))
 
 
-def explained(model: Model, bug: str, dtype: type[np.floating], *, decode: int = 0, **values: float) -> Explanation:
+def explained(
+    model: Model,
+    bug: str,
+    dtype: type[np.floating],
+    *,
+    decode: int = 0,
+    reduced: Callable[[Trace], Trace] = lambda trace: trace,
+    **values: float | str,
+) -> Explanation:
     """The one explanation of a fault with such values, in a dump of a dtype."""
     layer = None if TABLE[bug].outside_layers else 1
     writer = MemoryWriter()
@@ -34,7 +44,7 @@ def explained(model: Model, bug: str, dtype: type[np.floating], *, decode: int =
     record_planted(model, PROMPT, writer, arithmetic=F64, decode=decode, planted=planted)
     tensors = {site: x.astype(dtype) for site, x in writer.tensors.items()}
     trace = Trace.from_arrays(writer.steps, tensors, engine={"name": "planted", "arithmetic": "f32"}, model={})
-    (explanation,) = judge(model, trace).explanations
+    (explanation,) = judge(model, reduced(trace)).explanations
     assert explanation.hypothesis == bug
     return explanation
 
@@ -108,6 +118,26 @@ def test_a_fit_has_no_ends(small: Model, bug: str, name: str, value: float) -> N
 def test_a_whole_number_is_sought_where_it_was_observed(small: Model, bug: str, values: dict[str, float]) -> None:
     decode = 1 if bug == "cache-slot" else 0
     assert explained(small, bug, np.float32, decode=decode, **values).attributes == values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bug", "values"),
+    [
+        ("scale-wrong", {"scale": 0.37}),
+        ("rope-partial", {"dims": 10, "over": 32}),
+        ("window-added", {"window": 5}),
+        ("cache-padding", {"keys": 1000}),
+        ("token-offset", {"offset": 77}),
+        ("weight-row-offset", {"by": -17}),
+        ("weight-view-offset", {"token": 40, "by": 19, "beyond": "then from its start again"}),
+    ],
+)
+def test_a_number_is_sought_in_the_rows_that_were_recorded(
+    small: Model, bug: str, values: dict[str, float | str]
+) -> None:
+    found = explained(small, bug, np.float32, reduced=lambda trace: relaid(trace, last_row), **values)
+    assert found.attributes == values
 
 
 def test_a_number_too_small_to_show_is_called_that(small: Model) -> None:

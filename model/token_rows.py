@@ -1,0 +1,55 @@
+"""Calls cut down to the rows of some tokens, which they are computed from one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.model.operations import (
+    Operation,
+    add,
+    append,
+    attend,
+    embed,
+    linear,
+    rms_norm,
+    rope,
+    scores,
+    soft_max,
+    swiglu,
+)
+from firstdiff.model.probe import Call
+
+ROWS: Mapping[Operation, tuple[str, ...]] = {
+    embed: ("tokens",), linear: ("x",), rms_norm: ("x",), rope: ("x", "positions"), swiglu: ("gate", "up"),
+    add: ("a", "b"), scores: ("q",), soft_max: ("kq",), attend: ("p",), append: ("new",),
+}  # fmt: skip
+"""Operands whose rows are the tokens', of operations that work row by row."""
+
+LAST = (scores, soft_max, attend)
+"""Operations that take their rows for the last ones that are cached."""
+
+
+def rows_of(call: Call, rows: npt.NDArray[np.int64]) -> Call | None:
+    """A call cut down to some rows, in ascending order.
+
+    Returns
+    -------
+    None where the operation does not work row by row, where no row is left, and where it takes its rows for the last
+    tokens' and these are others.
+    """
+    if call.op not in ROWS or not len(rows):
+        return None
+    axis = 1 if call.op in (soft_max, attend) else 0
+    first = call.argument(ROWS[call.op][0])
+    tokens = first.shape[axis] if isinstance(first, np.ndarray) else len(first)
+    if call.op in LAST and rows[0] != tokens - len(rows):
+        return None
+    return call.with_arguments(
+        **{
+            name: x.take(rows, axis) if isinstance(x := call.argument(name), np.ndarray) else tuple(x[i] for i in rows)
+            for name in ROWS[call.op]
+        }
+    )
