@@ -40,9 +40,8 @@ def _windows(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[
     if observed is None:
         yield {"window": max(1, keys // 2)}
         return
-    shown = (np.abs(observed) > 0).any(
-        0
-    )  # [T, S]; NaN: not recorded; in f16 a small one may be 0 for one query, and not for all
+    # [T, S]; in f16 a small one may be 0 for one query, and not for all. What was not recorded is NaN.
+    shown = (np.abs(observed) > 0).any(0)
     own = np.arange(keys - shown.shape[0], keys)
     seen = int((own + 1 - shown.argmax(-1))[shown.any(-1)].max(initial=0))
     if 0 < seen < keys:
