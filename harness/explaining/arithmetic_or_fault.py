@@ -117,7 +117,7 @@ def _shared(cases: Sequence[Case], means: Means) -> Change | None:
 
 
 def engines_own(
-    found: Fingerprint, sites: Iterable[SiteVerdict], explanations: Iterable[Explanation]
+    found: Fingerprint, sites: Iterable[SiteVerdict], explanations: Iterable[Explanation], lengths: Sequence[int]
 ) -> Fingerprint | None:
     """Say which arithmetic the engine may use in all of a group, where explanations say that some sites are in it.
 
@@ -130,24 +130,40 @@ def engines_own(
         The arithmetic that was found.
     sites, explanations
         The sites judged in it, and why some diverge.
+    lengths
+        The tokens of each step: steps of other numbers may have another arithmetic.
 
     Returns
     -------
     The arithmetic of the trace with those groups changed; None where there is no such group.
     """
+    known = [s for s in sites if s.op in BY_NAME and s.local_error is not None and not s.segment]
+    told = [e for e in explanations if ARITHMETIC in (e.hypothesis or "").split(" + ")]
+    if not found.phases:
+        changed = _changed(found, known, told)
+        return regrouped(found, changed) if changed else None
+    phases = []
+    for tokens, phase in found.phases:
+        changed = _changed(phase, [s for s in known if found.of(lengths[s.step]) is phase], told)
+        phases.append((tokens, regrouped(phase, changed) if changed else phase))
+    if all(new is old for (_, new), (_, old) in zip(phases, found.phases, strict=True)):
+        return None
+    return replace(replace(found, phases=tuple(phases)).of(lengths[0]), phases=tuple(phases))
+
+
+def _changed(found: Fingerprint, sites: Iterable[SiteVerdict], told: Iterable[Explanation]) -> dict[str, str]:
+    """The groups of one phase that the engine may compute otherwise, with the option of each."""
     of: dict[str, list[SiteVerdict]] = {}
     for s in sites:
-        if s.op in BY_NAME and s.local_error is not None and not s.segment:
-            of.setdefault(BY_NAME[s.op], []).append(s)
+        of.setdefault(BY_NAME[s.op], []).append(s)
     changed: dict[str, str] = {}
-    for explanation in explanations:
-        if ARITHMETIC not in (explanation.hypothesis or "").split(" + "):
-            continue
+    for explanation in told:
         name = explanation.attributes["arithmetic"]
         for group, judged in of.items():
             explained = [s.local_error or 0.0 for s in judged if s.site in explanation.sites]
             evidence = found.groups.get(group, UNKNOWN)
-            known = not (evidence.weak or evidence.level or name in evidence.same)
+            alike = {n.partition("+held=")[0] for n in evidence.same}
+            known = not (evidence.weak or evidence.level or name in alike)
             if not explained or not found.groups or known:
                 continue
             right = [s.local_error or 0.0 for s in judged if s.status in (Status.AGREES, Status.INHERITS)]
@@ -157,7 +173,7 @@ def engines_own(
                 changed.setdefault(group, f"f32+held={name}")
             elif name in OPTIONS[group]:
                 changed.setdefault(group, name if evidence.held is None else f"{name}+held={evidence.held}")
-    return regrouped(found, changed) if changed else None
+    return changed
 
 
 def _with(fault: Fault, scene: Scene, call: Call) -> Call:

@@ -56,8 +56,10 @@ def _in_f16(order: str) -> Operation:
 
 
 def _dense(change: Operation) -> Change:
-    def changed(call: Call, _scene: Scene, _values: Values) -> Call | None:
-        weight = call.argument("weight")
+    """Changes the numbers of a norm's weight, as the engine holds them."""
+
+    def changed(call: Call, scene: Scene, _values: Values) -> Call | None:
+        weight = call.held_in(scene.arithmetic).argument("weight")
         return None if weight is None else call.with_arguments(weight=replace(weight, dense=change(weight.values())))
 
     return changed

@@ -215,7 +215,7 @@ def _explained(
         return _Explained(done, sites, explanations, check)
 
     first = explained(done)
-    own = engines_own(done.found, first.sites, first.explanations)
+    own = engines_own(done.found, first.sites, first.explanations, [len(step.tokens) for step in trace.steps])
     if own is None or budget.over:
         return first
     again = replayed_in(run.model, trace, own, done.alignment, run.progress, None)

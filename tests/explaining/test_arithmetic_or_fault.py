@@ -28,7 +28,7 @@ def reconsidered(*, hypothesis: str, others: float, strength: float, same: tuple
         explanation(1), site=faulty.site, sites=(faulty.site,), hypothesis=hypothesis, attributes={"arithmetic": "bf16"}
     )
     sites = [norm(0, others), faulty, norm(2, others)]
-    return engines_own(Fingerprint(F32, {"norm": evidence}), sites, [told])
+    return engines_own(Fingerprint(F32, {"norm": evidence}), sites, [told], [1])
 
 
 def test_the_hypothesis_is_in_the_table() -> None:
@@ -60,3 +60,20 @@ def test_of_two_arithmetics_that_fit_alike_the_engines_own_is_the_one_that_expla
     told = reconsidered(hypothesis=ARITHMETIC, others=2e-3, strength=2 * STRONG, same=("bf16",))
     assert told is not None
     assert told.groups["norm"].name == "bf16"
+
+
+def test_an_arithmetic_is_the_engines_own_in_the_steps_that_it_explains() -> None:
+    def phase(strength: float) -> Fingerprint:
+        return Fingerprint(F32, {"norm": Evidence("f32", 2e-3, "bf16", strength, HANDFUL, fits=True)})
+
+    many, one = phase(1.1), phase(1.2)
+    found = replace(many, phases=((8, many), (1, one)))
+    right, later = norm(0, 2e-3), wrong(norm(1, ERROR), local_error=ERROR)
+    later = replace(later, site=replace(later.site, step=1))
+    told = replace(
+        explanation(1), site=later.site, sites=(later.site,), hypothesis=ARITHMETIC, attributes={"arithmetic": "bf16"}
+    )
+    own = engines_own(found, [right, later], [told], [8, 1])
+    assert own is not None
+    assert [(tokens, of.groups["norm"].name) for tokens, of in own.phases] == [(8, "f32"), (1, "bf16")]
+    assert own.groups["norm"].name == "f32"
