@@ -34,7 +34,7 @@ from firstdiff.model.engine import Model, open_model
 COSTLY = ("llama", "smollm2", "compiler", "browser", "torch", "notebook", "slow")
 IMPORTED = {
     **dict.fromkeys(("torch", "transformers", "builders.hugging_face", "builders.logits"), "torch"),
-    **dict.fromkeys(("builders.held_weights", "builders.right_engines"), "torch"),
+    **dict.fromkeys(("builders.held_weights", "builders.recordings", "builders.right_engines"), "torch"),
     "builders.tiny_models": "llama",
 }
 """What is imported at the top of a module, builders among it, and the mark that its tests have by it."""
