@@ -56,20 +56,22 @@ def _tried(
 
     for step in _telling(trace):
         trial = tried(step, Rows.LAST)
-        if not trial.turned() and (other := tried(step, Rows.FIRST)).turned():
+        if not trial.found.turned() and (other := tried(step, Rows.FIRST)).found.turned():
             trial = other
-        if trial.votes.cast or not trial.fitting.keys() & {*ROTATED}:
+        if trial.found.votes.cast or not trial.found.fitting.keys() & {*ROTATED}:
             break
-    chosen = trial.chosen()
-    alignment = Alignment(given.layouts | chosen, trial.placed_rows())
+    chosen = trial.found.chosen()
+    alignment = Alignment(given.layouts | chosen, trial.found.placed_rows())
     found = [point for point, layout in chosen.items() if is_scaled(layout)]
     if not found:
         return alignment
-    if not trial.agree(chosen):
+    if not trial.found.agree(chosen):
         return None
     whole = Trial(F32, trace, model, alignment, (), changed)
     run_trace(model, trace, whole, among)
-    pairs = (pair for point in found for pair in zip(whole.errors[point][0], whole.errors[point][1], strict=True))
+    pairs = (
+        pair for point in found for pair in zip(whole.found.errors[point][0], whole.found.errors[point][1], strict=True)
+    )
     return None if any(unscaled <= PLAUSIBLE < scaled for scaled, unscaled in pairs) else alignment
 
 

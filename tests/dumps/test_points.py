@@ -36,7 +36,7 @@ from firstdiff.explaining.describing.findings import copies
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import record_planted
 from firstdiff.judging.closeup import Details
-from firstdiff.judging.layout_trials import KEYS
+from firstdiff.judging.layout_measured import KEYS
 from firstdiff.judging.layouts import QUERIES, ROTATED, SCORES
 from firstdiff.judging.measure import locate, measure
 from firstdiff.judging.replay import Replay
