@@ -77,16 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for part in ([options.part] if options.part else PARTS)
             for number in range(options.count or COUNTS[part])
         ]
-        outcomes = []
+        outcomes, text = [], ""
         for outcome in all_of(todo, options.processes):
             outcomes.append(outcome)
             sys.stderr.writelines(f"{line}\n" for line in failure(outcome))
-            if len(outcomes) % 100 == 0:
-                sys.stderr.write(f"{len(outcomes)} of {len(todo)} after {time.perf_counter() - start:.0f} s\n")
-    text = "".join(f"{line}\n" for line in table(outcomes, time.perf_counter() - start))
+            if len(outcomes) % 100 == 0 or len(outcomes) == len(todo):
+                seconds = time.perf_counter() - start
+                text = "".join(f"{line}\n" for line in table(outcomes, seconds))
+                sys.stderr.write(f"{len(outcomes)} of {len(todo)} after {seconds:.0f} s\n")
+                if options.out:  # a run that is interrupted leaves the table of what it has judged
+                    options.out.write_text(text, encoding="utf-8")
     sys.stdout.write(text)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
     return 1 if broken(outcomes) else 0
 
 
