@@ -130,6 +130,8 @@ def of_segments(
     best = min(better, key=lambda of: (of.beyond, of.error), default=None)
     if plain is None or best is None or not best.fits or not best.leaves_less_than(plain):
         return None
+    if best.beyond and STRONG * best.error > plain.error:  # another one may fit all of them, and none be faulty
+        return None
     return Fingerprint(arithmetic_named(best.name), instead=plain.name if stated else None)
 
 
