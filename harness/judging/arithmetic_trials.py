@@ -74,8 +74,9 @@ class Trials(Judging):
     _fitting: dict[tuple[int | None, str], tuple[str, ...]] = field(default_factory=dict, init=False)
 
     def of_step(self, step: int) -> dict[str, list[Trial]]:
-        """The trials of one step, by group."""
-        return {group: [t for t in found if t.site.step == step] for group, found in self.found.items()}
+        """The trials of one step, by group; of what overflowed where it was stored only where there are no others."""
+        found = {group: [t for t in of if t.site.step == step] for group, of in self.found.items()}
+        return {group: [t for t in of if np.isfinite([*t.errors.values()]).any()] or of for group, of in found.items()}
 
     def silent(self, call: Call) -> Value:
         """Compute what nobody records. Moved numbers of the candidate's are still its own."""
@@ -197,8 +198,7 @@ class Trials(Judging):
                 self._told_apart += self._told_apart < TWINS and attempts.tell_twins_apart()
             attempts.ask_for_rests()
             self._fitting.setdefault((site.layer, part), trial.fitting)
-        if np.isfinite([*trial.errors.values()]).any():  # what overflowed where it was stored tells nothing
-            self.found.setdefault(group, []).append(trial)
+        self.found.setdefault(group, []).append(trial)
 
 
 def _is_own(call: Call) -> bool:

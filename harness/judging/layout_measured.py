@@ -93,10 +93,11 @@ class Measured:
         """How the parts of each fused product lie: as most of its points say."""
         votes: dict[str, Counter[str]] = defaultdict(Counter)
         for point, middle in left.items():
+            least = min(middle.values())
             for index, error in middle.items():
                 layout = self.layouts(point)[index]
                 if layout.source is not None:
-                    votes[layout.source][layout.parts] += error <= PLAUSIBLE
+                    votes[layout.source][layout.parts] += error <= PLAUSIBLE and BETTER * error <= least
         return {source: of.most_common(1)[0][0] for source, of in votes.items()}
 
     def placed_rows(self) -> dict[tuple[str, int], Rows]:
