@@ -180,6 +180,7 @@ ONCE_WRONG = [
     ("faults", 1758),  # a wrong norm whose fused products took the wrong input: nothing that follows used the right one
     ("faults", 1498),  # a norm's weight read from another place, and the last token's row alone
     ("faults", 145),  # a sink in one layer, and operands in bf16 that outputs of layers hardly show
+    ("faults", 434),  # a fused product that is NaN for the most part, and what other weights are held in
 ]
 """Dumps of the bench of trust that were read wrongly once."""
 
