@@ -209,7 +209,8 @@ def _placed(case: Case, known: Known) -> Iterator[Fault]:
     """A known fault as it is; then on other calls of the case that it may be on.
 
     A segment may be longer elsewhere, where unrecorded caches of earlier steps go into it: the last call of the same
-    point is meant. It may go through several layers, and the fault be at those only where it was found.
+    point is meant, or else the one that is as far from the end. It may go through several layers, and the fault be at
+    those only where it was found.
     """
     fault, segment = known.fault, case.segment
     yield fault
@@ -224,8 +225,9 @@ def _placed(case: Case, known: Known) -> Iterator[Fault]:
         call = known.case.calls[fault.on]
         deep = _depth(known.case, call)
         there = [n for n, c in enumerate(case.calls) if c.point == call.point and _depth(case, c) == deep]
-        if there and there[-1] != fault.on:
-            yield replace(fault, on=there[-1])
+        on = there[-1] if there else fault.on + len(segment) - len(known.case.segment)
+        if on >= 0 and on != fault.on:
+            yield replace(fault, on=on)
 
 
 def _depth(case: Case, call: Call) -> int | None:
