@@ -181,6 +181,14 @@ ONCE_WRONG = [
     ("faults", 1498),  # a norm's weight read from another place, and the last token's row alone
     ("faults", 145),  # a sink in one layer, and operands in bf16 that outputs of layers hardly show
     ("faults", 434),  # a fused product that is NaN for the most part, and what other weights are held in
+    ("faults", 263),  # logits that are nearly zero, which ggml's codes make zero
+    ("faults", 623),  # half of the norms wrong: the right ones tell what they are held in
+    ("faults", 1197),  # operands in f16 that are taken for tf32's, beside a wrong layer
+    ("faults", 1377),  # a fault below the floor of operands in bf16, which only one of two products of attention shows
+    ("faults", 2774),  # scores that are zero in one of two layers: their probabilities fit scaled ones too
+    ("faults", 2155),  # rows of zeros behind rows that are NaN for the most part
+    ("faults", 432),  # a softmax without its scale, which a factor on cos and sin gives too
+    ("faults", 2420),  # a wrong layer of two, and another arithmetic in steps of one token
 ]
 """Dumps of the bench of trust that were read wrongly once."""
 

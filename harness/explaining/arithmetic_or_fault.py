@@ -101,7 +101,7 @@ def _has_numbers(judged: Judged, site: Site) -> bool:
     if source not in judged.trace:
         return True
     x = judged.trace[source]
-    return bool(np.any(x, where=np.isfinite(x)))
+    return bool((np.isfinite(x) & (x != 0)).any())
 
 
 def _shared(cases: Sequence[Case], means: Means) -> Change | None:

@@ -99,7 +99,7 @@ def residual(case: Case, given: Array, call: Call, *, known: bool = False) -> fl
         few = np.count_nonzero(finite & np.isfinite(recorded)) < min(FINITE, given.size)
         if np.isfinite(recorded[odd]).any() or (few and not known):
             return float("inf")
-    if not given.any() and np.any(recorded, where=True if case.seen is None else case.seen):
+    if not given.any() and (recorded != 0 if case.seen is None else (recorded != 0) & case.seen).any():
         return float("inf")
     axes = axes_of(case.site.point, given.ndim)
     difference = measure(recorded, given, axes=axes, floor=case.floor, seen=case.seen, terms=lambda: terms(call))

@@ -198,7 +198,7 @@ class Trial(Judging):
             error = error_of(site.point, read, expected)
             if error is not None and not layout.reordered and layout.unscaled is None:
                 told[which].append(error)
-            blank = not np.any(read, where=np.isfinite(read))  # zeros behind the tokens are nearer than what is huge
+            blank = not (np.isfinite(read) & (read != 0)).any()  # zeros behind the tokens are nearer than what is huge
             error = np.inf if error is None or blank else error
             if best is None or error < BETTER * best[0]:
                 best = error, read
