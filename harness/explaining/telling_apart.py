@@ -56,9 +56,9 @@ def _between(case: Case, a: Sequence[Call | None], b: Sequence[Call | None]) -> 
         call for call, x, y in zip(case.calls[:-1], a, b, strict=False) if call.point and (x is None) != (y is None)
     )
     call = next(differing, None)
-    return (
-        None if call is None else f"dump {Site(call.step, call.layer, call.point)} too, which only one of them changes"
-    )
+    if call is None:
+        return None
+    return f"dump {Site(call.step, call.layer, call.point)} too: only one of these faults changes it"
 
 
 def _apart(a: Fault, b: Fault, longest: int) -> str:
