@@ -1,4 +1,4 @@
-"""Calls cut down to the rows of some tokens, which they are computed from one by one."""
+"""Calls cut down to some tokens: operations that compute each token's row by itself can be run for these alone."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def _most_at_floor(group: str, trials: Sequence[Trial], options: Sequence[str]) 
 
 
 def _alone(name: str, trial: Trial) -> bool:
-    """Whether any other option leaves several times as much at a site."""
+    """Whether every other option leaves several times as much at a site."""
     others = [error for n, error in trial.errors.items() if n != name and not _twins(n, name)]
     return bool(others) and min(others) >= STRONG * trial.errors[name]
 
@@ -140,9 +140,10 @@ def _same(known: str, right: Sequence[Trial], options: Sequence[str]) -> tuple[s
 
 
 def prevails(name: str, trials: Sequence[Trial]) -> bool:
-    """Whether an option is at its floor in most layers at each point of several: what a fault of one layer leaves.
+    """Whether an option is at its floor in most layers, at each point that some layers have.
 
-    Its other layers then say nothing for an arithmetic whose floor is so wide that they are below it too.
+    The other layers are then faulty. They are no evidence for another arithmetic because they are below its floor,
+    which may be so wide that the right layers are below it too.
     """
     at: dict[str, list[bool]] = {}
     for trial in trials:

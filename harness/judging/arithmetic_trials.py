@@ -13,6 +13,7 @@ from firstdiff.judging.arithmetic_attempts import Attempts, Trial
 from firstdiff.judging.arithmetic_held import HeldSearch
 from firstdiff.judging.arithmetic_options import group_of, option, possible
 from firstdiff.judging.layouts import Alignment
+from firstdiff.judging.measure import holds_numbers
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.rows import Mask, of_rows
 from firstdiff.model.arithmetic import F32, Array
@@ -175,7 +176,7 @@ class Trials(Judging):
             self._try(site, (cut,), whole.array[place : place + 1], 0.0)
 
     def _try(self, site: Site, calls: tuple[Call, ...], whole: Array, lost: float) -> None:
-        if not np.any(np.isfinite(whole) & (whole != 0)):
+        if not holds_numbers(whole):
             return  # what is zero everywhere, or NaN, is so in every arithmetic
         group = group_of(calls[-1])
         assert group is not None

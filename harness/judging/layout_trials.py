@@ -13,6 +13,7 @@ from firstdiff.judging.layout_fit import BETTER, PLAUSIBLE, error_of
 from firstdiff.judging.layout_measured import Measured
 from firstdiff.judging.layout_votes import Votes
 from firstdiff.judging.layouts import ROTATED, SCORES, Alignment, Layout
+from firstdiff.judging.measure import holds_numbers
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.rows import Rows, partly, placed, usual
 from firstdiff.model.arithmetic import Array
@@ -198,8 +199,8 @@ class Trial(Judging):
             error = error_of(site.point, read, expected)
             if error is not None and not layout.reordered and layout.unscaled is None:
                 told[which].append(error)
-            blank = not (np.isfinite(read) & (read != 0)).any()  # zeros behind the tokens are nearer than what is huge
-            error = np.inf if error is None or blank else error
+            if error is None or not holds_numbers(read):  # zeros behind the tokens are nearer than what is huge
+                error = np.inf
             if best is None or error < BETTER * best[0]:
                 best = error, read
                 if kind_of(site.point) is Kind.EMBEDDING and error <= PLAUSIBLE:

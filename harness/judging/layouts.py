@@ -78,6 +78,10 @@ class Alignment:
     layouts: dict[str, Layout] = field(default_factory=dict)
     rows: dict[tuple[str, int], Rows] = field(default_factory=dict)
 
+    def source(self, site: Site) -> Site:
+        """The site of the recorded tensor that holds a site's values: of a part of a fused product, the whole one."""
+        return Site(site.step, site.layer, self.layouts.get(site.point, PLAIN).source or site.point)
+
     def read(self, trace: Trace, site: Site, like: Array) -> tuple[Array | None, str | None]:
         """A site's tensor laid out as `like`; or None, with the reason if it is recorded and does not fit.
 
@@ -88,11 +92,10 @@ class Alignment:
 
     def read_rows(self, trace: Trace, site: Site, like: Array) -> tuple[Array | None, Mask | None, str | None]:
         """As :meth:`read`, with a mask of the recorded rows between the two, broadcastable; None for all."""
-        layout = self.layouts.get(site.point, PLAIN)
-        source = Site(site.step, site.layer, layout.source or site.point)
+        source = self.source(site)
         if source not in trace:
             return None, None, None
-        return self._placed(trace, site, layout, trace[source], like)
+        return self._placed(trace, site, self.layouts.get(site.point, PLAIN), trace[source], like)
 
     def _placed(
         self, trace: Trace, site: Site, layout: Layout, recorded: Array, like: Array
@@ -114,7 +117,7 @@ class Alignment:
         `shape` is what the tensor has in the reference's layout with all rows.
         """
         layout = self.layouts.get(site.point, PLAIN)
-        recorded = trace.shape(Site(site.step, site.layer, layout.source or site.point))
+        recorded = trace.shape(self.source(site))
         empty = np.broadcast_to(np.float32(0), recorded)
         if layout.read(empty, shape) is not None:
             return None
@@ -129,8 +132,7 @@ class Alignment:
 
     def _is_fixed(self, trace: Trace, site: Site) -> bool:
         """Whether a tensor is as large in the first step: the whole sequence's would grow."""
-        layout = self.layouts.get(site.point, PLAIN)
-        now, first = (Site(step, site.layer, layout.source or site.point) for step in (site.step, 0))
+        now, first = (self.source(Site(step, site.layer, site.point)) for step in (site.step, 0))
         return site.step > 0 and first in trace and trace.shape(first) == trace.shape(now)
 
     def there(self, trace: Trace, site: Site, shape: Shape, index: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -139,7 +141,7 @@ class Alignment:
         `shape` is what the tensor has in the reference's layout, `index` the element's place there.
         """
         layout = self.layouts.get(site.point, PLAIN)
-        recorded = trace.shape(Site(site.step, site.layer, layout.source or site.point))
+        recorded = trace.shape(self.source(site))
         places = np.arange(np.prod(recorded), dtype=np.float64).reshape(recorded)
         like = np.broadcast_to(np.float64(np.nan), shape)
         found, _, _ = self._placed(trace, site, layout.unscaled or layout, places, like)
@@ -170,8 +172,7 @@ class Alignment:
 
     def dtype(self, trace: Trace, site: Site) -> str:
         """The dtype that a site's tensor was recorded in."""
-        layout = self.layouts.get(site.point, PLAIN)
-        return trace.dtype(Site(site.step, site.layer, layout.source or site.point))
+        return trace.dtype(self.source(site))
 
     def described(self) -> dict[str, str]:
         """What is said of each point that is not laid out plainly."""

@@ -110,6 +110,11 @@ def _moved_to(rows: Indices, worst: Element) -> Element:
     return replace(worst, index=(int(rows[worst.index[0]]), *worst.index[1:]))
 
 
+def holds_numbers(x: Real) -> bool:
+    """Whether a tensor holds any number but zeros: what is zero everywhere, or NaN, agrees with too much to tell."""
+    return bool((np.isfinite(x) & (x != 0)).any())
+
+
 def relative(candidate: Real, reference: Real, seen: Mask | None = None) -> float:
     """The norm of the difference over the norm of the reference, all tokens together; infinite if not finite."""
     c, r = np.asarray(candidate, np.float64), np.asarray(reference, np.float64)
