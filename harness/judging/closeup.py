@@ -23,6 +23,9 @@ MOST_COUNTED = 1 << 16  # elements of a histogram: beyond, as many spread over t
 GOLDEN = 0.6180339887498949
 """Multiples of it, modulo 1, spread evenly, whatever the strides of a tensor are (Knuth, volume 3, section 6.4)."""
 
+SMALLEST = float(np.finfo(np.float64).tiny)
+"""The smallest normal number: between two that are smaller, no bar has a width."""
+
 Indices = npt.NDArray[np.int64]
 
 
@@ -176,8 +179,8 @@ def _histogram(c: Real, r: Real, chosen: Indices | list[int]) -> Histogram | Non
         return None
     low = _rounded(min(float(x.min()) for x in both if x.size), 3)
     high = _rounded(max(float(x.max()) for x in both if x.size), 3)
-    if low == high:
-        half = (abs(low) or 1.0) / 2
+    if low / 2 == high / 2:
+        half = max(abs(low), SMALLEST) / 2 if low else 0.5
         low, high = (low, low + half) if isfinite(low + half) else (low - half, low)
     bars = [_bars(x, low, high) for x in both]
     return Histogram(low, high, *bars)

@@ -191,6 +191,15 @@ def test_numbers_that_are_all_as_large_as_can_be_have_a_histogram() -> None:
 SHAPES = npst.array_shapes(min_dims=2, max_dims=3, min_side=1, max_side=9)
 
 
+@pytest.mark.parametrize("numbers", [[5e-324, 5e-324], [5e-324, 1e-323], [-5e-324, 5e-324]])
+def test_a_histogram_of_the_smallest_numbers_has_ends_apart(numbers: list[float]) -> None:
+    x = np.array([numbers])
+    histogram = measure_detail(x, x, axes=ROWS).histogram
+    assert histogram is not None
+    assert histogram.low < histogram.high
+    assert sum(histogram.candidate) == 2
+
+
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None, database=None)
 @given(st.data(), st.sampled_from([np.float32, np.float64]))
