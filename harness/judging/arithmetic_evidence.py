@@ -133,10 +133,12 @@ def _alone(name: str, trial: Trial) -> bool:
 
 
 def _same(known: str, right: Sequence[Trial], options: Sequence[str]) -> tuple[str, ...]:
-    """The options that leave just as much where a known one is right."""
+    """The options that leave just as much where a known one is right; few may not have been tried at all of these."""
     most = SAME * median(t.errors[known] for t in right)
-    others = (n for n in options if n != known and all(n in t.fitting for t in right))
-    return tuple(n for n in others if median(t.errors[n] for t in right) <= most)
+    tried = {n: [t for t in right if n in t.errors] for n in options if n != known}
+    enough = {n: found for n, found in tried.items() if len(found) >= SHARE * len(right)}
+    others = (n for n, found in enough.items() if all(n in t.fitting for t in found))
+    return tuple(n for n in others if median(t.errors[n] for t in tried[n]) <= most)
 
 
 def prevails(name: str, trials: Sequence[Trial]) -> bool:
