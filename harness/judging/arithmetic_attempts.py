@@ -18,6 +18,7 @@ from firstdiff.model.holding import ELEMENTS, holding, twin
 from firstdiff.model.operations import attend, linear, scores, visible
 from firstdiff.model.probe import Call
 from firstdiff.model.rounding import round_to
+from firstdiff.model.weights import WITH_MINIMA
 
 ROWS = 96
 """Rows of a weight that are tried: an error is told from another one by far fewer results than a product has."""
@@ -187,7 +188,7 @@ def _sampled(calls: tuple[Call, ...], whole: Array) -> tuple[tuple[Call, ...], A
             weight,
             shape=(rows, weight.shape[-1]),
             raw=weight.raw_rows(0, rows),
-            dense=None if weight.dense is None else weight.dense[:rows],
+            dense=None if weight.kind.name in WITH_MINIMA else weight.rows(0, rows),  # decoded once for all options
         )
         if bias is not None:
             values = bias.values()[:rows]

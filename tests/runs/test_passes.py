@@ -33,18 +33,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How many numbers of each matrix were read, by its name; a lookup of some rows is no reading."""
+    """How many numbers of each matrix were read from the file, by its name; a lookup of some rows is no reading."""
     count: Counter[str] = Counter()
     rows, values = Weight.rows, Weight.values
 
     def counted_rows(
         self: Weight, start: int, stop: int, buffer: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float32]:
-        count[self.name] += (stop - start) * self.shape[-1]
+        count[self.name] += (stop - start) * self.shape[-1] if self.dense is None else 0
         return rows(self, start, stop, buffer)
 
     def counted_values(self: Weight) -> npt.NDArray[np.float32]:
-        count[self.name] += self.shape[0] * self.shape[-1] if len(self.shape) > 1 else 0
+        count[self.name] += self.shape[0] * self.shape[-1] if len(self.shape) > 1 and self.dense is None else 0
         return values(self)
 
     monkeypatch.setattr(Weight, "rows", counted_rows)
@@ -105,10 +105,10 @@ def test_a_fault_in_another_layout_takes_four_passes(
 ) -> None:
     """The counter-check is a pass more: 3.4 as measured.
 
-    Where an operation is wrong at every layer, an arithmetic is sought at the handful too (4.6), and for a norm among
-    all norms. Hypotheses of a product read its own weights (4.1).
+    Where an operation is wrong at every layer, an arithmetic is sought at the handful too: 3.6. Hypotheses of a product
+    read its own weights: 3.95.
     """
     verdict = judge(model, trace_of(model, tmp_path, FAULTS[fault]))
     assert verdict.verdict == "diverges"
     assert all(e.hypothesis is not None for e in verdict.explanations)
-    assert passes(model, read) < 5  # 4, and what is read of some layers
+    assert passes(model, read) <= 4
