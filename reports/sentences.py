@@ -132,6 +132,8 @@ def _judged(verdict: Verdict) -> str:
 def _origin(verdict: Verdict, site: SiteVerdict, where: str | None) -> str:
     """What is known of the inputs of the first divergence, and what to dump to know more."""
     segment = site.segment
+    if site.leans:
+        return _unseen_rows(site)
     if not segment:
         return "Its inputs are right." if site.inputs_right else "Its inputs are wrong too."
     statuses = {s.site: s.status for s in verdict.sites}
@@ -141,6 +143,15 @@ def _origin(verdict: Verdict, site: SiteVerdict, where: str | None) -> str:
         return f"Its inputs are not judged: {segment[0]} was {missing}.{dump}"
     span = f"{segment[0]} … {segment[-1]}"
     return f"The error arises somewhere in {span}, which were {missing}, or in {site.site} itself.{dump}"
+
+
+def _unseen_rows(site: SiteVerdict) -> str:
+    """What is known of a site that reads rows of other tokens, where the dump lacks these."""
+    layers = {0: "layer 0", None: "all layers"}.get(site.layer, f"layers 0 to {site.layer}")
+    return (
+        f"It reads rows of other tokens that your dump lacks: the error arises in {site.site} itself, or in those rows "
+        f"of a tensor before it. Dump the rows of all tokens of {layers} next."
+    )
 
 
 def _dump(verdict: Verdict, where: str | None) -> str:

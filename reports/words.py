@@ -86,4 +86,4 @@ def inputs(site: SiteVerdict) -> str:
     """What is known of a site's inputs, in a word."""
     if not site.inputs_right:
         return "wrong"
-    return "not judged" if site.segment else "right"
+    return "not judged" if site.segment or site.leans else "right"

@@ -50,7 +50,6 @@ class Replay(Judging):
     phases: Fingerprint | None = None  # gives arithmetic and levels by step, where they differ
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
     cut: dict[Site, Cut] = field(default_factory=dict, init=False)  # tensors of other rows than the step's tokens
-    leaning: set[Site] = field(default_factory=set, init=False)  # diverging, perhaps by rows that were not recorded
 
     @classmethod
     def of(cls, found: Fingerprint, trace: Trace, alignment: Alignment, **rest: Any) -> Self:  # noqa: ANN401 - its fields
@@ -131,6 +130,7 @@ class Replay(Judging):
         if floor > tight:
             verdict = replace(verdict, tight=tight)
         diverges = verdict.status is Status.DIVERGES
+        verdict = replace(verdict, leans=leans and diverges)
         unknown = self._not_comparable(site, recorded, upstream, diverges=diverges, leans=leans)
         if unknown is not None:
             verdict = _named(site, call, Status.NOT_COMPARABLE, inputs_right=not upstream.wrong, reason=unknown)
@@ -140,7 +140,6 @@ class Replay(Judging):
         if unknown is None and self.details is not None:
             self.details.take(verdict.site, verdict.status, recorded, computed, axes=axes, seen=seen)
         if unknown is None and diverges:
-            self.leaning |= {site} if leans else set()
             finite = np.where(np.isinf(raw), recorded, raw)
             known = finite if mask is None else np.where(mask, finite, np.float32(np.nan))
             error = verdict.local_error or 0.0
@@ -186,12 +185,12 @@ class Replay(Judging):
         Where something is wrong in an earlier layer, or earlier in the same, the rows that nobody recorded are wrong in
         the candidate as well, at whatever step.
         """
-        wrong = [s.site for s in self.sites if s.status is Status.DIVERGES]
-        first = min((_layer(site) for site in wrong), default=0)
-        own = min((_layer(site) for site in wrong if site not in self.leaning), default=first + 1)
+        wrong = [s for s in self.sites if s.status is Status.DIVERGES]
+        first = min((_layer(s.site) for s in wrong), default=0)
+        own = min((_layer(s.site) for s in wrong if not s.leans), default=first + 1)
         return [
-            replace(s, status=Status.NOT_COMPARABLE, reason=BEHIND)
-            if s.site in self.leaning and (_layer(s.site) > first or own <= _layer(s.site))
+            replace(s, status=Status.NOT_COMPARABLE, reason=BEHIND, leans=False)
+            if s.leans and (_layer(s.site) > first or own <= _layer(s.site))
             else s
             for s in self.sites
         ]

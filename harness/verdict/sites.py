@@ -62,6 +62,9 @@ class SiteVerdict:
         Sites between the last recorded inputs and this one, which were computed and not judged.
     reason
         Why a site is not comparable.
+    leans
+        Whether a diverging site reads rows of other tokens that were not recorded: what is wrong may be in those rows
+        of any site before it.
     """
 
     site: Site
@@ -77,6 +80,7 @@ class SiteVerdict:
     segment: tuple[Site, ...] = ()
     reason: str | None = None
     tight: float | None = None
+    leans: bool = False
 
     @property
     def point(self) -> str:

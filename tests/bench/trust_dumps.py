@@ -34,6 +34,7 @@ from builders.tiny_models import tiny
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.hypotheses.planting import Planted
 from firstdiff.model.engine import Model, open_model
+from firstdiff.verdict import SiteVerdict
 
 MODELS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
     "llama Q4_K_M": ("llama", "Q4_K_M", {}),
@@ -195,13 +196,15 @@ def recorded_sites(trace: Trace) -> set[Site]:
 class Truth:
     """What faults changed in a dump, by site in execution order, and which recorded values each was made of.
 
-    `zeros` are the sites of which every number is 0: there it is as true that the result was never written.
+    `zeros` are the sites of which every number is 0: there it is as true that the result was never written. `unseen`
+    are those that were changed in rows that the dump lacks.
     """
 
     sizes: Mapping[Site, float]
     parents: Mapping[Site, Sequence[Site]]
     recorded: frozenset[Site]
     zeros: frozenset[Site]
+    unseen: frozenset[Site]
 
     @classmethod
     def of(cls, run: Run, recipe: Recipe, dump: Trace) -> Truth:
@@ -219,18 +222,28 @@ class Truth:
                 for site, right in run.right.items()
                 if site in at
             }
+            unseen = frozenset(
+                at[site]
+                for site, right in run.right.items()
+                if last and site in at and size_of(site.point, np.array(run.trace[site]), right)
+            )
         parents = {at[site]: [at[p] for p in of if p in at] for site, of in run.parents.items() if site in at}
         zeros = frozenset(at[site] for site in run.trace if site in at and not run.trace[site].any())
-        return cls(sizes, parents, frozenset(recorded_sites(dump)), zeros)
+        return cls(sizes, parents, frozenset(recorded_sites(dump)), zeros, unseen)
 
-    def answers_for(self, site: Site) -> bool:
-        """Whether something was done to a site, or to one that it was made of and that was not recorded."""
+    def answers_for(self, of: SiteVerdict) -> bool:
+        """Whether something was done to a site, or to one that it was made of and that was not recorded.
+
+        Where the verdict says that the site reads rows which were not recorded, something may have been done to these
+        rows of any tensor before it.
+        """
+        site = of.site
         seen, left = {site}, [site]
         while left:
             at = left.pop()
-            if self.sizes.get(at) and (at in self.recorded or at != site):
+            if (self.sizes.get(at) and (at in self.recorded or at != site)) or (of.leans and at in self.unseen):
                 return True
-            new = [p for p in self.parents.get(at, ()) if p not in self.recorded and p not in seen]
+            new = [p for p in self.parents.get(at, ()) if (of.leans or p not in self.recorded) and p not in seen]
             seen.update(new)
             left += new
         return False

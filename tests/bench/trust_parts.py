@@ -131,8 +131,7 @@ def _of_a_wrong_engine(
     if verdict is None:
         return _outcome(part, seed, kind, recipe, done, [(done.error.split(":")[0], done.error)])
     clear, floors = _clear(verdict, truth, recipe)
-    diverging = [s.site for s in verdict.diverging]
-    accused = [site for site in diverging if not truth.answers_for(site)]
+    accused = [s.site for s in verdict.diverging if not truth.answers_for(s)]
     ids = [fault.hypothesis.id]
     calls = {e.site: called(ids[0], ids, e) for e in verdict.explanations}
     zero = {e.site for e in verdict.explanations if e.hypothesis == "output-zero" and truth.zeros.issuperset(e.sites)}
@@ -172,7 +171,7 @@ def _first_is_right(verdict: Verdict, truth: Truth, clear: Sequence[Site]) -> bo
     first = verdict.first
     if first is None:
         return not clear
-    return truth.answers_for(first.site) and (not clear or order[first.site] <= order.get(clear[0], len(order)))
+    return truth.answers_for(first) and (not clear or order[first.site] <= order.get(clear[0], len(order)))
 
 
 # Faults of the dump

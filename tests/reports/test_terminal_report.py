@@ -216,6 +216,16 @@ def test_a_segment_names_its_span_and_what_to_dump_next() -> None:
     assert "which were not recorded, or in Kcur_rope-1 itself. Dump these next: Qcur-1, Kcur-1." in two
 
 
+def test_what_reads_rows_that_the_dump_lacks_is_not_accused_alone() -> None:
+    report = words(verdict(planted(sites(), named("kq-1"), segment=(Site(0, 1, "k_cache"),), leans=True)))
+    assert (
+        "It reads rows of other tokens that your dump lacks: the error arises in kq-1 itself, or in those rows of a "
+        "tensor before it. Dump the rows of all tokens of layers 0 to 1 next." in report
+    )
+    assert "not judged" in report.split("inputs")[-1]
+    assert "Dump the rows of all tokens of layer 0 next." in words(verdict(planted(sites(), named("kq-0"), leans=True)))
+
+
 def test_what_was_recorded_in_the_wrong_shape_is_not_asked_for_again() -> None:
     odd = [
         replace(s, status=Status.NOT_COMPARABLE, reason="shape") if s.site == Site(0, 1, "Kcur") else s for s in sites()
