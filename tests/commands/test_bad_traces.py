@@ -15,6 +15,7 @@ from firstdiff.runs import recording
 from firstdiff.runs.prompt import Input
 
 
+@pytest.mark.slow
 def test_a_trace_of_nan_everywhere_is_judged(firstdiff: Command, model: Path, trace: Path, tmp_path: Path) -> None:
     rewrite_trace(trace, tmp_path / "nan", lambda _, x: np.full_like(x, np.nan))
     ran = firstdiff("run", model, "--candidate", "nan", "--json")

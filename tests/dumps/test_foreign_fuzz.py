@@ -118,6 +118,7 @@ def test_any_npy_header_never_surprises(folder: Path, header: str, data: bytes, 
     read_or_refuse(folder / "h.npy")
 
 
+@pytest.mark.slow
 @FUZZ
 @given(text=st.text(st.sampled_from("0123456789.eE+-naif,;[]() \n\r\t#x_shape:dtyf…"), max_size=120))
 @example(text="# shape: " + "1x" * 90 + "1\n1")
@@ -166,6 +167,7 @@ def test_any_list_of_files_never_surprises(folder: Path, tensors: Any, names: An
 ANY_NAME = st.text(max_size=40) | st.text(st.sampled_from("abqk_.-/@ 0123{}step layer"), max_size=60)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(name=ANY_NAME)
 @example(name="Qcur" + "_AAA" * 60 + "x")

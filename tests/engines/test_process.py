@@ -151,6 +151,7 @@ def test_a_hang_is_ended_and_what_was_dumped_stays(engine: Engine) -> None:
     assert run.seconds < 10
 
 
+@pytest.mark.slow
 def test_a_hang_that_ignores_the_request_to_end_is_killed_with_its_children(engine: Engine) -> None:
     code = (
         DUMPS + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"

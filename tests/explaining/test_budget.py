@@ -105,6 +105,7 @@ def test_the_time_ends_inside_the_search_of_one_site(small: Model, trace: Trace)
     assert check is None
 
 
+@pytest.mark.slow
 def test_what_explains_when_the_time_ends_stands_and_is_doubted(small: Model, trace: Trace) -> None:
     needed = next(n for n in range(4, 400, 4) if explained_within(small, trace, n)[0][0].hypothesis == "rope-base")
     (explanation,), check = explained_within(small, trace, needed)

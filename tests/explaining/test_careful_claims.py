@@ -160,6 +160,7 @@ def test_parameters_of_what_was_not_recorded_are_fitted(
         assert explanation.attributes == pytest.approx(values, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_counter_check_sees_what_a_change_breaks(small: Model) -> None:
     """Q alone was made of a norm with another epsilon, which was not recorded: K and V were not."""
     right, _ = plant(small, PROMPT, decode=0)
@@ -171,6 +172,7 @@ def test_the_counter_check_sees_what_a_change_breaks(small: Model) -> None:
     assert {"Kcur-2", "Vcur-2"} <= set(map(str, verdict.counter_check.left))
 
 
+@pytest.mark.slow
 def test_the_counter_check_keeps_the_floor_of_what_storing_takes(small: Model) -> None:
     trace = planted(small, "softcap-added", None, cap=0.3)
     narrow = {s: np.array(trace[s]).astype(np.float16) for s in trace.sites()}

@@ -45,6 +45,7 @@ def judged(model: Model, *bugs: tuple[str, int | None], tokens: Sequence[int] = 
     return judge(model, trace)
 
 
+@pytest.mark.slow
 def test_the_same_fault_at_every_layer_is_one_explanation(small: Model) -> None:
     verdict = judged(small, ("rope-pairing", None), decode=1)
     (explanation,) = verdict.explanations
@@ -137,6 +138,7 @@ def test_of_a_row_that_was_recorded_alone_nothing_is_said_of_the_others(small: M
     assert not any(f"token {last}" in finding for finding in explanation.findings[:-1])
 
 
+@pytest.mark.slow
 def test_drift_is_of_the_recorded_row_alone(small: Model) -> None:
     trace, _ = plant(small, PROMPT, ("logit-scale", None), decode=0)
     logits = judge(small, last_rows(trace)).sites[-1]
@@ -252,6 +254,7 @@ def test_a_counter_check_claims_no_more_sites_than_were_compared(small: Model) -
     assert said in render(few, width=300)
 
 
+@pytest.mark.slow
 def test_a_single_token_leaves_rope_faults_alike_and_says_what_would_tell_them_apart(small: Model) -> None:
     verdict = judged(small, ("rope-position", 2), tokens=PROMPT[:4], decode=1)
     explanation = verdict.explanations[0]
@@ -332,6 +335,7 @@ def test_what_tells_two_hypotheses_apart_is_said(
     assert told_apart(small, call, fault(one), fault(other)).startswith(says)
 
 
+@pytest.mark.slow
 def test_an_offset_of_q_and_k_alike_is_said_to_be_harmless(small: Model) -> None:
     explanation = judged(small, ("rope-offset", None)).explanations[0]
     assert explanation.hypothesis == "rope-offset"
@@ -412,6 +416,7 @@ def test_explanations_are_json_too(firstdiff: Command, run_folder: Path) -> None
     assert set(record) == set(Explanation.__dataclass_fields__)
 
 
+@pytest.mark.slow
 def test_the_same_trace_is_explained_in_the_same_bytes(small: Model) -> None:
     trace, _ = plant(small, PROMPT, ("rope-base", 1), ("nibble-order", 3), decode=0)
     assert judge(small, trace).to_json() == judge(small, trace).to_json()

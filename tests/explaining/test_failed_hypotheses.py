@@ -77,6 +77,7 @@ def test_what_fails_is_noted_and_all_else_is_as_without_it(
     assert list(recwarn) == []
 
 
+@pytest.mark.slow
 def test_what_fails_in_a_pair_only_is_noted_with_both(small: Model) -> None:
     """The second of a pair runs on the call that the first has made."""
 

@@ -70,6 +70,7 @@ def run_of(model: Model, decoded: int) -> Trace:
     return writer.trace()
 
 
+@pytest.mark.slow
 def test_positions_that_jump_in_the_middle_are_one_fault(small: Model) -> None:
     verdict = judge(small, run_of(small, 2), table=TABLE | ANY_OFFSET)
     (explanation,) = verdict.explanations
@@ -81,6 +82,7 @@ def test_positions_that_jump_in_the_middle_are_one_fault(small: Model) -> None:
     assert verdict.counter_check.agrees
 
 
+@pytest.mark.slow
 def test_of_readings_that_fit_alike_the_one_without_a_fitted_number_comes_first(small: Model) -> None:
     (explanation,) = judge(small, run_of(small, 1), table=TABLE | ANY_OFFSET).explanations
     assert (explanation.hypothesis, explanation.attributes) == ("rope-offset", {"offset": JUMP})
@@ -207,6 +209,7 @@ def test_where_the_same_fault_would_show_nothing_is_said_of_it(small: Model) -> 
 # Passes
 
 
+@pytest.mark.slow
 def test_explaining_reads_every_weight_once_and_that_for_the_counter_check(
     small: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,7 @@ def test_a_number_is_sought_in_the_rows_that_were_recorded(
     assert found.attributes == values
 
 
+@pytest.mark.slow
 def test_a_number_too_small_to_show_is_called_that(small: Model) -> None:
     found = explained(small, "norm-eps", np.float32, eps=1e-13)
     assert found.attributes == {"eps": 0.0}

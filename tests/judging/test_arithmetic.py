@@ -261,6 +261,7 @@ def test_a_stated_way_of_holding_weights_is_tried_first(small: Model, monkeypatc
     assert (verdict.verdict, verdict.notes, verdict.arithmetic["held"]) == ("agrees", (), "f16")
 
 
+@pytest.mark.slow
 def test_a_stated_arithmetic_that_other_numbers_contradict_is_told(small: Model) -> None:
     trace = dump(small, PROMPT, arithmetic=arithmetic_named("f32+held=bf16"))
     for says, notes in (

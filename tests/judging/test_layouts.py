@@ -54,6 +54,7 @@ def test_a_permutation_that_one_layer_needs_is_a_finding(model: Model) -> None:
     assert verdict.layouts == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bug", ["rope-pairing", "norm-weight-missing", "weight-reinterpreted", "gqa-map", "scale-missing"]
 )
@@ -64,6 +65,7 @@ def test_a_bug_at_every_layer_is_no_layout(model: Model, bug: str) -> None:
     assert [str(s.site) for s in verdict.diverging] == touched
 
 
+@pytest.mark.slow
 def test_fused_products_are_taken_apart(model: Model) -> None:
     trace, touched = plant(model, PROMPT, ("weight-swapped", 1), decode=1)
 

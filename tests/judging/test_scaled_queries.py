@@ -135,6 +135,7 @@ def test_a_fault_beside_it_is_named(models: dict[int, Model], bug: str, layer: i
     assert {e.hypothesis for e in verdict.explanations} == {bug}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["Qcur", "Qcur_rope"])
 def test_a_softmax_that_scales_once_more_is_named(models: dict[int, Model], at: str) -> None:
     verdict = judge(models[32], recorded(models[32], at=at, twice=True))
@@ -145,6 +146,7 @@ def test_a_softmax_that_scales_once_more_is_named(models: dict[int, Model], at: 
     assert explanation.extent == "kq_soft_max at every layer"
 
 
+@pytest.mark.slow
 def test_an_engine_without_the_scale_lacks_it(models: dict[int, Model]) -> None:
     verdict = judge(models[32], recorded(models[32], ("scale-missing", None), layers=()))
     assert verdict.layouts == {}
@@ -159,6 +161,7 @@ def test_some_layers_alone_are_a_fault(models: dict[int, Model], layers: tuple[i
     assert {s.layer for s in verdict.diverging if s.point == "Qcur_rope"} == set(layers)
 
 
+@pytest.mark.slow
 def test_some_steps_alone_are_a_fault(models: dict[int, Model]) -> None:
     verdict = judge(models[32], recorded(models[32], steps=(0, 1)))
     assert verdict.layouts == {}

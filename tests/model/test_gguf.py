@@ -219,6 +219,7 @@ def test_skipping_strings_past_the_end_of_the_file_is_refused(
         skip_strings(cursor, len(words), "the words")
 
 
+@pytest.mark.slow
 def test_a_vocabulary_of_many_windows_is_skipped_exactly(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     words = [

@@ -217,6 +217,7 @@ def test_every_bfloat16_is_right(ggml: Ggml) -> None:
     assert_same_bits(actual, gguf_dequantize(raw, BY_NAME["BF16"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_values_do_not_depend_on_how_the_bytes_lie_in_memory(name: str) -> None:
     kind = BY_NAME[name]

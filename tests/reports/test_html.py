@@ -55,6 +55,7 @@ def test_only_the_pages_own_script_may_run() -> None:
     assert re.search(r"script-src 'sha256-[A-Za-z0-9+/]{43}='(;|$)", policy)
 
 
+@pytest.mark.slow
 def test_smollm2s_page_has_less_than_1_mb() -> None:
     assert len(render(verdict(layers=30, steps=3, bug=17, details=True)).encode()) < 1e6
 

@@ -150,6 +150,7 @@ def test_notes_of_a_trace_reach_the_verdict(model: Model) -> None:
     assert verdict.notes == ("step 1 is unreadable", "witness: cut short")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "layer", "wrong"), [("f32", 1, {1}), ("f16", 1, {1}), ("f16", None, set())])
 def test_norms_in_bf16_are_a_fault_at_one_layer_and_an_engines_way_at_all(
     model: Model, dtype: str, layer: int | None, wrong: set[int]
