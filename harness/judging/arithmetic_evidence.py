@@ -117,12 +117,13 @@ def _most_at_floor(group: str, trials: Sequence[Trial], options: Sequence[str]) 
 
     One that stores its results has a high floor: it must be far below.
     """
-    fitting = {name: {t.site for t in trials if _clearly(group, name, t)} for name in options}
-    least = {t.site: SAME * min((e for n, e in t.errors.items() if t.site in fitting[n]), default=0.0) for t in trials}
-    nearest = {n: sum(t.site in fitting[n] and t.errors[n] <= least[t.site] for t in trials) for n in options}
+    # By the trial's number: of an embedding several rows are tried, at one site.
+    fitting = {name: {i for i, t in enumerate(trials) if _clearly(group, name, t)} for name in options}
+    least = [SAME * min((t.errors[n] for n in options if i in fitting[n]), default=0.0) for i, t in enumerate(trials)]
+    nearest = {n: sum(trials[i].errors[n] <= least[i] for i in fitting[n]) for n in options}
     best = max(options, key=lambda name: nearest[name])
-    others = max(len(sites - fitting[best]) for sites in fitting.values())
-    enough = nearest[best] >= HANDFUL or sum(_alone(best, t) for t in trials if t.site in fitting[best]) >= LAYERS
+    others = max(len(of - fitting[best]) for of in fitting.values())
+    enough = nearest[best] >= HANDFUL or sum(_alone(best, trials[i]) for i in fitting[best]) >= LAYERS
     return best if enough and (nearest[best] >= STRONG * others or prevails(best, trials)) else None
 
 
