@@ -262,6 +262,11 @@ EVERY_KIND = {
         steps=3,
         sites=tuple(wrong(s, op="rope") if str(s.site) == "k_cache-1@2" else s for s in sites(steps=3, drift=DRIFT)),
     ),
+    "reads rows that the dump lacks": verdict(
+        sites=tuple(
+            replace(wrong(s, op="scores"), leans=True) if str(s.site) == "kq-1" else s for s in sites(drift=DRIFT)
+        )
+    ),
     "unexplained": unexplained(),
     "beside": verdict(witness=Witness("mine", 80, (Site(0, 1, "Qcur_rope"), Site(0, 1, "Kcur_rope")), judged_too=True)),
     "incomparable": verdict(sites=tuple(map(unrecorded, sites(drift=DRIFT)))),
