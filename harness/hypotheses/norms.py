@@ -56,13 +56,24 @@ def _in_f16(order: str) -> Operation:
 
 
 def _dense(change: Operation) -> Change:
-    """Changes the numbers of a norm's weight, as the engine holds them."""
+    """Changes the numbers of a norm's weight: as the engine holds them, or before it `rounded` them to that."""
 
-    def changed(call: Call, scene: Scene, _values: Values) -> Call | None:
+    def changed(call: Call, scene: Scene, values: Values) -> Call | None:
         weight = call.held_in(scene.arithmetic).argument("weight")
-        return None if weight is None else call.with_arguments(weight=replace(weight, dense=change(weight.values())))
+        if weight is None:
+            return None
+        kind, first = weight.held, replace(weight, held=None) if values.get("rounded") else weight
+        return call.with_arguments(weight=replace(first, dense=change(first.values())).held_in(kind))
 
     return changed
+
+
+def _when_rounded(call: Call, scene: Scene, _observed: Array | None) -> Iterator[Values]:
+    """Whether a weight is changed as it is held, or before that: the same where it is held as the file has it."""
+    yield {}
+    weight = call.held_in(scene.arithmetic).argument("weight")
+    if weight is not None and weight.held is not None:
+        yield {"rounded": "afterwards"}
 
 
 def _op(op: Operation) -> Change:
@@ -154,6 +165,8 @@ TABLE = (
         "1 added to the norm's weight",
         "use the weight as it is: GGUF's conversion has added Gemma's 1 already",
         _dense(lambda w: w + 1),
+        _when_rounded,
+        "1 added to the norm's weight before it was rounded",
         source="vllm-project/vllm#31464",
     ),
     Hypothesis(
@@ -169,6 +182,8 @@ TABLE = (
         "the norm's weight multiplied in twice",
         "multiply by the norm's weight once",
         _dense(np.square),
+        _when_rounded,
+        "the norm's weight multiplied in twice, squared before it was rounded",
     ),
     Hypothesis(
         "norm-sum",
