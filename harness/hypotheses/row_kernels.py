@@ -35,12 +35,12 @@ def _viewed(call: Call, scene: Scene, values: Values) -> Call | None:
     if other is None:
         return None
 
-    def norm(x: Array, weight: Weight, *, eps: float, arithmetic: Arithmetic) -> Array:
+    def norm(x: Array, weight: Weight, *, eps: float, other: Weight, arithmetic: Arithmetic) -> Array:
         y = rms_norm(x, weight, eps=eps, arithmetic=arithmetic)
         y[first:] = rms_norm(x[first:], other, eps=eps, arithmetic=arithmetic)
         return y
 
-    return with_op(call, Derived(rms_norm, norm))
+    return with_op(call, Derived(rms_norm, norm), other=other)
 
 
 def _read_at(weight: Weight, scene: Scene, by: int, beyond: str) -> Weight | None:
