@@ -26,12 +26,13 @@ BEFORE = rm -rf $(LEFTOVERS) $(VENV)/lib/python*/site-packages/firstdiff
 $(shell ls $(VENV)/lib/python*/site-packages/firstdiff/__init__.py >/dev/null 2>&1 || rm -f $(VENV)/package.stamp)
 
 .NOTPARALLEL:
-.PHONY: help demo quick test lint bench bench-diagnosis bench-trust clean
+.PHONY: help demo quick test sweeps lint bench bench-diagnosis bench-trust clean
 
 help:
 	@echo 'make demo    a real model, a planted bug, the whole report'
 	@echo 'make quick   the tests that need no llama.cpp, model, compiler, browser or torch: a minute'
 	@echo 'make test    all tests, two at a time; make test ARGS="-k rope" some of them, ARGS="-n0 --pdb" one at a time'
+	@echo 'make sweeps  all tests, and of those that ask the same of very many cases all of these: half an hour'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   benchmarks'
 	@echo 'make bench-diagnosis   every hypothesis planted everywhere (hours on two cores), clean engines, smallest changes seen'
@@ -46,6 +47,9 @@ quick: $(QUICK)/stamp
 
 test: $(VENV)/test.stamp $(VENV)/package.stamp
 	@$(RUN)/$(PYTEST) $(ARGS)
+
+sweeps: $(VENV)/test.stamp $(VENV)/package.stamp
+	@$(RUN)/$(PYTEST) --sweeps $(ARGS)
 
 lint: $(VENV)/lint.stamp $(VENV)/package.stamp
 	$(RUN)/ruff check .

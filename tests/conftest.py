@@ -4,6 +4,8 @@ A test has a mark without being given it where it or one of its fixtures takes t
 ``smollm2``, ``compiler``, ``browser``), and where its module imports torch or a builder that needs it at the top. All
 other marks are written at the test. ``--quick`` runs the tests that have none of these marks. `make quick` gives it to
 an environment where none of these things is installed: a test without its mark fails there.
+
+A test that asks the same of very many cases is marked ``sweep``: `make test` asks every fifth, `make sweeps` all.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -43,9 +46,14 @@ COMPILERS = {"cc", "gcc", "g++", "c++", "clang", "clang++", "rustc", "swiftc"}
 
 collect_ignore = ["sample_engine"]  # a repository of its own, that tests copy and run
 
+EVERY = 5
+"""Of a test marked ``sweep`` every fifth case is run, unless all are asked for. No list of which cases are combined
+has five entries or a multiple, so that each entry of a short one is met."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help=f"leave out the tests marked {', '.join(COSTLY)}")
+    parser.addoption("--sweeps", action="store_true", help=f"run all cases of a sweep, and not every {EVERY}th")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,6 +90,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_itemcollected(item: pytest.Item) -> None:
     for mark in _marks_of(item.path) | ({*COSTLY} & {*getattr(item, "fixturenames", ())}):
         item.add_marker(mark)
+
+
+@pytest.hookimpl(trylast=True)  # of the cases that are asked for by name
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("sweeps"):
+        return
+    met: Counter[str] = Counter()
+    left_out = []
+    for item in items:
+        if item.get_closest_marker("sweep") is not None:
+            test = item.nodeid.partition("[")[0]
+            left_out += [item] * (met[test] % EVERY > 0)
+            met[test] += 1
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in {*left_out}]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -198,6 +198,7 @@ ONCE_WRONG = [
 """Dumps of the bench of trust that were read wrongly once."""
 
 
+@pytest.mark.sweep
 @pytest.mark.llama
 @pytest.mark.torch
 @pytest.mark.slow

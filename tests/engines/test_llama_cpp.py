@@ -92,6 +92,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("kind", FILE_TYPES)
 def test_every_shape_agrees(tmp_path: Path, shape: dict[str, int], kind: str) -> None:

@@ -69,6 +69,7 @@ def test_what_is_planted_is_located_and_named(garden: Garden, id_: str) -> None:
     assert outcome.named[0] in {"named", "equivalent"}
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("id_", [i for i in TABLE if i not in UNSEEN])
 def test_a_fault_that_is_not_in_the_table_is_not_named_as_another(garden: Garden, id_: str) -> None:
     model, planted, kind = garden.plant(id_)
@@ -101,6 +102,7 @@ def of_architecture(name: str, folder: Path) -> Model:
     return open_model(tiny(name, folder, **shape, head_dim=32 if name == "qwen3" else 16))
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("id_", NOT_OF_BLOCKS)
 def test_what_is_planted_in_any_architecture_is_located_and_named(

@@ -104,6 +104,7 @@ def assert_named(theirs: tuple[Model, OwnLayout], id_: str, layer: int | None) -
     assert outcome.named[0] in {"named", "equivalent"}
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize(("id_", "layer"), OTHERS)
 def test_what_is_wrong_with_an_engine_in_another_order_is_named(

@@ -89,6 +89,7 @@ IN_LAYERS = [bug for bug in LOCATED if not TABLE[bug].outside_layers and bug != 
 OUTSIDE = [bug for bug in LOCATED if TABLE[bug].outside_layers]
 
 
+@pytest.mark.sweep
 @pytest.mark.smollm2
 @pytest.mark.parametrize(
     ("bug", "layer"), [(bug, layer) for bug in IN_LAYERS for layer in (0, 15, 29)] + [(bug, 0) for bug in OUTSIDE]

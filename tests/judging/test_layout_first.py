@@ -114,6 +114,7 @@ UNTOLD = "codes in another order", ("without products of Q and K", "without eith
 nothing tells."""
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("held", HELD)
 @pytest.mark.parametrize("order", ["the file's", "the other"])

@@ -27,6 +27,7 @@ def assert_same(verdict: Verdict, plain: Verdict) -> None:
     assert [s.status for s in verdict.sites] == [s.status for s in plain.sites]
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAYOUTS)
 @pytest.mark.parametrize("bug", [None, ("norm-weight-missing", 2), ("gqa-map", 1), ("rope-base", 3)])

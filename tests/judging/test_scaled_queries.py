@@ -198,6 +198,7 @@ def test_a_factor_on_q_and_k_is_no_scale(models: dict[int, Model], magnitude: fl
     assert told(verdict) == [("Qcur_rope and Kcur_rope at every layer", "rope-yarn-magnitude")]
 
 
+@pytest.mark.sweep
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", [16, 32, 128])
 @pytest.mark.parametrize("name", ["f16", "bf16", "f16-operands", "bf16-operands", "tf32", "ggml-cpu"])

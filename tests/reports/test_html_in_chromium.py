@@ -58,6 +58,7 @@ def opened(browser: Browser, tmp_path: Path) -> Iterator[Opened]:
     assert opener.complaints == []
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
 @pytest.mark.parametrize("kind", EVERY_KIND)

@@ -117,6 +117,7 @@ def test_the_clean_engine_agrees_on_a_real_model(bench: Path, tmp_path: Path) ->
     check_clean(compile_engine(bench), SMOLLM2, tmp_path, prompt)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("bug", "kind", "first"), BUGS)
 def test_a_bug_is_found_where_it_is(
     bug: str, kind: str, first: str, bench: Path, models: Mapping[str, Path], tmp_path: Path
