@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from builders.command_line import Command, assert_refused
 from builders.hypotheses import plant
 from builders.judging import going_on_with, judge
 from builders.models import synthetic
@@ -33,7 +31,7 @@ from firstdiff.preflight.weight_faults import wrong_weights
 from firstdiff.preflight.weight_readers import readers
 from firstdiff.preflight.weights import check_weights
 from firstdiff.reports.terminal import render
-from firstdiff.verdict import Explanation, Verdict
+from firstdiff.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
 LAYERS = 6
@@ -380,57 +378,10 @@ def test_a_dumped_weight_names_its_fault_exactly(small: Model, tmp_path: Path) -
     assert {id_: named for id_, named in found.items() if named != id_} == {}
 
 
-# The commands
-
-
-@pytest.fixture
-def run_folder(small: Model, tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    verdict = judged(small, ("rope-base", 1))
-    (folder / "verdict.json").write_text(verdict.to_json())
-    return folder
-
-
-def test_explain_shows_what_was_tried(firstdiff: Command, run_folder: Path) -> None:
-    for path in (run_folder, run_folder / "verdict.json"):
-        ran = firstdiff("explain", path, "Kcur_rope-1")
-        assert ran.code == 1
-        assert "rope base of 500000" in ran.out
-        assert "Tried at Qcur_rope-1" in ran.out
-        assert "rope-scale" in ran.out
-
-
-def test_explain_says_why_there_is_nothing_to_explain(firstdiff: Command, run_folder: Path) -> None:
-    assert "inherits: its own operation is right" in firstdiff("explain", run_folder, "kq-1").out
-    assert "agrees. Only what diverges is explained." in firstdiff("explain", run_folder, "embd").out
-
-
-def test_explain_refuses_a_site_that_is_none(firstdiff: Command, run_folder: Path) -> None:
-    assert_refused(firstdiff("explain", run_folder, "Kcur_rop-1"), 2, "Kcur_rop-1", "did you mean Kcur_rope-1?")
-
-
-def test_explanations_are_json_too(firstdiff: Command, run_folder: Path) -> None:
-    (record,) = json.loads(firstdiff("explain", run_folder, "--json").out)
-    assert record["hypothesis"] == "rope-base"
-    assert set(record) == set(Explanation.__dataclass_fields__)
-
-
 @pytest.mark.slow
 def test_the_same_trace_is_explained_in_the_same_bytes(small: Model) -> None:
     trace, _ = plant(small, PROMPT, ("rope-base", 1), ("nibble-order", 3), decode=0)
     assert judge(small, trace).to_json() == judge(small, trace).to_json()
-
-
-def test_hypotheses_lists_the_table_and_shows_one_in_full(firstdiff: Command) -> None:
-    listed = firstdiff("hypotheses")
-    assert listed.code == 0
-    assert all(id_ in listed.out for id_ in TABLE)
-    assert "token-double-bos" in listed.out
-    assert f"{len(TABLE)} hypotheses of tensors, and {len(TOKENS)} of tokens." in listed.out
-    one = firstdiff("hypotheses", "rope-pairing")
-    assert "half-split" in one.out
-    assert "kekzl/imp#503" in one.out
 
 
 def test_as_many_hypotheses_are_told_of_as_there_are() -> None:
@@ -438,10 +389,6 @@ def test_as_many_hypotheses_are_told_of_as_there_are() -> None:
     for text in (readme, changelog):
         assert re.findall(r"each of ([\d,]+)\s+hypotheses", text) == [str(len(TABLE))]
     assert re.findall(r"lists them, and ([\d,]+) of tokens", readme) == [str(len(TOKENS))]
-
-
-def test_a_hypothesis_that_is_none_is_refused(firstdiff: Command) -> None:
-    assert_refused(firstdiff("hypotheses", "rope-pairings"), 2, "rope-pairings", "did you mean rope-pairing?")
 
 
 def test_every_hypothesis_says_what_is_wrong_and_what_to_do() -> None:
