@@ -97,15 +97,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("sweeps"):
         return
     met: Counter[str] = Counter()
-    left_out = []
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for item in items:
+        of = kept
         if item.get_closest_marker("sweep") is not None:
             test = item.nodeid.partition("[")[0]
-            left_out += [item] * (met[test] % EVERY > 0)
+            of = left_out if met[test] % EVERY else kept
             met[test] += 1
+        of.append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in {*left_out}]
+        items[:] = kept
 
 
 @pytest.fixture(scope="session", autouse=True)

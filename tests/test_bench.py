@@ -191,7 +191,7 @@ ONCE_WRONG = [
     ("faults", 2420),  # a wrong layer of two, and another arithmetic in steps of one token
     ("faults", 159),  # a fault in rows that a dump of the last row lacks, which shows in the next layer's scores
     ("faults", 2402),  # operands in f16 or tf32 of one token, and faulty at every layer that could tell which
-    ("faults", 1490),  # an embedding of which no row is right: no arithmetic was found, and an error ended the verdict
+    ("faults", 1490),  # rows of an embedding that fit different arithmetics: an error ended the verdict
     ("faults", 674),  # 1 added to a norm's weight before it was rounded to bf16
     ("faults", 2900),  # a norm's weight read from another place, in an engine that holds weights in bf16
 ]

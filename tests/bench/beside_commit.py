@@ -1,7 +1,8 @@
 """How long `firstdiff run` takes with a candidate, beside an older commit: `python tests/bench/beside_commit.py REV`.
 
 Both judge the same dumps of SmolLM2, in turn, and processor time is counted. A part of it no verdict can do without:
-starting, opening the model and llama.cpp's own runs. ``firstdiff record`` does just that; the last column is without.
+starting, opening the model and llama.cpp's own runs. ``firstdiff record`` does just that: the last column
+is the ratio of what goes beyond it.
 """
 
 from __future__ import annotations
