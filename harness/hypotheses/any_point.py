@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, telling, with_op
+from firstdiff.hypotheses.products import rowwise
 from firstdiff.hypotheses.where import ANY
 from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic, Array
 from firstdiff.model.operations import Derived, Operation, linear
@@ -60,7 +61,8 @@ def _arithmetics(_call: Call, scene: Scene, _observed: Array | None) -> Iterator
 def _unwritten(call: Call, _scene: Scene, _values: Values) -> Call | None:
     if any(isinstance(x, np.ndarray) and not x.any() for x in call.inputs):
         return None  # zeros of zeros say nothing
-    return with_op(call, Derived(call.op, partial(_zero, call.op), sizes=np.zeros_like))
+    op = call.op
+    return with_op(call, Derived(op, partial(_zero, op), sizes=np.zeros_like, rowwise=rowwise(op)))
 
 
 def _zero(op: Operation, *inputs: object, arithmetic: Arithmetic, **attributes: object) -> Array:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from firstdiff.dumps.points import Kind
 from firstdiff.hypotheses.hypothesis import Apart, Hypothesis, Scene, Values
+from firstdiff.hypotheses.products import rowwise, spread
 from firstdiff.hypotheses.weights import named
 from firstdiff.hypotheses.where import LOGITS, PRODUCTS, Where
 from firstdiff.model.arithmetic import Array
@@ -22,6 +23,8 @@ JOINED = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
 """Weights that engines join into one product, in the order in which they join them."""
 
 ORDER = 2  # stage
+
+TOKENS = 8  # by which it is told how far rows were shifted
 
 
 def _transposed(call: Call, _scene: Scene, _values: Values) -> Call | None:
@@ -141,11 +144,17 @@ def _rolls(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[st
     if observed is None or scene.later is not None:
         return
     bias, rows = call.argument("bias"), call.argument("weight").shape[0]
-    known = np.nan_to_num(observed.reshape(len(observed), rows), posinf=0.0, neginf=0.0)
-    seen, right = (
-        np.asarray(y, np.float64).reshape(-1, rows) - (0.0 if bias is None else bias.values())
-        for y in (known, call.compute(scene.arithmetic))
-    )
+    known = np.asarray(observed, np.float64).reshape(-1, rows)
+    held = np.flatnonzero(np.isfinite(known).any(1))  # rows that were not recorded are NaN
+    if not len(held):
+        return
+    few = held[spread(len(held), TOKENS)]
+    fewer = call.with_arguments(x=np.ascontiguousarray(call.argument("x")[few])) if rowwise(call.op) else call
+    right = np.asarray(fewer.compute(scene.arithmetic), np.float64).reshape(-1, rows)
+    right = right if fewer is not call else right[few]
+    seen = np.nan_to_num(known[few], posinf=0.0, neginf=0.0)
+    if bias is not None:
+        seen, right = seen - bias.values(), right - bias.values()
     alike = np.fft.irfft((np.fft.rfft(seen) * np.fft.rfft(right).conj()).sum(0), rows)
     by = int(alike.argmax())
     if by not in (0, 1, rows - 1):
