@@ -1,5 +1,7 @@
 """Raw blocks of quantised weights taken apart: block scales, minima, scales of sub-blocks, bits of the codes.
 
+Which type has what where is in :mod:`firstdiff.model.block_layouts`.
+
 A `Layout` says where a type keeps each of them, and `Fields` are what was read; both are records that can be
 changed, which is how a decoder that reads blocks wrongly is written down. For values alone,
 `firstdiff.model.quants.dequantize` is the faster way.
@@ -11,11 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
-
-from firstdiff.model.quants import QuantType
 
 Bytes = npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.integer]
@@ -68,6 +69,34 @@ class Plane:
 
 
 @dataclass(frozen=True, slots=True)
+class Digits:
+    """Where a block of TQ1_0 keeps its ternary digits, several a byte.
+
+    A byte is a fraction of 256: times 3 the first digit is what is above, and the rest has the next ones.
+
+    Attributes
+    ----------
+    runs
+        First byte, bytes and digits a byte of each run. The first digits of a run's bytes come first, then the second
+        ones.
+    bits
+        As of a plane.
+    """
+
+    runs: tuple[tuple[int, int, int], ...]
+    bits: int = 2
+
+    def read(self, raw: Bytes) -> npt.NDArray[np.int8]:
+        """Every digit, int8 [block, digit], of blocks uint8 [block, byte]."""
+        found = [
+            (raw[:, start : start + nbytes] * np.uint8(3**n)).astype(np.uint16) * 3 >> 8
+            for start, nbytes, digits in self.runs
+            for n in range(digits)
+        ]
+        return np.hstack(found).astype(np.int8)
+
+
+@dataclass(frozen=True, slots=True)
 class Fields:
     """What blocks hold. ``value = d * scale * (code - offset)``, plus or minus the minimum ``m * min``.
 
@@ -83,10 +112,12 @@ class Fields:
         How far up `high` belongs.
     offset
         What is subtracted from a code.
+    table
+        The number that each code stands for, or None.
     m
         ``m`` of Q4_1 and Q5_1, which is added, or ``dmin`` of the K types, float32 [block].
     scales, mins
-        Of the K types, the integers of each sub-block, [block, sub-block].
+        The numbers of each sub-block, [block, sub-block]: integers, but in NVFP4.
     subtracted
         Whether the minimum is subtracted, as in the K types.
     """
@@ -100,6 +131,7 @@ class Fields:
     scales: Codes | None
     mins: Codes | None
     subtracted: bool
+    table: Floats | None = None
 
     @property
     def unsigned(self) -> Codes:
@@ -107,8 +139,10 @@ class Fields:
         return self.low if self.high is None else self.low | self.high << self.low_bits
 
     @property
-    def codes(self) -> Codes:
-        """Codes with the offset subtracted, [block, code]."""
+    def codes(self) -> Codes | Floats:
+        """Codes with the offset subtracted, or the numbers of the table that they stand for, [block, code]."""
+        if self.table is not None:
+            return self.table[self.unsigned]
         return self.unsigned - np.int8(self.offset) if self.offset else self.unsigned
 
     @property
@@ -132,16 +166,22 @@ class Fields:
         return y.reshape(codes.shape)
 
 
-def _times(d: Floats, integers: Codes | None) -> Floats:
-    """A block's number times the integers of its sub-blocks, float32 [block, sub-block]."""
+def _times(d: Floats, numbers: Codes | None) -> Floats:
+    """A block's number times those of its sub-blocks, float32 [block, sub-block]."""
     with np.errstate(all="ignore"):  # d may be infinite, or a signalling NaN
-        return d[:, None] if integers is None else d[:, None] * integers.astype(np.float32)
+        return d[:, None] if numbers is None else d[:, None] * numbers.astype(np.float32)
 
 
 def half(bits: npt.NDArray[np.uint16]) -> Floats:
     """Float16 of its bits, as float32 (``GGML_FP16_TO_FP32``)."""
     with np.errstate(invalid="ignore"):  # a signalling NaN
         return bits.view(np.float16).astype(np.float32)
+
+
+def looked_up(numbers: Floats) -> Unpack:
+    """Scales of sub-blocks that are a byte each, and stand for the numbers of a table."""
+    # The one kind of scales that are no integers.
+    return lambda packed: (cast("Codes", numbers[packed]), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,37 +191,44 @@ class Layout:
     Attributes
     ----------
     d, m
-        First byte of the block's scale and of its minimum's scale.
+        First byte of the block's scale and of its minimum's scale; None for a block without one, whose parts have.
     low, high
         The bits of the codes.
     offset
         What is subtracted from a code.
+    table
+        The number that each code stands for; None where it is the code less the offset.
     packed
         The bytes of the scales of sub-blocks.
     unpack
         Scales and minima of those bytes, uint8 [block, byte] to [block, sub-block].
     half
-        The numbers `d` and `m` of their 16 bits.
+        The numbers `d` and `m` of their 16 bits, or of their 8.
+    byte
+        Whether `d` is of one byte.
     """
 
-    d: int
-    low: Plane
+    d: int | None
+    low: Plane | Digits
     high: Plane | None = None
     m: int | None = None
     offset: int = 0
+    table: Floats | None = None
     packed: tuple[int, int] = (0, 0)
     unpack: Unpack | None = None
     half: Half = field(default=half)
+    byte: bool = False
 
     def fields(self, raw: Bytes) -> Fields:
         """Take blocks apart, uint8 [block, byte]."""
         scales, mins = (None, None) if self.unpack is None else self.unpack(raw[:, slice(*self.packed)])
         return Fields(
-            d=self._half(raw, self.d),
+            d=np.ones(len(raw), np.float32) if self.d is None else self._half(raw, self.d),
             low=self.low.read(raw),
             high=None if self.high is None else self.high.read(raw),
             low_bits=self.low.bits,
             offset=self.offset,
+            table=self.table,
             m=None if self.m is None else self._half(raw, self.m),
             scales=scales,
             mins=mins,
@@ -189,67 +236,6 @@ class Layout:
         )
 
     def _half(self, raw: Bytes, start: int) -> Floats:
-        return self.half(raw[:, start : start + 2].copy().view("<u2")[:, 0])
-
-
-def _unpack_q2_k(packed: Bytes) -> tuple[Codes, Codes | None]:
-    return packed & 15, packed >> 4
-
-
-def _unpack_q3_k(packed: Bytes) -> tuple[Codes, Codes | None]:
-    """16 scales of 6 bits: nibbles in 8 bytes, their upper 2 bits in 4, and 32 subtracted."""
-    low, high = Plane(0, 8, bits=4, width=8), Plane(8, 4, bits=2, width=4)
-    return (low.read(packed) | high.read(packed) << 4) - np.int8(32), None
-
-
-def _unpack_q4_k(packed: Bytes) -> tuple[Codes, Codes | None]:
-    """8 scales and 8 minima of 6 bits (``get_scale_min_k4``)."""
-    one, two, three = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.hstack([one & 63, three & 15 | one >> 6 << 4])
-    mins = np.hstack([two & 63, three >> 4 | two >> 6 << 4])
-    return scales, mins
-
-
-def _unpack_q6_k(packed: Bytes) -> tuple[Codes, Codes | None]:
-    return packed.view(np.int8), None
-
-
-LAYOUTS: dict[str, Layout] = {
-    "Q4_0": Layout(d=0, low=Plane(2, 16, bits=4, width=16), offset=8),
-    "Q4_1": Layout(d=0, m=2, low=Plane(4, 16, bits=4, width=16)),
-    "Q5_0": Layout(d=0, high=Plane(2, 4, bits=1, width=1), low=Plane(6, 16, bits=4, width=16), offset=16),
-    "Q5_1": Layout(d=0, m=2, high=Plane(4, 4, bits=1, width=1), low=Plane(8, 16, bits=4, width=16)),
-    "Q8_0": Layout(d=0, low=Plane(2, 32, bits=8, width=32)),
-    "Q2_K": Layout(packed=(0, 16), unpack=_unpack_q2_k, low=Plane(16, 64, bits=2, width=32), d=80, m=82),
-    "Q3_K": Layout(
-        high=Plane(0, 32, bits=1, width=32),
-        low=Plane(32, 64, bits=2, width=32),
-        packed=(96, 108),
-        unpack=_unpack_q3_k,
-        d=108,
-        offset=4,
-    ),
-    "Q4_K": Layout(d=0, m=2, packed=(4, 16), unpack=_unpack_q4_k, low=Plane(16, 128, bits=4, width=32)),
-    "Q5_K": Layout(
-        d=0,
-        m=2,
-        packed=(4, 16),
-        unpack=_unpack_q4_k,
-        high=Plane(16, 32, bits=1, width=32),
-        low=Plane(48, 128, bits=4, width=32),
-    ),
-    "Q6_K": Layout(
-        low=Plane(0, 128, bits=4, width=64),
-        high=Plane(128, 64, bits=2, width=32),
-        packed=(192, 208),
-        unpack=_unpack_q6_k,
-        d=208,
-        offset=32,
-    ),
-}
-"""The types whose values are a scale times a code: every quantised type that is supported."""
-
-
-def fields(raw: Bytes, kind: QuantType) -> Fields:
-    """Take whole blocks apart, uint8 [block, byte], of a type in `LAYOUTS`. Each block stands for itself."""
-    return LAYOUTS[kind.name].fields(raw)
+        return self.half(
+            raw[:, start].astype("<u2") if self.byte else raw[:, start : start + 2].copy().view("<u2")[:, 0]
+        )

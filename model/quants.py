@@ -41,75 +41,63 @@ class QuantType:
         Elements a block (``ggml_blck_size``).
     nbytes
         Bytes a block (``ggml_type_size``).
+    activations
+        The type that ggml's CPU backend rounds activations to before a product with a weight of this type
+        (``type_traits_cpu[].vec_dot_type`` in ggml/src/ggml-cpu/ggml-cpu.c); None for a type that weights cannot have.
     """
 
     name: str
     id: int
     block: int
     nbytes: int
+    activations: str | None = None
 
 
 # Numbers 4, 5, 31 to 33 and 36 to 38 belonged to types that ggml has removed.
 TYPES: dict[int, QuantType] = {
-    number: QuantType(name, number, block, nbytes)
-    for name, number, block, nbytes in [
-        ("F32", 0, 1, 4),
-        ("F16", 1, 1, 2),
-        ("Q4_0", 2, 32, 18),
-        ("Q4_1", 3, 32, 20),
-        ("Q5_0", 6, 32, 22),
-        ("Q5_1", 7, 32, 24),
-        ("Q8_0", 8, 32, 34),
-        ("Q8_1", 9, 32, 36),
-        ("Q2_K", 10, 256, 84),
-        ("Q3_K", 11, 256, 110),
-        ("Q4_K", 12, 256, 144),
-        ("Q5_K", 13, 256, 176),
-        ("Q6_K", 14, 256, 210),
-        ("Q8_K", 15, 256, 292),
-        ("IQ2_XXS", 16, 256, 66),
-        ("IQ2_XS", 17, 256, 74),
-        ("IQ3_XXS", 18, 256, 98),
-        ("IQ1_S", 19, 256, 50),
-        ("IQ4_NL", 20, 32, 18),
-        ("IQ3_S", 21, 256, 110),
-        ("IQ2_S", 22, 256, 82),
-        ("IQ4_XS", 23, 256, 136),
-        ("I8", 24, 1, 1),
-        ("I16", 25, 1, 2),
-        ("I32", 26, 1, 4),
-        ("I64", 27, 1, 8),
-        ("F64", 28, 1, 8),
-        ("IQ1_M", 29, 256, 56),
-        ("BF16", 30, 1, 2),
-        ("TQ1_0", 34, 256, 54),
-        ("TQ2_0", 35, 256, 66),
-        ("MXFP4", 39, 32, 17),
-        ("NVFP4", 40, 64, 36),
-        ("Q1_0", 41, 128, 18),
-        ("Q2_0", 42, 64, 18),
+    number: QuantType(name, number, block, nbytes, activations)
+    for name, number, block, nbytes, activations in [
+        ("F32", 0, 1, 4, "F32"),
+        ("F16", 1, 1, 2, "F16"),
+        ("Q4_0", 2, 32, 18, "Q8_0"),
+        ("Q4_1", 3, 32, 20, "Q8_1"),
+        ("Q5_0", 6, 32, 22, "Q8_0"),
+        ("Q5_1", 7, 32, 24, "Q8_1"),
+        ("Q8_0", 8, 32, 34, "Q8_0"),
+        ("Q8_1", 9, 32, 36, None),
+        ("Q2_K", 10, 256, 84, "Q8_K"),
+        ("Q3_K", 11, 256, 110, "Q8_K"),
+        ("Q4_K", 12, 256, 144, "Q8_K"),
+        ("Q5_K", 13, 256, 176, "Q8_K"),
+        ("Q6_K", 14, 256, 210, "Q8_K"),
+        ("Q8_K", 15, 256, 292, None),
+        ("IQ2_XXS", 16, 256, 66, "Q8_K"),
+        ("IQ2_XS", 17, 256, 74, "Q8_K"),
+        ("IQ3_XXS", 18, 256, 98, "Q8_K"),
+        ("IQ1_S", 19, 256, 50, "Q8_K"),
+        ("IQ4_NL", 20, 32, 18, "Q8_0"),
+        ("IQ3_S", 21, 256, 110, "Q8_K"),
+        ("IQ2_S", 22, 256, 82, "Q8_K"),
+        ("IQ4_XS", 23, 256, 136, "Q8_K"),
+        ("I8", 24, 1, 1, None),
+        ("I16", 25, 1, 2, None),
+        ("I32", 26, 1, 4, None),
+        ("I64", 27, 1, 8, None),
+        ("F64", 28, 1, 8, None),
+        ("IQ1_M", 29, 256, 56, "Q8_K"),
+        ("BF16", 30, 1, 2, "BF16"),
+        ("TQ1_0", 34, 256, 54, "Q8_K"),
+        ("TQ2_0", 35, 256, 66, "Q8_K"),
+        ("MXFP4", 39, 32, 17, "Q8_0"),
+        ("NVFP4", 40, 64, 36, "Q8_0"),
+        ("Q1_0", 41, 128, 18, "Q8_0"),
+        ("Q2_0", 42, 64, 18, "Q8_0"),
     ]
 }
 BY_NAME: dict[str, QuantType] = {kind.name: kind for kind in TYPES.values()}
 
-# What ggml's CPU backend rounds activations to before a product with a weight of this type
-# (``type_traits_cpu[].vec_dot_type`` in ggml/src/ggml-cpu/ggml-cpu.c).
-_ACTIVATIONS = {
-    "F32": "F32",
-    "F16": "F16",
-    "BF16": "BF16",
-    "Q4_0": "Q8_0",
-    "Q4_1": "Q8_1",
-    "Q5_0": "Q8_0",
-    "Q5_1": "Q8_1",
-    "Q8_0": "Q8_0",
-    "Q2_K": "Q8_K",
-    "Q3_K": "Q8_K",
-    "Q4_K": "Q8_K",
-    "Q5_K": "Q8_K",
-    "Q6_K": "Q8_K",
-}
-SUPPORTED: frozenset[str] = frozenset(_ACTIVATIONS)
+SUPPORTED: frozenset[str] = frozenset(kind.name for kind in TYPES.values() if kind.activations is not None)
+"""The types that weights can have."""
 
 # Output elements from which a second thread pays: 1 Mi of them take one thread about 0.7 ms, and a thread
 # starts in about 0.1 ms. More than two threads only wait for memory.
@@ -169,7 +157,7 @@ def minima(raw: Bytes, kind: QuantType) -> Floats:
     ModelError
         If `kind` has no such minimum, or if `raw` does not end with a block.
     """
-    if _ACTIVATIONS.get(kind.name) != "Q8_1":
+    if kind.activations != "Q8_1":
         raise ModelError(f"type {kind.name} keeps no minimum a block; Q4_1 and Q5_1 do")
     _check(raw, kind)
     stored = raw.reshape(-1, kind.nbytes)[:, 2:4].copy()
@@ -179,8 +167,8 @@ def minima(raw: Bytes, kind: QuantType) -> Floats:
 def round_activations(x: Floats, weight: QuantType) -> tuple[Floats, Floats | None]:
     """Round activations as ggml's CPU backend does before a product with a weight of this type.
 
-    F16 and BF16 weights round to that type, Q4_0, Q5_0 and Q8_0 to Q8_0 blocks, Q4_1 and Q5_1 to Q8_1, the K
-    types to Q8_K (``from_float`` of ``type_traits_cpu[weight].vec_dot_type``). x86-64 and aarch64 differ in
+    F16 and BF16 weights round to that type, Q4_1 and Q5_1 to Q8_1 blocks, other types of small blocks to Q8_0, types
+    of blocks of 256 to Q8_K (``from_float`` of ``type_traits_cpu[weight].vec_dot_type``). x86-64 and aarch64 differ in
     one division, and the machine's own way is taken. Where ggml gives arbitrary codes to a block that holds
     NaN or an infinity, the whole block is NaN here.
 
@@ -205,8 +193,7 @@ def round_activations(x: Floats, weight: QuantType) -> tuple[Floats, Floats | No
     ModelError
         If `weight` is not supported, or if n is no multiple of the block.
     """
-    _check_supported(weight)
-    target = _ACTIVATIONS[weight.name]
+    target = _supported(weight)
     if x.shape[-1] % BY_NAME[target].block:
         raise ModelError(
             f"a product with a {weight.name} weight takes rows of a multiple of {BY_NAME[target].block} "
@@ -261,13 +248,15 @@ def _round_q8_k(x: Floats) -> Floats:
     return (codes * d).reshape(x.shape)
 
 
-def _check_supported(kind: QuantType) -> None:
-    if kind.name not in SUPPORTED:
-        raise ModelError(f"type {kind.name} is not supported; supported are {', '.join(_ACTIVATIONS)}")
+def _supported(kind: QuantType) -> str:
+    """Return what activations are rounded to for a type."""
+    if kind.activations is None:
+        raise ModelError(f"type {kind.name} is not supported; supported are {', '.join(sorted(SUPPORTED))}")
+    return kind.activations
 
 
 def _check(raw: Bytes, kind: QuantType) -> None:
-    _check_supported(kind)
+    _supported(kind)
     if raw.ndim != 1 or raw.dtype != np.uint8 or not raw.flags.c_contiguous:
         raise ValueError(f"raw must be a contiguous uint8 array of one dimension, not {raw.dtype} {raw.shape}")
     if raw.size % kind.nbytes:

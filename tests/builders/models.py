@@ -12,10 +12,13 @@ from typing import Any
 import gguf
 import numpy as np
 
+from firstdiff.engines import ggml
 from firstdiff.engines.ggml import bindings
 from firstdiff.engines.llamacpp import LlamaCpp
-from firstdiff.model.blocks import LAYOUTS
+from firstdiff.model.block_layouts import LAYOUTS
 from firstdiff.model.gguf import open_gguf
+from firstdiff.model.grid_blocks import GRIDS
+from firstdiff.model.quants import BY_NAME, QuantType
 from firstdiff.model.synthetic import (
     ALIGNMENT,
     Llama,
@@ -113,6 +116,36 @@ def in_blocks(kind: str, folder: Path, **shape: Any) -> Path:
     return synthetic(folder / f"{kind}.gguf", llama, tensors=blocks)
 
 
+def ggml_blocks(values: Array, kind: QuantType) -> Bytes:
+    """Rows of float32, [row, n], as ggml quantises them; where it asks how much each column counts, all alike."""
+    lib = ggml.library()
+    lib.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+    lib.ggml_quantize_chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    values = np.ascontiguousarray(values, np.float32)
+    raw = np.empty(values.size // kind.block * kind.nbytes, np.uint8)
+    ones = np.ones(values.shape[1], np.float32)
+    columns = ones.ctypes.data if lib.ggml_quantize_requires_imatrix(kind.id) else None
+    written = lib.ggml_quantize_chunk(kind.id, values.ctypes.data, raw.ctypes.data, 0, *values.shape, columns)
+    assert written == raw.size
+    return raw
+
+
+def in_blocks_of_ggml(kind: str, folder: Path, **shape: Any) -> Path:
+    """A synthetic llama, its matrices of one type, quantised by ggml: types too that llama.cpp's quantiser mixes.
+
+    Some rows are so small that float16 scales of their blocks are subnormal.
+    """
+    llama, type_ = Llama(**shape), BY_NAME[kind]
+    blocks = {}
+    for name, x in llama_tensors(llama):
+        if x.ndim == 2:
+            x[::8] *= 0.01
+            x[4::8] *= 1e-4
+            blocks[name] = Stored(x.shape[::-1], type_.id, ggml_blocks(x, type_).tobytes())
+    return synthetic(folder / f"{kind}.gguf", llama, tensors=blocks)
+
+
 def quantised(path: Path, file_type: int, out: Path, *, pure: bool = True) -> Path:
     """A file quantised by llama.cpp's own quantiser, every weight to one type (`pure`) or mixed as it does."""
     llama = bindings()
@@ -128,29 +161,26 @@ def quantised(path: Path, file_type: int, out: Path, *, pure: bool = True) -> Pa
 
 WEIGHT = "blk.0.ffn_down.weight"
 ROW = 512  # two blocks of a K type
-KINDS = ("F32", "F16", "BF16", *LAYOUTS)
+KINDS = ("F32", "F16", "BF16", *LAYOUTS, *GRIDS)
 
 
 def quantised_weights(folder: Path) -> dict[str, Bytes]:
     """The bytes of one weight by the type that it was quantised to."""
-    path = _rescaled(synthetic(folder, n_layer=1, n_ff=ROW))
-    found = {}
-    for kind in KINDS:
-        opened = open_gguf(quantised(path, FILE_TYPES[kind], folder / f"{kind}.gguf"))
-        assert opened.tensors[WEIGHT].type.name == kind
-        found[kind] = opened.raw(WEIGHT)
-    return found
+    opened = open_gguf(_rescaled(synthetic(folder, n_layer=1, n_ff=ROW)))
+    values = opened.raw(WEIGHT).view(np.float32).reshape(-1, ROW)
+    return {kind: ggml_blocks(values, BY_NAME[kind]) for kind in KINDS}
 
 
 def _rescaled(path: Path) -> Path:
-    """Rows of the weight by turns 1e-4 times, 30 times and once what they were.
+    """Rows of the weight by turns 1e-4 times, 30 times, a hundredth and once what they were.
 
-    The first have subnormal scales in all types but Q6_K, whose scales are zero there and subnormal in the last.
+    The first have subnormal scales in most types, the third in IQ3, the last in Q6_K.
     """
     info = open_gguf(path).tensors[WEIGHT]
     raw = bytearray(path.read_bytes())
     values = np.frombuffer(raw, np.float32, info.nbytes // 4, info.offset).reshape(info.shape)
-    values[::3] *= 1e-4
-    values[1::3] *= 30
+    values[::4] *= 1e-4
+    values[1::4] *= 30
+    values[2::4] *= 0.01
     path.write_bytes(raw)
     return path

@@ -9,7 +9,7 @@ import pytest
 
 from builders.engines import recorded_by_llama_cpp
 from builders.judging import replayed
-from builders.models import FILE_TYPES, MIXED, SMOLLM2, in_blocks, quantised, synthetic
+from builders.models import FILE_TYPES, MIXED, SMOLLM2, in_blocks, in_blocks_of_ggml, quantised, synthetic
 from builders.tiny_models import tiny
 from builders.traces import MemoryWriter
 from firstdiff.dumps import Site, Trace, TraceWriter
@@ -19,6 +19,7 @@ from firstdiff.model.arithmetic import GGML_CPU
 from firstdiff.model.dense import NODES
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.gguf import open_gguf
+from firstdiff.model.quants import SUPPORTED
 from firstdiff.verdict import SiteVerdict, Status
 
 pytestmark = pytest.mark.llama
@@ -110,6 +111,14 @@ def test_every_quantisation_type_agrees(tmp_path: Path, kind: str) -> None:
     path = quantised(path, FILE_TYPES[kind], tmp_path / "quantised.gguf")
     model = open_model(path)
     assert model.gguf.tensors["blk.1.ffn_down.weight"].type.name == kind
+    trace, _ = recorded_by_llama_cpp(path, tmp_path / "trace", [1, *range(260, 290)], decode=3)
+    assert_all_agree(model, trace, replayed(model, trace, GGML_CPU))
+
+
+@pytest.mark.parametrize("kind", sorted(SUPPORTED - FILE_TYPES.keys()))
+def test_every_type_of_few_bits_agrees(tmp_path: Path, kind: str) -> None:
+    path = in_blocks_of_ggml(kind, tmp_path, n_layer=2, n_embd=512, n_head=8, n_head_kv=2, head_dim=64, n_ff=1024)
+    model = open_model(path)
     trace, _ = recorded_by_llama_cpp(path, tmp_path / "trace", [1, *range(260, 290)], decode=3)
     assert_all_agree(model, trace, replayed(model, trace, GGML_CPU))
 

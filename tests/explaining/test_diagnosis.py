@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,19 +11,23 @@ import pytest
 
 from builders.judging import judge
 from builders.known_faults import SHAPES, Plant, held, places, plant_known, tokens_of
-from builders.models import FILE_TYPES, MIXED, quantised, synthetic
+from builders.models import FILE_TYPES, MIXED, in_blocks_of_ggml, quantised, synthetic
 from builders.tiny_models import tiny
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.blocks import table as blocks
+from firstdiff.hypotheses.blocks.buffers import BUFFER_FAULTS
+from firstdiff.hypotheses.blocks.faults import BLOCK_FAULTS
 from firstdiff.hypotheses.planting import Planted
 from firstdiff.hypotheses.where import Where
 from firstdiff.model.engine import ARCHITECTURES, Model, open_model
+from firstdiff.model.grid_blocks import GRIDS
 from firstdiff.model.operations import rms_norm
 from firstdiff.model.synthetic import Llama
 
-KINDS = ("Q4_1", "Q8_0", "Q4_K_M", "Q6_K", "Q3_K", "F16", "Q5_K_M", "BF16")
+KINDS = ("Q4_1", "Q8_0", "Q4_K_M", "Q6_K", "Q3_K", "F16", "Q5_K_M", "BF16", "MXFP4", "TQ2_0", "IQ3_XXS")
 """Models that every hypothesis applies to one of, small ones with every weight type that faults are known of."""
 
+FEW_BITS = ("Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", *GRIDS)
 UNSEEN = {
     "softmax-no-max": "it changes nothing below scores of 88: see test_a_softmax_without_its_maximum",
 }
@@ -36,21 +41,23 @@ class Garden:
         self.model = cache(self._model)
 
     def _model(self, kind: str) -> Model:
+        if kind in FEW_BITS:
+            return open_model(in_blocks_of_ggml(kind, self._folder, n_layer=4))
         shape = SHAPES.get(kind, Llama(n_layer=4, biases=kind == "Q4_1"))
         plain = synthetic(self._folder / f"{kind}.f32.gguf", shape)
         types = FILE_TYPES | MIXED
         path = quantised(plain, types[kind], self._folder / f"{kind}.gguf", pure=kind not in MIXED)
         return open_model(path)
 
-    def plant(self, id_: str) -> tuple[Model, Plant, str]:
+    def plant(self, id_: str, kinds: Sequence[str] = KINDS) -> tuple[Model, Plant, str]:
         """A fault in the middle of the first model that it applies to."""
-        for kind in KINDS:
+        for kind in kinds:
             model = self.model(kind)
             where, layer = next((w, n) for w, n in places(TABLE[id_], model).items() if w in ("middle", "outside"))
             planted = plant_known(model, tokens_of(kind), [Planted(TABLE[id_], layer)], where)
             if planted is not None and max(planted.changes.values()) > 3.5e-6:
                 return model, planted, kind
-        raise AssertionError(f"{id_} applies to none of {KINDS}")
+        raise AssertionError(f"{id_} applies to none of {kinds}")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +85,22 @@ def test_a_fault_that_is_not_in_the_table_is_not_named_as_another(garden: Garden
     outcome = held(model, planted, "f32", name=kind, table=table, pairs=0)
     assert outcome.site
     assert outcome.named[0] in {"described", "equivalent"}
+
+
+WAYS_OF_FEW_BITS = [
+    (kind, id_)
+    for kind in FEW_BITS
+    for id_, fault in {**BLOCK_FAULTS, **BUFFER_FAULTS}.items()
+    if any(kind in way.kinds for way in fault.ways)
+]
+
+
+@pytest.mark.parametrize(("kind", "id_"), WAYS_OF_FEW_BITS)
+def test_what_is_wrong_with_blocks_of_few_bits_is_named(garden: Garden, kind: str, id_: str) -> None:
+    model, planted, _ = garden.plant(id_, (kind,))
+    outcome = held(model, planted, "f32", name=kind)
+    assert (outcome.visible, outcome.site, outcome.found, outcome.accused) == (True, True, 1, ())
+    assert outcome.named[0] in {"named", "equivalent"}
 
 
 # Other architectures, which weights and their blocks know nothing of

@@ -46,7 +46,10 @@ TOUCHING = [
     if h.where.ops is not None and WORKING_ON_HEADS.intersection(h.where.ops) and not h.outside_layers
 ]
 OF_BLOCKS = [id_ for id_ in TOUCHING if TABLE[id_] in blocks.TABLE]
-ELSEWHERE = {"code-unsigned", "field-order", "bf16-as-half", "block-size", "header-length"}
+ELSEWHERE = {
+    *("code-unsigned", "field-order", "bf16-as-half", "block-size", "header-length"),
+    *("code-table", "digit-order", "scale-exponent", "grid-entry", "sign-mask", "grid-scale"),
+}
 """Faults of blocks that the types of Q4_K_M do not have."""
 
 READ_OTHERWISE = {("qk-permutation", None), ("rope-order", LAYER), ("rope-order", None)}

@@ -7,25 +7,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firstdiff.model.blocks import LAYOUTS, fields
-from firstdiff.model.quants import BY_NAME, SUPPORTED, dequantize
+from firstdiff.model.block_layouts import LAYOUTS, fields
+from firstdiff.model.blocks import Fields
+from firstdiff.model.grid_blocks import GRIDS, GridFields, grid_fields
+from firstdiff.model.quants import BY_NAME, SUPPORTED, QuantType, dequantize
 
 
 def random_blocks(name: str, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.random.default_rng(3).integers(0, 256, (count, BY_NAME[name].nbytes), np.uint8)
 
 
+def taken_apart(raw: np.ndarray[Any, np.dtype[np.uint8]], kind: QuantType) -> Fields | GridFields:
+    return fields(raw, kind) if kind.name in LAYOUTS else grid_fields(raw, kind)
+
+
 def test_every_supported_quantised_type_has_a_layout() -> None:
-    assert set(LAYOUTS) == {name for name in SUPPORTED if name.startswith("Q")}
+    assert {*LAYOUTS, *GRIDS} == SUPPORTED - {"F32", "F16", "BF16"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [*LAYOUTS, *GRIDS])
 def test_values_are_equal_to_the_bit(name: str) -> None:
     kind, raw = BY_NAME[name], random_blocks(name, 4096)  # any bits are a scale: NaN, infinite, subnormal
     expected = dequantize(raw.reshape(-1), kind).reshape(-1, kind.block)
 
-    values = fields(raw, kind).values()
+    values = taken_apart(raw, kind).values()
 
     assert values.dtype == np.float32
     finite = ~np.isnan(expected)
@@ -39,16 +45,20 @@ def test_fields_are_the_parts_of_the_values(name: str) -> None:
     found = fields(random_blocks(name, 64), kind)
 
     assert found.codes.shape == (64, kind.block)
-    assert found.codes.min() >= -(1 << 7 if name == "Q8_0" else found.offset)
-    bits = int(name[1])
-    assert int(found.unsigned.max()) == (127 if name == "Q8_0" else (1 << bits) - 1)
+    if found.table is None:
+        assert found.codes.min() >= -(1 << 7 if name == "Q8_0" else found.offset)
+    else:
+        assert set(np.unique(found.codes)) == set(found.table.tolist())
+    most = {"Q8_0": 127, "TQ1_0": 2, "TQ2_0": 3}
+    bits = 4 if "4" in name else int(name[1]) if name.startswith("Q") else 0
+    assert int(found.unsigned.max()) == most.get(name, (1 << bits) - 1)
     assert kind.block % found.scale.shape[1] == 0
     assert (found.minimum is not None) == (name in {"Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"})
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", [*LAYOUTS, *GRIDS])
 def test_a_run_of_blocks_is_the_run_of_their_values(name: str) -> None:
     kind, raw = BY_NAME[name], random_blocks(name, 9)
-    whole = fields(raw, kind).values()
-    np.testing.assert_array_equal(fields(raw[2:5], kind).values(), whole[2:5])
-    assert fields(raw[:0], kind).values().shape == (0, kind.block)
+    whole = taken_apart(raw, kind).values()
+    np.testing.assert_array_equal(taken_apart(raw[2:5], kind).values(), whole[2:5])
+    assert taken_apart(raw[:0], kind).values().shape == (0, kind.block)

@@ -35,6 +35,18 @@ HALVES = {
     "Q4_K": [0, 2],
     "Q5_K": [0, 2],
     "Q6_K": [208],
+    "IQ1_S": [0],
+    "IQ2_XXS": [0],
+    "IQ2_XS": [0],
+    "IQ2_S": [0],
+    "IQ3_XXS": [0],
+    "IQ3_S": [0],
+    "IQ4_NL": [0],
+    "IQ4_XS": [0],
+    "TQ1_0": [52],
+    "TQ2_0": [64],
+    "Q1_0": [0],
+    "Q2_0": [0],
 }
 # How ggml stores rounded activations (ggml-common.h).
 ACTIVATIONS = {
@@ -82,6 +94,7 @@ class Ggml:
         self.base.ggml_blck_size.restype = ctypes.c_int64
         self.base.ggml_type_size.restype = ctypes.c_size_t
         self.base.ggml_get_type_traits.restype = ctypes.POINTER(TypeTraits)
+        self.base.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
         self.base.ggml_quantize_chunk.restype = ctypes.c_size_t
         self.base.ggml_quantize_chunk.argtypes = [
             ctypes.c_int,
@@ -105,7 +118,9 @@ class Ggml:
     def quantize(self, values: Any, kind: QuantType) -> Any:
         """Return float32 [rows, n] as whole blocks."""
         raw = np.empty(values.size // kind.block * kind.nbytes, np.uint8)
-        written = self.base.ggml_quantize_chunk(kind.id, values.ctypes.data, raw.ctypes.data, 0, *values.shape, None)
+        weights = np.ones(values.shape[1], np.float32)  # of each column: some types must have them
+        matrix = weights.ctypes.data if self.base.ggml_quantize_requires_imatrix(kind.id) else None
+        written = self.base.ggml_quantize_chunk(kind.id, values.ctypes.data, raw.ctypes.data, 0, *values.shape, matrix)
         assert written == raw.size
         return raw
 
@@ -130,9 +145,14 @@ def ggml(llama: None) -> Ggml:
     return Ggml(Path(found.origin).parent / "lib")
 
 
-def gguf_dequantize(raw: Any, kind: QuantType) -> Any:
+def assert_same_bits_as_gguf(actual: Any, raw: Any, kind: QuantType) -> None:
     with np.errstate(all="ignore"):
-        return gguf.dequantize(raw, gguf.GGMLQuantizationType(kind.id))
+        try:
+            expected = gguf.dequantize(raw, gguf.GGMLQuantizationType(kind.id))
+        except (NotImplementedError, ValueError):
+            assert kind.name in ("Q1_0", "Q2_0")  # which are newer than the package
+            return
+    assert_same_bits(actual, expected)
 
 
 def random_blocks(kind: QuantType, count: int) -> Any:
@@ -172,9 +192,9 @@ def test_quantised_values_are_llama_cpps_and_ggufs(name: str, ggml: Ggml) -> Non
     actual = dequantize(raw, kind)
 
     assert_same_bits(actual, ggml.dequantize(raw, kind))
-    assert_same_bits(actual, gguf_dequantize(raw, kind))
-    # Two bits keep the sign and a little more; that the rest is right is said above.
-    assert np.abs(actual - values.ravel()).max() < 2
+    assert_same_bits_as_gguf(actual, raw, kind)
+    # One bit keeps the sign alone; that the rest is right is said above.
+    assert np.corrcoef(actual, values.ravel())[0, 1] > 0.5
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -188,7 +208,7 @@ def test_any_bytes_are_what_llama_cpp_and_gguf_make_of_them(name: str, ggml: Ggm
     actual = dequantize(raw, kind)
 
     assert_same_bits(actual, ggml.dequantize(raw, kind))
-    assert_same_bits(actual, gguf_dequantize(raw, kind))
+    assert_same_bits_as_gguf(actual, raw, kind)
 
 
 @pytest.mark.parametrize("name", HALVES)
@@ -205,7 +225,7 @@ def test_every_float16_is_right_as_scale_and_as_minimum(name: str, ggml: Ggml) -
     actual = dequantize(raw, kind)
 
     assert_same_bits(actual, ggml.dequantize(raw, kind))
-    assert_same_bits(actual, gguf_dequantize(raw, kind))
+    assert_same_bits_as_gguf(actual, raw, kind)
 
 
 def test_every_bfloat16_is_right(ggml: Ggml) -> None:
@@ -214,7 +234,7 @@ def test_every_bfloat16_is_right(ggml: Ggml) -> None:
     actual = dequantize(raw, BY_NAME["BF16"])
 
     assert_same_bits(actual, ggml.dequantize(raw, BY_NAME["BF16"]))
-    assert_same_bits(actual, gguf_dequantize(raw, BY_NAME["BF16"]))
+    assert_same_bits_as_gguf(actual, raw, BY_NAME["BF16"])
 
 
 @pytest.mark.slow
@@ -258,8 +278,8 @@ def test_f32_is_a_view_where_alignment_allows() -> None:
 
 
 def test_an_unsupported_type_is_named_beside_the_supported_ones() -> None:
-    with pytest.raises(ModelError, match=r"type IQ2_XS is not supported.*Q4_K") as caught:
-        dequantize(np.zeros(74, np.uint8), BY_NAME["IQ2_XS"])
+    with pytest.raises(ModelError, match=r"type Q8_K is not supported.*Q4_K") as caught:
+        dequantize(np.zeros(292, np.uint8), BY_NAME["Q8_K"])
     assert all(name in str(caught.value) for name in SUPPORTED)
     with pytest.raises(ModelError, match="type I8 is not supported"):
         round_activations(np.zeros((1, 32), np.float32), BY_NAME["I8"])
@@ -356,7 +376,7 @@ def test_activations_are_rounded_as_ggml_rounds_them(name: str, ggml: Ggml) -> N
     np.testing.assert_array_equal(offsets, missed.reshape(len(x), -1))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("Q")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("F32", "F16", "BF16")])
 def test_a_product_of_rounded_values_is_ggmls_product(name: str, ggml: Ggml) -> None:
     weight = BY_NAME[name]
     n = 2048
@@ -388,7 +408,7 @@ def test_a_block_with_nan_or_infinity_rounds_to_no_number(name: str, bad: float)
     assert not np.isfinite(rounded[1, 300])
     assert np.isfinite(rounded[0]).all()
     assert np.isfinite(rounded[1, :256]).all()
-    if name.startswith("Q"):
+    if name not in ("F32", "F16", "BF16"):
         assert np.isnan(rounded[1, 288:320]).all()
 
 

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firstdiff.model.blocks import LAYOUTS, Bytes
+from firstdiff.model.block_layouts import LAYOUTS
+from firstdiff.model.blocks import Bytes
 from firstdiff.model.gguf import GGUF, TensorInfo
+from firstdiff.model.grid_blocks import GRIDS
 from firstdiff.model.quants import BY_NAME, QuantType
 
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 OTHER_ALIGNMENTS = (16, 64, 128, 256, 4096)
+COMMON = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+"""Types that most files are made of, for one of which another may be taken."""
+
 SHORT_BLOCKS = {"Q2_K": 72, "Q3_K": 104}  # seen in 1bit-MONSTER/1bit-MONSTER#488
 """Sizes seen in engines that no nearby number and no other type has."""
 
@@ -61,6 +66,11 @@ class Shift:
     by: int
 
 
+QUANTISED = (*LAYOUTS, *GRIDS)
+SCALED = tuple(kind for kind in QUANTISED if kind not in ("NVFP4", "IQ1_M"))
+"""Types whose blocks have a scale each, in one place."""
+
+
 def walked(raw: Bytes, kind: QuantType, stride: int, row: int | None = None) -> Bytes:
     """Take blocks `stride` bytes apart, where the type's are `kind.nbytes` apart.
 
@@ -92,10 +102,10 @@ def walked(raw: Bytes, kind: QuantType, stride: int, row: int | None = None) -> 
 
 def strides(kind: QuantType) -> tuple[int, ...]:
     """Sizes of a block that are taken in place of the right one, most plausible first: other types', then near ones."""
-    others = [k.nbytes for name, k in BY_NAME.items() if name in LAYOUTS and k.block == kind.block and k != kind]
+    others = [BY_NAME[name].nbytes for name in COMMON if BY_NAME[name].block == kind.block]
     near = [kind.nbytes + by for by in (2, -2, 4, -4)]
     short = [SHORT_BLOCKS[kind.name]] if kind.name in SHORT_BLOCKS else []
-    return tuple(dict.fromkeys([*short, *near, *others]))
+    return tuple(size for size in dict.fromkeys([*short, *near, *others]) if size != kind.nbytes)
 
 
 def long_header(raw: Bytes, kind: QuantType, _: int) -> Bytes:
@@ -109,15 +119,14 @@ def scales_of_block(by: int) -> Change:
     """Each block with the block scale of the block `by` further on; none beyond the ends, which reads as zero."""
 
     def change(raw: Bytes, kind: QuantType, _: int) -> Bytes:
-        blocks = raw.reshape(-1, kind.nbytes)
-        start = LAYOUTS[kind.name].d
-        d = blocks[:, start : start + 2]
+        blocks, at = raw.reshape(-1, kind.nbytes), _scale(kind)
+        d = blocks[:, at]
         blocks = blocks.copy()
-        blocks[:, start : start + 2] = 0
+        blocks[:, at] = 0
         if by > 0:
-            blocks[:-by, start : start + 2] = d[by:]
+            blocks[:-by, at] = d[by:]
         else:
-            blocks[-by:, start : start + 2] = d[:by]
+            blocks[-by:, at] = d[:by]
         return blocks.reshape(-1)
 
     return change
@@ -125,10 +134,18 @@ def scales_of_block(by: int) -> Change:
 
 def first_scale_of_row(raw: Bytes, kind: QuantType, row: int) -> Bytes:
     """Every block of a row with the block scale of its first."""
-    blocks = raw.reshape(-1, row, kind.nbytes).copy()
-    start = LAYOUTS[kind.name].d
-    blocks[:, :, start : start + 2] = blocks[:, :1, start : start + 2]
+    blocks, at = raw.reshape(-1, row, kind.nbytes).copy(), _scale(kind)
+    blocks[:, :, at] = blocks[:, :1, at]
     return blocks.reshape(-1)
+
+
+def _scale(kind: QuantType) -> slice:
+    """Where a block keeps its scale."""
+    where = LAYOUTS.get(kind.name)
+    if where is None:
+        return slice(0, 2)  # of types with grids
+    assert where.d is not None
+    return slice(where.d, where.d + (1 if where.byte else 2))
 
 
 def first_block(raw: Bytes, kind: QuantType, _: int) -> Bytes:
@@ -153,13 +170,12 @@ def _block_sizes() -> tuple[BufferWay, ...]:
 
     return tuple(
         BufferWay(f"{stride} bytes in place of {BY_NAME[name].nbytes}{where}", (name,), walk(stride, whole=whole))
-        for name in LAYOUTS
+        for name in QUANTISED
         for stride in strides(BY_NAME[name])
         for whole, where in ((True, ""), (False, ", each row from its right start"))
     )
 
 
-QUANTISED = tuple(LAYOUTS)
 BUFFER_FAULTS: dict[str, BufferFault] = {
     fault.id: fault
     for fault in (
@@ -173,16 +189,16 @@ BUFFER_FAULTS: dict[str, BufferFault] = {
             "header-length",
             "4 bytes of header skipped in each block, where there are 2",
             "the codes begin 2 bytes into the block, behind a float16",
-            (BufferWay("codes 2 bytes late", ("Q4_0", "Q5_0", "Q8_0"), long_header),),
+            (BufferWay("codes 2 bytes late", ("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "Q1_0", "Q2_0"), long_header),),
         ),
         BufferFault(
             "scale-of-block",
             "blocks with the block scale of another block",
             "each block has its own d",
             (
-                BufferWay("the next one's", QUANTISED, scales_of_block(1)),
-                BufferWay("the one's before", QUANTISED, scales_of_block(-1)),
-                BufferWay("the row's first", QUANTISED, first_scale_of_row),
+                BufferWay("the next one's", SCALED, scales_of_block(1)),
+                BufferWay("the one's before", SCALED, scales_of_block(-1)),
+                BufferWay("the row's first", SCALED, first_scale_of_row),
             ),
         ),
         BufferFault(

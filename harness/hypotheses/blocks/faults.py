@@ -13,34 +13,32 @@ import numpy as np
 
 from firstdiff.hypotheses.blocks import numbers
 from firstdiff.hypotheses.blocks.codes import HIGH_BITS, SIGNS
+from firstdiff.hypotheses.blocks.few_bits import TABLE_FAULTS
+from firstdiff.hypotheses.blocks.grids import GRID_FAULTS
 from firstdiff.hypotheses.blocks.order import ORDER
+from firstdiff.hypotheses.blocks.scales import SCALES
 from firstdiff.hypotheses.blocks.ways import (
     FIFTHS,
-    K45,
     K_MINIMA,
     MINIMA,
-    SIXTEENTHS,
+    WITH_HALF,
+    WITH_MINIMA,
     BlockFault,
     BlockWay,
     Decode,
-    K,
-    groups,
+    grid_way,
     halves,
     high_bits,
     no_minimum,
     ones,
-    packing,
     placed,
     way,
 )
-from firstdiff.model.blocks import LAYOUTS, Bytes, Fields, Floats, half
+from firstdiff.model.blocks import Bytes, Fields, Floats, half
+from firstdiff.model.grid_blocks import GRIDS
 from firstdiff.model.quants import QuantType
 
 __all__ = ["BLOCK_FAULTS", "BlockFault", "BlockWay", "Decode"]
-
-QUANTISED = tuple(LAYOUTS)
-WITH_MINIMA = (*MINIMA, *K_MINIMA)
-G16, G8 = range(16), range(8)
 
 
 def _number(name: str, number: numbers.Number, kind: str | None = "F16") -> tuple[BlockWay, ...]:
@@ -49,8 +47,11 @@ def _number(name: str, number: numbers.Number, kind: str | None = "F16") -> tupl
     def decode(raw: Bytes, _: QuantType) -> Floats:
         return number(np.ascontiguousarray(raw).view("<u2")[:, 0])[:, None]
 
-    scales = way(f"{name}: d, and dmin or m", QUANTISED, layout=halves(number))
-    return (scales, BlockWay(f"{name}: every value", (kind,), decode)) if kind else (scales,)
+    scales = (
+        way(f"{name}: d, and dmin or m", WITH_HALF, layout=halves(number)),
+        grid_way(f"{name}: d", GRIDS, number=number),
+    )
+    return (*scales, BlockWay(f"{name}: every value", (kind,), decode)) if kind else scales
 
 
 def _bf16_as_half(raw: Bytes, _: QuantType) -> Floats:
@@ -63,11 +64,6 @@ def _bf16_swapped(raw: Bytes, _: QuantType) -> Floats:
 
 def _float32_swapped(raw: Bytes, _: QuantType) -> Floats:
     return np.ascontiguousarray(raw[:, ::-1]).view("<f4")
-
-
-def _exchanged(f: Fields) -> Fields:
-    assert f.m is not None
-    return replace(f, d=f.m, m=f.d)
 
 
 def _other_sign(f: Fields) -> Fields:
@@ -88,11 +84,6 @@ def _by_d(f: Fields) -> Fields:
     return replace(f, m=f.d)
 
 
-def _unsigned_scales(f: Fields) -> Fields:
-    assert f.scales is not None
-    return replace(f, scales=f.scales.view(np.uint8))
-
-
 FIELDS: tuple[BlockFault, ...] = (
     BlockFault(
         "header-size",
@@ -108,7 +99,8 @@ FIELDS: tuple[BlockFault, ...] = (
             way("high bits not skipped", ("Q5_K",), layout=placed(low=16)),
             way("scales not skipped", ("Q4_K",), layout=placed(low=4)),
             way("scales not skipped", ("Q5_K",), layout=placed(high=4, low=36)),
-            way("scales not skipped", ("Q2_K",), layout=placed(low=0)),
+            way("scales not skipped", ("Q2_K", "NVFP4"), layout=placed(low=0)),
+            way("scales not skipped", ("IQ4_XS",), layout=placed(low=2)),
         ),
     ),
     BlockFault(
@@ -119,6 +111,7 @@ FIELDS: tuple[BlockFault, ...] = (
             way("d first", ("Q2_K",), layout=placed(d=0, m=2, packed=4, low=20)),
             way("d first", ("Q3_K",), layout=placed(d=0, high=2, low=34, packed=98)),
             way("d first", ("Q6_K",), layout=placed(d=0, low=2, high=130, packed=194)),
+            way("d first", ("TQ2_0",), layout=placed(d=0, low=2)),
             way("low bits before high ones", ("Q5_0",), layout=placed(low=2, high=18)),
             way("low bits before high ones", ("Q5_1",), layout=placed(low=4, high=20)),
             way("low bits before high ones", ("Q5_K",), layout=placed(low=16, high=144)),
@@ -126,6 +119,8 @@ FIELDS: tuple[BlockFault, ...] = (
             way("high bits before low ones", ("Q6_K",), layout=placed(high=0, low=64)),
             way("codes before scales", ("Q2_K",), layout=placed(low=0, packed=64)),
             way("codes before scales", ("Q4_K",), layout=placed(low=4, packed=132)),
+            way("codes before scales", ("IQ4_XS",), layout=placed(low=2, packed=130)),
+            way("codes before scales", ("NVFP4",), layout=placed(low=0, packed=32)),
         ),
     ),
     BlockFault(
@@ -192,106 +187,7 @@ MINIMUM: tuple[BlockFault, ...] = (
     ),
 )
 
-SCALE: tuple[BlockFault, ...] = (
-    BlockFault(
-        "scale-swapped",
-        "d and dmin (or m) exchanged",
-        "d comes first, dmin or m behind it",
-        (way("both", WITH_MINIMA, fields=_exchanged),),
-    ),
-    BlockFault(
-        "block-scale-missing",
-        "the scale of the block not applied",
-        "multiply by d",
-        (
-            way("d", QUANTISED, fields=ones("d")),
-            way("d and dmin", K_MINIMA, fields=ones("d", "m")),
-        ),
-    ),
-    BlockFault(
-        "sub-scale-missing",
-        "the scales of sub-blocks not applied",
-        "multiply d by the sub-block's scale, and dmin by its minimum",
-        (
-            way("scales", K, fields=ones("scales")),
-            way("scales and minima", K_MINIMA, fields=ones("scales", "mins")),
-        ),
-    ),
-    BlockFault(
-        "scale-index",
-        "the scale of another sub-block",
-        "sub-block g of a block takes scale g: 16 sub-blocks of 16 values (Q2_K, Q3_K, Q6_K) or 8 of 32 (Q4_K, Q5_K)",
-        (
-            *(
-                way(name, SIXTEENTHS, fields=groups(order))
-                for name, order in (
-                    ("the next one's", [(g + 1) % 16 for g in G16]),
-                    ("the one's before", [(g - 1) % 16 for g in G16]),
-                    ("the first half's for both halves", [g % 8 for g in G16]),
-                    ("each pair's first for both", [g // 2 * 2 for g in G16]),
-                    ("one for each 32 values", [g // 2 for g in G16]),
-                    ("each pair exchanged", [g ^ 1 for g in G16]),
-                    ("moved on by 1 in place of 2", [8 * (g // 8) + g % 8 // 2 + g % 2 for g in G16]),
-                )
-            ),
-            *(
-                way(name, K45, fields=groups(order))
-                for name, order in (
-                    ("the next one's", [(g + 1) % 8 for g in G8]),
-                    ("the one's before", [(g - 1) % 8 for g in G8]),
-                    ("each pair's first for both nibbles", [g // 2 * 2 for g in G8]),
-                    ("each pair exchanged", [g ^ 1 for g in G8]),
-                    ("not moved on", [g % 2 for g in G8]),
-                    ("moved on by 1 in place of 2", [g // 2 + g % 2 for g in G8]),
-                    ("one for each 64 values", [g // 2 for g in G8]),
-                )
-            ),
-            way("the next one's minimum", K45, fields=groups(G8, [(g + 1) % 8 for g in G8])),
-            way("each pair's first minimum for both", K45, fields=groups(G8, [g // 2 * 2 for g in G8])),
-        ),
-    ),
-    BlockFault(
-        "scale-unsigned",
-        "signed scales of sub-blocks taken as unsigned",
-        "take the scales of Q6_K as int8",
-        (way("0 to 255", ("Q6_K",), fields=_unsigned_scales),),
-    ),
-    BlockFault(
-        "scale-packing",
-        "the scales of sub-blocks unpacked wrongly",
-        "unpack them as get_scale_min_k4 does (Q4_K, Q5_K), as dequantize_row_q3_K does (Q3_K), or the scale from the"
-        " low nibble and the minimum from the high one (Q2_K)",
-        (
-            *(
-                way("scales and minima exchanged", (kind,), layout=packing(numbers.exchanged(kind)))
-                for kind in K_MINIMA
-            ),
-            way("indices from 4 on as those below", K45, layout=packing(numbers.k4_without_upper_branch)),
-            way("upper 2 bits left out", K45, layout=packing(numbers.k4_without_top_bits)),
-            way("& 63 left out", K45, layout=packing(numbers.k4_without_mask)),
-            way("upper 2 bits of scale and minimum exchanged", K45, layout=packing(numbers.k4_top_bits_exchanged)),
-            way("lower 4 bits of scale and minimum exchanged", K45, layout=packing(numbers.k4_nibbles_exchanged)),
-            way("6 bits in sequence, in pairs", K45, layout=packing(numbers.k4_pairs_in_sequence)),
-            way("6 bits in sequence, scales first", K45, layout=packing(numbers.k4_all_in_sequence)),
-            *(
-                way(name, ("Q3_K",), layout=packing(unpack))
-                for name, unpack in (
-                    ("32 not subtracted", numbers.q3(finish=numbers.as_stored)),
-                    ("two's complement in place of an offset", numbers.q3(finish=numbers.twos_complement)),
-                    ("upper 2 bits left out", numbers.q3(finish=numbers.lower_bits(32))),
-                    ("lower 4 bits alone, less 8", numbers.q3(finish=numbers.lower_bits(8))),
-                    ("lower 4 bits alone, in sequence, less 8", numbers.q3(1, finish=numbers.lower_bits(8))),
-                    ("lower 4 bits in sequence", numbers.q3(low_width=1)),
-                    ("upper 2 bits in sequence", numbers.q3(high_width=1)),
-                    ("both in sequence", numbers.q3(low_width=1, high_width=1)),
-                    ("6 bits in sequence", numbers.q3_in_sequence),
-                )
-            ),
-        ),
-    ),
-)
-
 BLOCK_FAULTS: dict[str, BlockFault] = {
-    fault.id: fault for fault in (*ORDER, *SIGNS, *HIGH_BITS, *FIELDS, *MINIMUM, *SCALE)
+    fault.id: fault for fault in (*ORDER, *SIGNS, *HIGH_BITS, *FIELDS, *MINIMUM, *SCALES, *TABLE_FAULTS, *GRID_FAULTS)
 }
 """Every fault whose decoder takes each block by itself."""

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.model.blocks import LAYOUTS, Bytes, Codes, Floats, Plane, Unpack, half
+from firstdiff.model.block_layouts import LAYOUTS
+from firstdiff.model.blocks import Bytes, Codes, Floats, Plane, Unpack, half
 
 Bits = npt.NDArray[np.uint16]
 Number = Callable[[Bits], Floats]
@@ -165,3 +166,25 @@ def lower_bits(less: int) -> Callable[[Codes], Codes]:
 def q3_in_sequence(packed: Bytes) -> Packed:
     """Sixteen numbers of 6 bits."""
     return _six_bits(packed) - np.int8(32), None
+
+
+# IQ4_XS: the upper 2 bits of scales 0 to 7 in 2 bytes, their lower 4 bits in the nibbles of 4, low ones first.
+
+
+def xs(
+    *,
+    less: int = 32,
+    low_shifts: tuple[int, ...] = (0, 4),
+    high_shifts: tuple[int, ...] = (0, 2, 4, 6),
+    low_width: int = 1,
+    high_width: int = 1,
+) -> Unpack:
+    """Nibbles and upper bits in another order, or another number than 32 subtracted; no shifts: no upper bits."""
+
+    def unpack(packed: Bytes) -> Packed:
+        scales = Plane(2, 4, bits=4, width=low_width, shifts=low_shifts).read(packed)
+        if high_shifts:
+            scales = scales | Plane(0, 2, bits=2, width=high_width, shifts=high_shifts).read(packed) << 4
+        return scales - np.int8(less), None
+
+    return unpack

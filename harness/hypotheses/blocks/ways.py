@@ -9,7 +9,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.model.blocks import LAYOUTS, Bytes, Fields, Floats, Layout, Plane, Unpack
+from firstdiff.model.block_layouts import LAYOUTS
+from firstdiff.model.blocks import Bytes, Fields, Floats, Layout, Plane, Unpack, half
+from firstdiff.model.grid_blocks import GridFields, grid_fields
 from firstdiff.model.quants import QuantType
 
 NIBBLES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
@@ -19,9 +21,17 @@ K = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 K45 = ("Q4_K", "Q5_K")
 K_NIBBLES = ("Q4_K", "Q5_K", "Q6_K")
 K_MINIMA = ("Q2_K", "Q4_K", "Q5_K")
+WITH_MINIMA = (*MINIMA, *K_MINIMA)
 LANES = ("Q2_K", "Q3_K")
 SIXTEENTHS = ("Q2_K", "Q3_K", "Q6_K")
 """K types with a scale for each 16 codes; the others have one for each 32."""
+
+FP4 = ("MXFP4", "NVFP4")
+TABLES = ("IQ4_NL", "IQ4_XS", *FP4)
+"""Types whose nibbles are places in a table."""
+
+WITH_HALF = tuple(kind for kind, layout in LAYOUTS.items() if layout.d is not None and not layout.byte)
+"""Types with a float16 for each block, but those with grids."""
 
 Decode = Callable[[Bytes, QuantType], Floats]
 Bits = npt.NDArray[np.uint16]
@@ -88,6 +98,21 @@ def way(
     return BlockWay(name, tuple(kinds), decode)
 
 
+def grid_way(
+    name: str,
+    kinds: Sequence[str],
+    change: Callable[[GridFields], GridFields] = lambda f: f,
+    *,
+    number: Callable[[Bits], Floats] = half,
+) -> BlockWay:
+    """A way for types with grids, that changes what was read, or takes the 16 bits of the scale for another number."""
+
+    def decode(raw: Bytes, kind: QuantType) -> Floats:
+        return change(grid_fields(raw, kind, number)).values()
+
+    return BlockWay(name, tuple(kinds), decode)
+
+
 # Changes of a layout.
 
 
@@ -139,6 +164,11 @@ def _plane(plane: Plane | None, **changes: object) -> Plane:
 
 
 # Changes of fields.
+
+
+def through(table: Sequence[float]) -> Callable[[Fields], Fields]:
+    """Codes stand for the numbers of another table."""
+    return lambda f: replace(f, table=np.array(table, np.float32))
 
 
 def offset(by: int) -> Callable[[Fields], Fields]:
