@@ -72,33 +72,44 @@ class Plane:
 class Digits:
     """Where a block of TQ1_0 keeps its ternary digits, several a byte.
 
-    A byte is a fraction of 256: times 3 the first digit is what is above, and the rest has the next ones.
+    Byte b stands for the fraction b / 256. Its first ternary digit is 3 * b >> 8, and the low 8 bits of 3 * b hold the
+    rest.
 
     Attributes
     ----------
     runs
-        First byte, bytes and digits a byte of each run. The first digits of a run's bytes come first, then the second
-        ones.
+        First byte, bytes, and digits per byte of each run. The first digits of a run's bytes come first, then the
+        second ones.
     bits
         As of a plane.
+    neighbours, last_first, whole
+        Whether the digits of a byte are neighbours, come last one first, or are those of b itself, and not of a
+        fraction: no type has them so, a port may.
     """
 
     runs: tuple[tuple[int, int, int], ...]
     bits: int = 2
+    neighbours: bool = False
+    last_first: bool = False
+    whole: bool = False
 
     def read(self, raw: Bytes) -> npt.NDArray[np.int8]:
         """Every digit, int8 [block, digit], of blocks uint8 [block, byte]."""
-        found = [
-            (raw[:, start : start + nbytes] * np.uint8(3**n)).astype(np.uint16) * 3 >> 8
-            for start, nbytes, digits in self.runs
-            for n in range(digits)
-        ]
+        found = []
+        for start, nbytes, digits in self.runs:
+            run, order = raw[:, start : start + nbytes], range(digits)[:: -1 if self.last_first else 1]
+            powers = np.array([3**n for n in order], np.uint8)[:, None]
+            taken = run[:, None] // powers % 3 if self.whole else (run[:, None] * powers).astype(np.uint16) * 3 >> 8
+            turned = taken.swapaxes(1, 2) if self.neighbours else taken  # [block, digit, byte]
+            found.append(turned.reshape(len(raw), nbytes * digits))
         return np.hstack(found).astype(np.int8)
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """What blocks hold. ``value = d * scale * (code - offset)``, plus or minus the minimum ``m * min``.
+    """What blocks hold. ``value = d * scale * number``, plus or minus the minimum ``m * min``.
+
+    The number is the code less the offset, or the one that the code stands for in a table.
 
     Attributes
     ----------
@@ -117,7 +128,7 @@ class Fields:
     m
         ``m`` of Q4_1 and Q5_1, which is added, or ``dmin`` of the K types, float32 [block].
     scales, mins
-        The numbers of each sub-block, [block, sub-block]: integers, but in NVFP4.
+        The numbers of each sub-block, [block, sub-block]: integers, and floats in NVFP4.
     subtracted
         Whether the minimum is subtracted, as in the K types.
     """
@@ -191,7 +202,7 @@ class Layout:
     Attributes
     ----------
     d, m
-        First byte of the block's scale and of its minimum's scale; None for a block without one, whose parts have.
+        First byte of the block's scale and of its minimum's scale; None where only sub-blocks have scales.
     low, high
         The bits of the codes.
     offset
@@ -203,7 +214,7 @@ class Layout:
     unpack
         Scales and minima of those bytes, uint8 [block, byte] to [block, sub-block].
     half
-        The numbers `d` and `m` of their 16 bits, or of their 8.
+        Turns the stored bits of `d` and `m` into numbers: 16 bits, or 8 where `byte`.
     byte
         Whether `d` is of one byte.
     """

@@ -93,8 +93,8 @@ def _q2_0(raw: Bytes, out: Floats) -> None:
 def _tq1_0(raw: Bytes, out: Floats) -> None:
     """54 bytes, 256 values: 48 bytes of 5 ternary digits, 4 bytes of 4, f16 d; ``(digit - 1) * d``.
 
-    A byte is a fraction of 256: times 3 the digit is what is above, and the rest has the next ones. The digits of 32
-    bytes lie 32 values apart, then those of 16 bytes 16 apart, then those of 4 bytes 4 apart.
+    Byte b stands for the fraction b / 256: its first digit is 3 * b >> 8, the low 8 bits of 3 * b hold the rest. The
+    digits of 32 bytes lie 32 values apart, then those of 16 bytes 16 apart, then those of 4 bytes 4 apart.
     """
     for i in range(raw.size // 54):
         block = raw[54 * i : 54 * i + 54]

@@ -24,13 +24,20 @@ def _e8m0() -> Floats:
     return bits.view(np.float32)
 
 
-def _ue4m3() -> Floats:
-    """Half of a byte's float of four bits of exponent and three of fraction, without sign (``ggml_ue4m3_to_fp32``)."""
-    byte = np.arange(256)
-    exponent, fraction = byte >> 3 & 15, byte & 7
-    value = np.where(exponent == 0, np.ldexp(fraction, -9), np.ldexp(1 + fraction / 8, exponent - 7))
-    value[0x7F] = 0  # NaN in the format, and nothing for ggml
+def float8(exponent_bits: int, bias: int) -> Floats:
+    """Half of what each byte stands for as a float without a sign: bits of exponent, and the rest of fraction."""
+    bits = 7 - exponent_bits
+    byte = np.arange(256) & 127
+    exponent, fraction = byte >> bits, (byte & (1 << bits) - 1) / (1 << bits)
+    value = np.where(exponent == 0, np.ldexp(fraction, 1 - bias), np.ldexp(1 + fraction, exponent - bias))
     return np.asarray(value / 2, np.float32)
+
+
+def _ue4m3() -> Floats:
+    """Scales of NVFP4, halved as those of MXFP4 are (``ggml_ue4m3_to_fp32``)."""
+    numbers = float8(4, 7)
+    numbers[0x7F] = 0  # NaN in the format, which ggml reads as 0
+    return numbers
 
 
 E8M0, UE4M3 = _e8m0(), _ue4m3()

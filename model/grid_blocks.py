@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.model.blocks import Bytes, Codes, Floats, Half, Plane, half
-from firstdiff.model.grids import DELTA, grid
+from firstdiff.model.grids import DELTA, eight_signs, grid
 from firstdiff.model.quants import QuantType
 
 
 @dataclass(frozen=True, slots=True)
 class GridFields:
-    """What blocks hold. ``value = d * (first + step * scale) * whole * (weight of the entry + delta) * sign``.
+    """What blocks hold. ``value = d * (added + times * scale) * factor * (number of the entry + delta) * sign``.
 
     Attributes
     ----------
@@ -29,37 +29,37 @@ class GridFields:
         Scale of each block, float32 [block].
     entries
         Which entry of the grid, [block, entry].
-    name
+    grid
         Whose grid: see :func:`firstdiff.model.grids.grid`.
     scales
         The integers of each sub-block, [block, sub-block].
-    first, step, whole
-        What is made of them.
+    added, times, factor
+        Constants of the formula above.
     signs
         The signs of each eight values, a bit each, lowest first, [block, byte]; None for types without.
     deltas
-        What is added to the weights of an entry, float32 [block, entry]; None for types without.
+        What is added to the numbers of an entry, float32 [block, entry]; None for types without.
     """
 
     d: Floats
     entries: Codes
-    name: str
+    grid: str
     scales: Codes
-    first: float
-    step: float
-    whole: float
+    added: float
+    times: float
+    factor: float
     signs: Bytes | None = None
     deltas: Floats | None = None
 
     def values(self) -> Floats:
         """Values, float32 [block, value]; in ggml's order of operations, so that they are equal to ggml's."""
-        first, step, whole = (np.float32(x) for x in (self.first, self.step, self.whole))
-        weights = grid(self.name)[self.entries]  # [block, entry, weight]
+        added, times, factor = (np.float32(x) for x in (self.added, self.times, self.factor))
+        numbers = grid(self.grid)[self.entries]  # [block, entry, number]
         if self.deltas is not None:
-            weights = weights + self.deltas[:, :, None]
+            numbers = numbers + self.deltas[:, :, None]
         with np.errstate(all="ignore"):  # what a damaged or misread scale holds may be anything
-            scale = self.d[:, None] * (first + step * self.scales.astype(np.float32)) * whole
-            y = weights.reshape(*scale.shape, 256 // scale.shape[1]) * scale[:, :, None]
+            scale = self.d[:, None] * (added + times * self.scales.astype(np.float32)) * factor
+            y = numbers.reshape(*scale.shape, 256 // scale.shape[1]) * scale[:, :, None]
         y = y.reshape(len(y), 256)
         if self.signs is None:
             return y
@@ -68,12 +68,6 @@ class GridFields:
 
 
 Read = Callable[[Bytes, Floats], GridFields]
-
-
-def _signed(seven: Codes) -> Bytes:
-    """Seven signs and the eighth, which makes their number even."""
-    odd = np.bitwise_count(seven) & 1
-    return (seven | odd << 7).astype(np.uint8)
 
 
 def _words(raw: Bytes, kind: str) -> npt.NDArray[np.unsignedinteger]:
@@ -89,7 +83,7 @@ def _nibbles(raw: Bytes) -> Codes:
 def _four_signs(words: npt.NDArray[np.unsignedinteger]) -> tuple[Bytes, Codes]:
     """Words of four times seven signs and a scale: the signs [block, 4 * word], the scales [block, word]."""
     seven = words[:, :, None] >> np.arange(0, 28, 7, dtype=np.uint32) & 127
-    return _signed(seven.reshape(len(words), 4 * words.shape[1])), (words >> 28).astype(np.uint8)
+    return eight_signs(seven.reshape(len(words), 4 * words.shape[1])), (words >> 28).astype(np.uint8)
 
 
 def _iq2_xxs(raw: Bytes, d: Floats) -> GridFields:
@@ -102,7 +96,7 @@ def _iq2_xxs(raw: Bytes, d: Floats) -> GridFields:
 def _iq2_xs(raw: Bytes, d: Floats) -> GridFields:
     words = _words(raw[:, 2:66], "<u2")
     entries = (words & 511).astype(np.uint16)
-    return GridFields(d, entries, "IQ2_XS", _nibbles(raw[:, 66:74]), 0.5, 1, 0.25, _signed(words >> 9))
+    return GridFields(d, entries, "IQ2_XS", _nibbles(raw[:, 66:74]), 0.5, 1, 0.25, eight_signs(words >> 9))
 
 
 def _iq2_s(raw: Bytes, d: Floats) -> GridFields:

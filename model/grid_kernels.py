@@ -132,8 +132,8 @@ def _iq1_s(raw: Bytes, out: Floats) -> None:
 def _iq1_m(raw: Bytes, out: Floats) -> None:
     """56 bytes, 256 values: 32 entries, 16 bytes of their high 3 bits and delta's signs, 8 bytes of scales.
 
-    Of each of the four words of scales the topmost 4 bits are a quarter of the f16 d, and the rest four scales of 3
-    bits. ``(d * (2 * scale + 1)) * (value + delta)``, a scale for each 16 values.
+    The topmost 4 bits of each of the four words of scales make up the f16 d, the lower 12 are four scales of 3 bits.
+    ``(d * (2 * scale + 1)) * (value + delta)``, a scale for each 16 values.
     """
     for i in range(raw.size // 56):
         block = raw[56 * i : 56 * i + 56]

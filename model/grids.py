@@ -1,7 +1,7 @@
-"""The grids of ggml's IQ types: a code is the number of an entry, and an entry holds the values of 4 or 8 weights.
+"""The grids of ggml's IQ types: a code says which entry, and an entry holds 4 or 8 numbers.
 
 Source: ``iq2xxs_grid``, ``iq2xs_grid``, ``iq2s_grid``, ``iq3xxs_grid``, ``iq3s_grid``, ``iq1s_grid`` and
-``ksigns_iq2xs`` of ggml/src/ggml-common.h. There are at most eight different values in a grid, so that a weight takes
+``ksigns_iq2xs`` of ggml/src/ggml-common.h. There are at most eight different numbers in a grid, so that each takes
 two or three bits here, the topmost bit first, written in base 85.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +27,11 @@ class _Grid:
     Parameters
     ----------
     values
-        What a weight can be.
+        What a number can be.
     width
-        Weights of an entry.
+        Numbers of an entry.
     packed
-        Which of the values each weight is, in base 85.
+        Which of the values each number is, in base 85.
     """
 
     values: tuple[int, ...]
@@ -38,22 +39,31 @@ class _Grid:
     packed: str
 
     def unpacked(self) -> Floats:
-        """The entries, float32 [entry, weight]."""
+        """The entries, float32 [entry, number]."""
         bits = (len(self.values) - 1).bit_length()
         stored = np.unpackbits(np.frombuffer(base64.b85decode(self.packed), np.uint8)).reshape(-1, bits)
         places = stored @ (1 << np.arange(bits)[::-1])
         return np.array(self.values, np.float32)[places].reshape(-1, self.width)
 
 
+@cache
 def grid(name: str) -> Floats:
-    """The entries of a type's grid, float32 [entry, weight]; ``IQ1`` is that of IQ1_S and IQ1_M."""
-    return _GRIDS[name].unpacked()
+    """The entries of a type's grid, float32 [entry, number], read-only; ``IQ1`` is that of IQ1_S and IQ1_M."""
+    entries = _GRIDS[name].unpacked()
+    entries.flags.writeable = False
+    return entries
+
+
+def eight_signs(seven: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
+    """Seven sign bits, with the eighth that makes the number of minus signs even (``ksigns_iq2xs``)."""
+    odd = np.bitwise_count(seven) & 1
+    return np.asarray(seven | odd << 7, np.uint8)
 
 
 def signs() -> Floats:
-    """The signs of eight weights by their seven bits, float32 [128, 8]; the eighth makes their number even."""
-    seven = np.arange(128)[:, None] >> np.arange(7) & 1
-    return np.where(np.hstack([seven, seven.sum(1, keepdims=True) & 1]), -1, 1).astype(np.float32)
+    """The signs of eight numbers by seven bits, float32 [128, 8]."""
+    bits = np.unpackbits(eight_signs(np.arange(128))[:, None], axis=1, bitorder="little")
+    return np.where(bits, -1, 1).astype(np.float32)
 
 
 _GRIDS: dict[str, _Grid] = {

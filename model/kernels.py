@@ -1,4 +1,6 @@
-"""Dequantisation kernels, compiled: one function a block format, bytes to float32.
+"""Compiles the dequantisation kernels and keeps them; how a kernel is written.
+
+There is one function per block format, which turns bytes into float32.
 
 Each follows ggml's ``dequantize_row_*`` (ggml/src/ggml-quants.c) operation by operation, so that results
 agree to the bit: the same products in the same order, no fused multiply-add, no fast-math.
@@ -11,13 +13,15 @@ conversion to float32 lets LLVM narrow.
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import logging
 import pickle
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from numba import njit, types
 
-from firstdiff.model import block_kernels, few_bit_kernels, grid_kernels
+from firstdiff.model import block_kernels, few_bit_kernels, few_bits, grid_kernels, grids, kernel_parts
 
 if TYPE_CHECKING:
     from firstdiff.model.kernel_parts import Kernel
@@ -26,6 +30,20 @@ _SIGNATURE = types.void(types.Array(types.uint8, 1, "C", readonly=True), types.f
 _KERNELS = block_kernels.KERNELS | few_bit_kernels.KERNELS | grid_kernels.KERNELS
 _F = TypeVar("_F")
 _log = logging.getLogger(__name__)
+
+
+def _digest() -> str:
+    """Return what changes with the modules that kernels take helpers and tables from.
+
+    numba compiles a kernel anew where its own module has changed, and does not look at these.
+    """
+    taken_in = "".join(inspect.getsource(module) for module in (kernel_parts, few_bits, grids))
+    return hashlib.sha256(taken_in.encode()).hexdigest()[:12]
+
+
+_named = f"-{_digest()}"
+for _kernel in _KERNELS.values():
+    _kernel.__qualname__ += _named  # a part of the name of the file that numba keeps it in
 
 
 def load(name: str) -> Kernel:

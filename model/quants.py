@@ -193,7 +193,7 @@ def round_activations(x: Floats, weight: QuantType) -> tuple[Floats, Floats | No
     ModelError
         If `weight` is not supported, or if n is no multiple of the block.
     """
-    target = _supported(weight)
+    target = _rounded_to(weight)
     if x.shape[-1] % BY_NAME[target].block:
         raise ModelError(
             f"a product with a {weight.name} weight takes rows of a multiple of {BY_NAME[target].block} "
@@ -248,7 +248,7 @@ def _round_q8_k(x: Floats) -> Floats:
     return (codes * d).reshape(x.shape)
 
 
-def _supported(kind: QuantType) -> str:
+def _rounded_to(kind: QuantType) -> str:
     """Return what activations are rounded to for a type."""
     if kind.activations is None:
         raise ModelError(f"type {kind.name} is not supported; supported are {', '.join(sorted(SUPPORTED))}")
@@ -256,7 +256,7 @@ def _supported(kind: QuantType) -> str:
 
 
 def _check(raw: Bytes, kind: QuantType) -> None:
-    _supported(kind)
+    _rounded_to(kind)
     if raw.ndim != 1 or raw.dtype != np.uint8 or not raw.flags.c_contiguous:
         raise ValueError(f"raw must be a contiguous uint8 array of one dimension, not {raw.dtype} {raw.shape}")
     if raw.size % kind.nbytes:

@@ -21,7 +21,7 @@ from firstdiff.verdict import Status, Verdict
 MOST_HIDDEN = 0.05
 """The highest floor that may hide a fault: that of bf16 over a dozen operations that were not recorded."""
 
-OF_FEW_BITS = ("code-table", "digit-order", "scale-exponent", "grid-entry", "sign-mask", "grid-scale")
+OF_FEW_BITS = ("code-table", "digit-order", "scale-exponent", "grid-entry", "sign-mask", "grid-delta", "grid-scale")
 FAULTS = [id_ for id_ in TABLE if id_ not in OF_FEW_BITS]
 """What is planted: not faults of types that no model here has."""
 

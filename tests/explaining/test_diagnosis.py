@@ -24,7 +24,7 @@ from firstdiff.model.grid_blocks import GRIDS
 from firstdiff.model.operations import rms_norm
 from firstdiff.model.synthetic import Llama
 
-KINDS = ("Q4_1", "Q8_0", "Q4_K_M", "Q6_K", "Q3_K", "F16", "Q5_K_M", "BF16", "MXFP4", "TQ2_0", "IQ3_XXS")
+KINDS = ("Q4_1", "Q8_0", "Q4_K_M", "Q6_K", "Q3_K", "F16", "Q5_K_M", "BF16", "MXFP4", "TQ2_0", "IQ3_XXS", "IQ1_S")
 """Models that every hypothesis applies to one of, small ones with every weight type that faults are known of."""
 
 FEW_BITS = ("Q1_0", "Q2_0", "TQ1_0", "TQ2_0", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4", *GRIDS)
@@ -95,6 +95,7 @@ WAYS_OF_FEW_BITS = [
 ]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("kind", "id_"), WAYS_OF_FEW_BITS)
 def test_what_is_wrong_with_blocks_of_few_bits_is_named(garden: Garden, kind: str, id_: str) -> None:
     model, planted, _ = garden.plant(id_, (kind,))

@@ -48,7 +48,7 @@ TOUCHING = [
 OF_BLOCKS = [id_ for id_ in TOUCHING if TABLE[id_] in blocks.TABLE]
 ELSEWHERE = {
     *("code-unsigned", "field-order", "bf16-as-half", "block-size", "header-length"),
-    *("code-table", "digit-order", "scale-exponent", "grid-entry", "sign-mask", "grid-scale"),
+    *("code-table", "digit-order", "scale-exponent", "grid-entry", "sign-mask", "grid-delta", "grid-scale"),
 }
 """Faults of blocks that the types of Q4_K_M do not have."""
 

@@ -445,6 +445,26 @@ def test_without_any_cache_directory_kernels_still_work(tmp_path: Path) -> None:
     assert "kernel Q4_0 is compiled without a cache" in done.stderr
 
 
+def test_a_kernel_is_compiled_anew_where_a_table_that_it_reads_has_changed(tmp_path: Path) -> None:
+    folder = tmp_path / "firstdiff" / "model"
+    shutil.copytree(Path(quants.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder.parent / "__init__.py").touch()
+    code = (
+        "import numpy as np\n"
+        "from firstdiff.model import quants\n"
+        "print(quants.dequantize(np.array([0, 60, *[0] * 16], np.uint8), quants.BY_NAME['IQ4_NL'])[0])\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def first_value() -> str:
+        return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+
+    assert first_value() == "-127.0\n"
+    tables = folder / "few_bits.py"
+    tables.write_text(tables.read_text().replace("[-127, -104", "[-126, -104"))
+    assert first_value() == "-126.0\n"
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     from numba.core.caching import IndexDataCacheFile
 

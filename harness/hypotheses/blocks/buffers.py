@@ -20,7 +20,7 @@ from firstdiff.model.quants import BY_NAME, QuantType
 ALIGNMENT = 32  # GGUF_DEFAULT_ALIGNMENT
 OTHER_ALIGNMENTS = (16, 64, 128, 256, 4096)
 COMMON = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
-"""Types that most files are made of, for one of which another may be taken."""
+"""Common types, whose block size an engine may use for another type."""
 
 SHORT_BLOCKS = {"Q2_K": 72, "Q3_K": 104}  # seen in 1bit-MONSTER/1bit-MONSTER#488
 """Sizes seen in engines that no nearby number and no other type has."""
@@ -101,7 +101,7 @@ def walked(raw: Bytes, kind: QuantType, stride: int, row: int | None = None) -> 
 
 
 def strides(kind: QuantType) -> tuple[int, ...]:
-    """Sizes of a block that are taken in place of the right one, most plausible first: other types', then near ones."""
+    """Sizes that are taken for a block's: first those seen in engines, then near ones, then other types'."""
     others = [BY_NAME[name].nbytes for name in COMMON if BY_NAME[name].block == kind.block]
     near = [kind.nbytes + by for by in (2, -2, 4, -4)]
     short = [SHORT_BLOCKS[kind.name]] if kind.name in SHORT_BLOCKS else []
@@ -143,6 +143,7 @@ def _scale(kind: QuantType) -> slice:
     """Where a block keeps its scale."""
     where = LAYOUTS.get(kind.name)
     if where is None:
+        assert kind.name in SCALED
         return slice(0, 2)  # of types with grids
     assert where.d is not None
     return slice(where.d, where.d + (1 if where.byte else 2))

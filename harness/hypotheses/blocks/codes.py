@@ -87,7 +87,7 @@ SIGNS: tuple[BlockFault, ...] = (
     BlockFault(
         "offset-missing",
         "the offset of the codes not subtracted, or another one",
-        "subtract 8 from the codes of Q4_0, 16 of Q5_0, 32 of Q6_K, 4 of Q3_K, 1 of Q2_0, TQ1_0 and TQ2_0",
+        "subtract 8 (Q4_0), 16 (Q5_0), 32 (Q6_K), 4 (Q3_K) or 1 (Q2_0, TQ1_0, TQ2_0) from the codes",
         (
             way("none", ("Q4_0", "Q5_0", "Q6_K", "Q3_K", "Q2_0", "TQ1_0", "TQ2_0"), fields=offset(0)),
             way("8, as in Q4_0", ("Q5_0",), fields=offset(8)),

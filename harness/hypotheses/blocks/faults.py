@@ -13,8 +13,8 @@ import numpy as np
 
 from firstdiff.hypotheses.blocks import numbers
 from firstdiff.hypotheses.blocks.codes import HIGH_BITS, SIGNS
-from firstdiff.hypotheses.blocks.few_bits import TABLE_FAULTS
-from firstdiff.hypotheses.blocks.grids import GRID_FAULTS
+from firstdiff.hypotheses.blocks.few_bit_faults import TABLE_FAULTS
+from firstdiff.hypotheses.blocks.grid_faults import GRID_FAULTS
 from firstdiff.hypotheses.blocks.order import ORDER
 from firstdiff.hypotheses.blocks.scales import SCALES
 from firstdiff.hypotheses.blocks.ways import (
@@ -29,12 +29,13 @@ from firstdiff.hypotheses.blocks.ways import (
     grid_way,
     halves,
     high_bits,
+    low,
     no_minimum,
     ones,
     placed,
     way,
 )
-from firstdiff.model.blocks import Bytes, Fields, Floats, half
+from firstdiff.model.blocks import Bytes, Fields, Floats, Layout, half
 from firstdiff.model.grid_blocks import GRIDS
 from firstdiff.model.quants import QuantType
 
@@ -49,7 +50,7 @@ def _number(name: str, number: numbers.Number, kind: str | None = "F16") -> tupl
 
     scales = (
         way(f"{name}: d, and dmin or m", WITH_HALF, layout=halves(number)),
-        grid_way(f"{name}: d", GRIDS, number=number),
+        grid_way(f"{name}: d", [k for k in GRIDS if number is not numbers.swapped or k != "IQ1_M"], number=number),
     )
     return (*scales, BlockWay(f"{name}: every value", (kind,), decode)) if kind else scales
 
@@ -64,6 +65,10 @@ def _bf16_swapped(raw: Bytes, _: QuantType) -> Floats:
 
 def _float32_swapped(raw: Bytes, _: QuantType) -> Floats:
     return np.ascontiguousarray(raw[:, ::-1]).view("<f4")
+
+
+def _digits_behind_d(where: Layout) -> Layout:
+    return replace(low(runs=((2, 32, 5), (34, 16, 5), (50, 4, 4)))(where), d=0)
 
 
 def _other_sign(f: Fields) -> Fields:
@@ -112,6 +117,11 @@ FIELDS: tuple[BlockFault, ...] = (
             way("d first", ("Q3_K",), layout=placed(d=0, high=2, low=34, packed=98)),
             way("d first", ("Q6_K",), layout=placed(d=0, low=2, high=130, packed=194)),
             way("d first", ("TQ2_0",), layout=placed(d=0, low=2)),
+            way(
+                "d first",
+                ("TQ1_0",),
+                layout=_digits_behind_d,
+            ),
             way("low bits before high ones", ("Q5_0",), layout=placed(low=2, high=18)),
             way("low bits before high ones", ("Q5_1",), layout=placed(low=4, high=20)),
             way("low bits before high ones", ("Q5_K",), layout=placed(low=16, high=144)),

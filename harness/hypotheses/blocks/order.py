@@ -115,12 +115,12 @@ ORDER: tuple[BlockFault, ...] = (
         "only a part of each block written, the rest left zero",
         "write every element of a block",
         (
-            way("the low nibbles' values alone", (*NIBBLES, "IQ4_NL", "MXFP4"), values=written(LOW_OF_32)),
-            way("the low nibbles' values alone", ("IQ4_XS",), values=written(np.tile(LOW_OF_32, 8))),
-            way("the low nibbles' values alone", ("NVFP4",), values=written(np.arange(64) % 16 < 8)),  # noqa: PLR2004
+            way("only the low nibbles' values", (*NIBBLES, "IQ4_NL", "MXFP4"), values=written(LOW_OF_32)),
+            way("only the low nibbles' values", ("IQ4_XS",), values=written(np.tile(LOW_OF_32, 8))),
+            way("only the low nibbles' values", ("NVFP4",), values=written(np.arange(64) % 16 < 8)),  # noqa: PLR2004
             way("the first half", (*K, "IQ4_XS", "TQ1_0", "TQ2_0"), values=written(FIRST_HALF)),
             way("the first 32 of each 128", ("Q6_K",), values=written(FIRST_OF_128)),
-            way("the low nibbles' values alone", K45, values=written(LOW_OF_64)),
+            way("only the low nibbles' values", K45, values=written(LOW_OF_64)),
         ),
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,12 +20,21 @@ from firstdiff.hypotheses.blocks.ways import (
     groups,
     ones,
     packing,
+    parts,
     way,
 )
 from firstdiff.model.blocks import Fields
-from firstdiff.model.grid_blocks import GRIDS
+from firstdiff.model.grid_blocks import GRIDS, GridFields
 
 G16, G8 = range(16), range(8)
+GRIDS_16 = ("IQ1_M", "IQ2_XS", "IQ2_S")
+"""Types with grids and a scale for each 16 numbers."""
+
+GRIDS_32 = tuple(kind for kind in GRIDS if kind not in GRIDS_16)
+
+
+def _grid_scales(order: Sequence[int]) -> Callable[[GridFields], GridFields]:
+    return lambda f: replace(f, scales=parts(f.scales, order))
 
 
 def _exchanged(f: Fields) -> Fields:
@@ -47,9 +57,10 @@ SCALES: tuple[BlockFault, ...] = (
     BlockFault(
         "block-scale-missing",
         "the scale of the block not applied",
-        "multiply by d",
+        "multiply by the block's scale: d, or e in MXFP4",
         (
             way("d", (*WITH_HALF, "MXFP4"), fields=ones("d")),
+            way("e, and the table not doubled", ("MXFP4",), fields=lambda f: replace(f, d=np.full_like(f.d, 0.5))),
             grid_way("d", GRIDS, lambda f: replace(f, d=np.ones_like(f.d))),
             way("d and dmin", K_MINIMA, fields=ones("d", "m")),
         ),
@@ -57,17 +68,23 @@ SCALES: tuple[BlockFault, ...] = (
     BlockFault(
         "sub-scale-missing",
         "the scales of sub-blocks not applied",
-        "multiply d by the sub-block's scale, and dmin by its minimum",
+        "multiply each code by its sub-block's scale, and by d where the block has one; dmin by the sub-block's minimum"
+        " ",
         (
             way("scales", (*K, "IQ4_XS", "NVFP4"), fields=ones("scales")),
+            way(
+                "scales, and the table not doubled",
+                ("NVFP4",),
+                fields=lambda f: replace(ones("scales")(f), d=np.full_like(f.d, 0.5)),
+            ),
             way("scales and minima", K_MINIMA, fields=ones("scales", "mins")),
         ),
     ),
     BlockFault(
         "scale-index",
         "the scale of another sub-block",
-        "sub-block g of a block takes scale g: 16 sub-blocks of 16 values (Q2_K, Q3_K, Q6_K), 8 of 32 (Q4_K, Q5_K,"
-        " IQ4_XS) or 4 of 16 (NVFP4)",
+        "sub-block g of a block takes scale g: 16 sub-blocks of 16 values (Q2_K, Q3_K, Q6_K, IQ1_M, IQ2_XS, IQ2_S), 8"
+        " of 32 (Q4_K, Q5_K, IQ4_XS, IQ1_S, IQ2_XXS, IQ3) or 4 of 16 (NVFP4)",
         (
             *(
                 way(name, SIXTEENTHS, fields=groups(order))
@@ -82,7 +99,27 @@ SCALES: tuple[BlockFault, ...] = (
                 )
             ),
             *(
-                way(name, (*K45, "IQ4_XS"), fields=groups(order))
+                way(name, ("IQ4_XS",), fields=groups(order))
+                for name, order in (
+                    ("the next one's", [(g + 1) % 8 for g in G8]),
+                    ("the one's before", [(g - 1) % 8 for g in G8]),
+                    ("each pair's first for both", [g // 2 * 2 for g in G8]),
+                    ("each pair exchanged", [g ^ 1 for g in G8]),
+                    ("the block's first for all", [0] * 8),
+                )
+            ),
+            *(
+                grid_way(name, kinds, _grid_scales(order))
+                for kinds, of in ((GRIDS_16, G16), (GRIDS_32, G8))
+                for name, order in (
+                    ("the next one's", [(g + 1) % len(of) for g in of]),
+                    ("each pair exchanged", [g ^ 1 for g in of]),
+                    ("each pair's first for both", [g // 2 * 2 for g in of]),
+                    ("the block's first for all", [0] * len(of)),
+                )
+            ),
+            *(
+                way(name, K45, fields=groups(order))
                 for name, order in (
                     ("the next one's", [(g + 1) % 8 for g in G8]),
                     ("the one's before", [(g - 1) % 8 for g in G8]),
@@ -116,9 +153,8 @@ SCALES: tuple[BlockFault, ...] = (
     BlockFault(
         "scale-packing",
         "the scales of sub-blocks unpacked wrongly",
-        "unpack them as get_scale_min_k4 does (Q4_K, Q5_K), as dequantize_row_q3_K does (Q3_K), as"
-        " dequantize_row_iq4_xs does (IQ4_XS), or the scale from the low nibble and the minimum from the high one"
-        " (Q2_K)",
+        "unpack them as get_scale_min_k4 (Q4_K, Q5_K), dequantize_row_q3_K and dequantize_row_iq4_xs do; in Q2_K the"
+        " low nibble is the scale and the high one the minimum",
         (
             *(
                 way("scales and minima exchanged", (kind,), layout=packing(numbers.exchanged(kind)))
@@ -139,7 +175,7 @@ SCALES: tuple[BlockFault, ...] = (
                     ("low and high nibbles exchanged", numbers.xs(low_shifts=(4, 0))),
                     ("upper bits from the topmost down", numbers.xs(high_shifts=(6, 4, 2, 0))),
                     ("all low nibbles before all high ones", numbers.xs(low_width=4)),
-                    ("upper bits in runs of 2 bytes", numbers.xs(high_width=2)),
+                    ("upper bits taken from the 2 bytes in turn", numbers.xs(high_width=2)),
                 )
             ),
             *(

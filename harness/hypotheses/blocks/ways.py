@@ -31,7 +31,7 @@ TABLES = ("IQ4_NL", "IQ4_XS", *FP4)
 """Types whose nibbles are places in a table."""
 
 WITH_HALF = tuple(kind for kind, layout in LAYOUTS.items() if layout.d is not None and not layout.byte)
-"""Types with a float16 for each block, but those with grids."""
+"""Types in LAYOUTS whose blocks have a float16 scale."""
 
 Decode = Callable[[Bytes, QuantType], Floats]
 Bits = npt.NDArray[np.uint16]
