@@ -106,7 +106,10 @@ def open_model(path: str | PathLike[str]) -> Model:
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         said = "the file names no architecture" if name is None else f"architecture {name!r:.60} is not supported"
-        raise ModelError(f"{gguf.path}: {said} (supported: {known}): take another model")
+        raise ModelError(
+            f"{gguf.path}: {said} (supported: {known}): take another model; without a candidate, 'firstdiff run' "
+            "judges llama.cpp on any that it runs"
+        )
     architecture = ARCHITECTURES[name]
     fields = Fields(gguf, name)
     hp = architecture.read(fields)

@@ -95,6 +95,18 @@ class GGUF:
         return self.mapped[info.path][info.offset : info.offset + info.nbytes]
 
 
+def architecture_of(path: str | os.PathLike[str]) -> str | None:
+    """The architecture that a file names; None where it names none.
+
+    Raises
+    ------
+    ModelError
+        For a file that cannot be read.
+    """
+    name = open_gguf(path).metadata.get("general.architecture")
+    return name if isinstance(name, str) else None
+
+
 def open_gguf(path: str | os.PathLike[str]) -> GGUF:
     """Open a GGUF model. Of a split model, any part opens the whole.
 

@@ -81,6 +81,11 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         help="your engine, to be run: 'CMD --model {model} --tokens {tokens} --decode {decode} --dump {dump}'",
     )
     run.add_argument("--timeout", type=seconds, metavar="S", help="seconds that the engine may take (default: 600)")
+    run.add_argument(
+        "--tier",
+        choices=("hand", "graph"),
+        help="judge llama.cpp by a reference written by hand, or by its own graph (default: by hand if there is one)",
+    )
     _names(run)
     _attention(run)
     _budget(run)

@@ -12,6 +12,7 @@ from firstdiff.dumps import Trace, TraceError
 from firstdiff.errors import UsageError
 from firstdiff.model.engine import Model
 from firstdiff.model.errors import ModelError
+from firstdiff.model.gguf import GGUF
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,12 @@ class Identity:
         return asdict(self)
 
 
-def identity(model: Model) -> Identity:
+def identity(model: Model | GGUF) -> Identity:
     """Say which model it is. A file that has not changed is read once a process, which takes seconds a gigabyte."""
-    digests = [_digest(part, *_version(part)) for part in model.gguf.files]
+    gguf = model if isinstance(model, GGUF) else model.gguf
+    digests = [_digest(part, *_version(part)) for part in gguf.files]
     whole = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
-    return Identity(model.gguf.path.name, whole.hex())
+    return Identity(gguf.path.name, whole.hex())
 
 
 def _version(file: Path) -> tuple[int, ...]:

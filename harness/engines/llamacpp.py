@@ -171,6 +171,7 @@ class LlamaCpp:
         self._stack.callback(llama.llama_model_free, self._model)
         self._vocab = llama.llama_model_get_vocab(self._model)
         self.n_vocab: int = llama.llama_vocab_n_tokens(self._vocab)
+        self.encodes: bool = llama.llama_model_has_encoder(self._model) and llama.llama_model_has_decoder(self._model)
 
     def __enter__(self) -> Self:
         return self

@@ -195,11 +195,11 @@ def capture(
             logits.append(context.decode(tokens, position))
             writer.step(Step(tuple(tokens), tuple(range(position, position + len(tokens)))), hook.finish())
             position += len(tokens)
-    return _difference(engine, steps, logits, total, widest)
+    return difference(engine, steps, logits, total, widest)
 
 
-def _difference(engine: LlamaCpp, steps: list[list[int]], hooked: list[Array], total: int, widest: int) -> float | None:
-    """The largest difference that the hook made to any logit."""
+def difference(engine: LlamaCpp, steps: list[list[int]], hooked: list[Array], total: int, widest: int) -> float | None:
+    """The largest difference that a hook made to any logit; None where logits are not finite."""
     worst, position = 0.0, 0
     with engine.context(total, widest, None) as context:
         for tokens, seen in zip(steps, hooked, strict=True):

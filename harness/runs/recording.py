@@ -63,11 +63,12 @@ def record_llama(run: Run, source: Input | Sequence[Sequence[int]], out: Path, *
             worst = capture(engine, steps[0], writer, nodes=model.nodes, decode=decode, forced=steps[1:], watch=watch)
         pieces = tuple(engine.piece(t) for t in steps[0])
     recorded = admitted(run, open_trace(out))
-    notes = recorded.notes if worst == 0 else (*recorded.notes, _changed(worst))
+    notes = recorded.notes if worst == 0 else (*recorded.notes, changed(worst))
     return replace(recorded, notes=notes, pieces=pieces)
 
 
-def _changed(worst: float | None) -> str:
+def changed(worst: float | None) -> str:
+    """Say that recording changed llama.cpp's logits, by up to so much."""
     if worst is None:
         return "llama.cpp's logits are not finite: whether recording changed them cannot be told"
     return f"recording changed llama.cpp's own logits, by up to {worst:.2g}: its trace is not quite its plain run"

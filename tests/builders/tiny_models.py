@@ -181,7 +181,8 @@ def _put(metadata: int, key: str, value: Any) -> None:
         case str():
             lib.gguf_set_val_str(metadata, name, value.encode())
         case np.ndarray():
-            kind = {np.dtype(np.uint32): 4, np.dtype(np.int32): 5, np.dtype(np.float32): 6}[value.dtype]
+            kinds = {np.dtype(np.uint32): 4, np.dtype(np.int32): 5, np.dtype(np.float32): 6, np.dtype(np.uint64): 10}
+            kind = kinds[value.dtype]
             lib.gguf_set_arr_data(metadata, name, kind, value.ctypes.data, len(value))
         case _:
             lib.gguf_set_arr_str(metadata, name, (ctypes.c_char_p * len(value))(*map(str.encode, value)), len(value))
