@@ -6,10 +6,13 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from math import inf, isfinite
 
+import numpy as np
+
 from firstdiff.explaining.attempt import Attempt, Fault, Means, at_part
-from firstdiff.explaining.residual import Part, part_of
+from firstdiff.explaining.residual import Part, computed, part_of
 from firstdiff.hypotheses.hypothesis import Hypothesis, Values
 from firstdiff.judging.case import Case
+from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
 
 PAIR_LOOK = 48, 6
@@ -36,8 +39,18 @@ def pairs_of(case: Case, means: Means, singles: Iterable[Attempt]) -> Iterator[A
                         continue
                     with means.failures.at(case.site, first, second):
                         best = _second(case, means, (first, values), second, changed, part)
-                        if best is not None and best.explains:
+                        if best is not None and best.explains and not _adds_nothing(case, means, best):
                             yield best
+
+
+def _adds_nothing(case: Case, means: Means, pair: Attempt) -> bool:
+    """Whether two faults leave nothing of a product: any two that do give the same numbers, and none is known by it."""
+    both = pair.fault.change(0, case.call, means.scene)
+    if both is None or case.call.op is not linear:
+        return False
+    without = both.with_arguments(x=np.zeros_like(both.argument("x")))
+    given, nothing = (computed(call, means.scene.arithmetic) for call in (both, without))
+    return np.array_equal(given, nothing, equal_nan=True)
 
 
 def _second(

@@ -186,3 +186,13 @@ def test_weak_evidence_is_called_weak() -> None:
     (said,) = weak(2e-3, 1e-2)
     assert said == "the evidence is weak, because 20% of the error is left: record more points between"
     assert weak(2e-3, 1.0) == []
+
+
+def test_two_faults_that_leave_nothing_of_a_product_are_not_known_by_it(folder: Path) -> None:
+    """Scales that are nearly zero leave only the bias, and so does any pair of which one keeps what the other drops."""
+    model = open_model(in_blocks("Q8_0", folder, n_layer=4, biases=True))
+    trace = planted(model, "half-as-bf16", 2)
+    assert of(judge(model, trace), "Qcur-2").hypothesis == "half-as-bf16"
+    table = {id_: h for id_, h in TABLE.items() if id_ != "half-as-bf16"}
+    verdict = judge(model, trace, table=table)
+    assert of(verdict, "Qcur-2").hypothesis is None
