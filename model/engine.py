@@ -107,8 +107,8 @@ def open_model(path: str | PathLike[str]) -> Model:
         known = ", ".join(sorted(ARCHITECTURES))
         said = "the file names no architecture" if name is None else f"architecture {name!r:.60} is not supported"
         raise ModelError(
-            f"{gguf.path}: {said} (supported: {known}): take another model; without a candidate, 'firstdiff run' "
-            "judges llama.cpp on any that it runs"
+            f"{gguf.path}: {said} (supported: {known}): take another model; without --candidate, --engine "
+            "and --tier hand, 'firstdiff run MODEL' can still check llama.cpp itself on this one"
         )
     architecture = ARCHITECTURES[name]
     fields = Fields(gguf, name)

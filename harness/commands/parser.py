@@ -84,7 +84,8 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     run.add_argument(
         "--tier",
         choices=("hand", "graph"),
-        help="judge llama.cpp by a reference written by hand, or by its own graph (default: by hand if there is one)",
+        help="what to judge llama.cpp against: 'hand', firstdiff's own implementation of the model, or 'graph', "
+        "llama.cpp's own operations, each computed again (default: hand if firstdiff implements the model)",
     )
     _names(run)
     _attention(run)

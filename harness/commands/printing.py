@@ -70,7 +70,8 @@ def show_verdict(verdict: Verdict, options: argparse.Namespace, out: Path | None
 
     show(verdict, Console(), where=None if out is None else FILE)
     if out is not None:
-        print(f"\nTraces and verdict: {out}")
+        traces = "Traces and verdict" if any(out.glob("**/trace.json")) else "Verdict"
+        print(f"\n{traces}: {out}")
     if page is not None:
         print(f"Page: {page}")
     return verdict.exit_code

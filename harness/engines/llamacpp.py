@@ -125,7 +125,7 @@ class LlamaCpp:
     path
         The GGUF file (the first part of a split one).
     threads
-        For computing; 1 for the least noise in timings. Results do not depend on it.
+        For computing; 1 for the least noise in timings. Results depend on it with flash attention alone.
     log
         File that llama.cpp's chatter is appended to; None drops it.
     vocabulary_only

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from firstdiff.engines import ggml
 from firstdiff.errors import CaptureError
+from firstdiff.model.errors import ModelError
 from firstdiff.model.graph.nodes import VIEWS, Node, Tensor
 from firstdiff.model.quants import TYPES
 from firstdiff.model.weights import Weight
@@ -28,13 +29,17 @@ class Ran:
         Which.
     inputs
         What it read: numbers [ne3, ne2, ne1, ne0] as they were when it ran, or a weight of the file.
+        None for what is not given, and for the node itself, into which a cast writes.
     output
         What it gave.
+    unread
+        Why its numbers could not be read; empty where they could.
     """
 
     node: Node
     inputs: tuple[Operand, ...]
     output: npt.NDArray[Any]
+    unread: str = ""
 
 
 @dataclass
@@ -56,7 +61,7 @@ class NodeHook:
     weights: Mapping[str, Weight]
     visit: Callable[[Ran], None]
     failure: BaseException | None = None
-    _reads: tuple[Operand, ...] = field(default=(), init=False)
+    _reads: tuple[Operand, ...] | str = field(default=(), init=False)
 
     def __call__(self, address: int, ask: bool, _user: object) -> bool:  # noqa: FBT001 - ggml's signature
         """Answer ggml that every node is wanted (`ask`), and then, with its data ready, whether to go on."""
@@ -66,20 +71,32 @@ class NodeHook:
             if ask:
                 self._reads = self._operands(address)
             elif (op := _op(address)) not in VIEWS:
-                self.visit(Ran(_node(address, op), self._reads, _values(address)))
+                self.visit(self._ran(address, op))
         except BaseException as e:  # noqa: BLE001 - none may cross the C frames; it is raised after the decode
             self.failure = e
             return False
         return True
 
-    def _operands(self, address: int) -> tuple[Operand, ...]:
-        """What a node is about to read; None for what is not given, and for the result itself."""
+    def _ran(self, address: int, op: str) -> Ran:
+        node = _node(address, op)
+        if isinstance(self._reads, str):
+            return Ran(node, (), np.empty(0, np.float32), self._reads)
+        try:
+            return Ran(node, self._reads, _values(address))
+        except ModelError as e:
+            return Ran(node, (), np.empty(0, np.float32), str(e))
+
+    def _operands(self, address: int) -> tuple[Operand, ...] | str:
+        """What a node is about to read; why it cannot be read, where a type is not known."""
         if _op(address) in VIEWS:
             return ()
         sources = list(ggml.Tensor.from_address(address).src)
         while sources and sources[-1] is None:
             sources.pop()
-        return tuple(None if s is None or s == address else self._operand(s) for s in sources)
+        try:
+            return tuple(None if s is None or s == address else self._operand(s) for s in sources)
+        except ModelError as e:
+            return str(e)
 
     def _operand(self, address: int) -> Operand:
         name = ggml.Tensor.from_address(address).name.decode(errors="replace")

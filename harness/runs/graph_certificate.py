@@ -22,8 +22,10 @@ from firstdiff.runs.recording import changed
 from firstdiff.verdict import Verdict
 
 BELIEVED = (
-    "judged by llama.cpp's own graph: what a wrong graph computes is believed, and only how it is computed is checked"
+    "firstdiff took llama.cpp's own list of operations, its graph, as right, and checked that each operation was"
+    " computed correctly: a wrong operation, order or parameter is not seen"
 )
+NO_LOGITS = "this model has no logits: no steps were decoded, and whether watching llama.cpp changed it was not checked"
 
 
 def certify_graph(
@@ -66,11 +68,14 @@ def certify_graph(
     with LlamaCpp(gguf.path, threads=threads, log=out / "llama.cpp.log", attention=attention) as engine:
         if engine.encodes:
             raise CaptureError(
-                f"{path}: is an encoder with a decoder, which firstdiff does not run: take another model"
+                f"{path}: this model has an encoder and a decoder, as T5 has, and firstdiff runs models with one of "
+                "them: take another model"
             )
         hook = NodeHook({name: weights[name] for name in gguf.tensors}, judge.visit)
         steps = [source.ids(engine)]
         _check(gguf, steps[0], engine.n_vocab, decode)
+        if (head_dim := _head_dim(gguf)) is not None:
+            attention.check(head_dim)
         pieces = tuple(engine.piece(t) for t in steps[0])
         total, widest, position = len(steps[0]) + decode, len(steps[0]), 0
         progress.say("running llama.cpp, and judging each node of its graph")
@@ -81,9 +86,12 @@ def certify_graph(
                 logits.append(context.decode(steps[index], position))
                 judge.finish()
                 position += len(steps[index])
+                generates = any(s.point == "result_output" for s in judge.sites)
+                if not generates:
+                    break
                 if index < decode:
                     steps.append([int(logits[-1][-1].argmax())])
-        worst = difference(engine, steps, logits, total, widest)
+        worst = difference(engine, steps, logits, total, widest) if generates else 0.0
     said = identity(gguf)
     return Verdict(
         candidate="llama.cpp:cpu",
@@ -98,7 +106,7 @@ def certify_graph(
         tokens=tuple(tuple(step) for step in steps),
         arithmetic={"linear": "ggml-cpu", "attention": judge.arithmetic.name, "cache": attention.stated["kv"]},
         sites=tuple(judge.sites),
-        notes=(BELIEVED, *([] if worst == 0 else [changed(worst)])),
+        notes=(BELIEVED, *([] if generates else [NO_LOGITS]), *([] if worst == 0 else [changed(worst)])),
         pieces=pieces,
     )
 
@@ -124,6 +132,18 @@ def _check(gguf: GGUF, tokens: list[int], n_vocab: int, decode: int) -> None:
 def _architecture(gguf: GGUF) -> str:
     name: Any = gguf.metadata.get("general.architecture")
     return name if isinstance(name, str) else "unnamed"
+
+
+def _head_dim(gguf: GGUF) -> int | None:
+    """Numbers per head; None where the file does not say it in one number."""
+    name = _architecture(gguf)
+    stated, width, heads = (
+        gguf.metadata.get(f"{name}.{key}")
+        for key in ("attention.key_length", "embedding_length", "attention.head_count")
+    )
+    if isinstance(stated, int):
+        return stated
+    return width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else None
 
 
 def _layers(gguf: GGUF) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.graph.elementwise import tiled
+from firstdiff.model.graph.products import dense
 from firstdiff.model.weights import Weight
 
 Ints = np.ndarray[tuple[int, ...], np.dtype[np.integer]]
@@ -16,7 +17,7 @@ def get_rows(x: Array | Weight, ids: Ints, *, arithmetic: Arithmetic) -> Array:
     """Rows by number, [ne3, ne2, row, n] and [1, ne3, ne2, wanted] -> [ne3, ne2, wanted, n] (``ggml_get_rows``)."""
     if isinstance(x, Weight) and len(x.shape) == 2:  # noqa: PLR2004 - a matrix, whose other rows are not decoded
         return x.gather(ids.reshape(-1)).reshape(*ids.shape[1:], -1)
-    of = x.values().reshape((1,) * (4 - len(x.shape)) + x.shape) if isinstance(x, Weight) else x
+    of = dense(x)
     wanted = ids[0]
     return np.stack(
         [

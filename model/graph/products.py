@@ -1,4 +1,4 @@
-"""Products: of matrices, of experts' matrices, and flash attention (ggml/src/ggml-cpu/ggml-cpu.c, ops.cpp)."""
+"""Products: of matrices, and of experts' matrices (ggml/src/ggml-cpu/ggml-cpu.c)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from firstdiff.model import quants
-from firstdiff.model.arithmetic import TILE, Arithmetic, Array
-from firstdiff.model.graph.rows import masked
+from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import linear
 from firstdiff.model.quants import BY_NAME
 from firstdiff.model.rounding import turn
@@ -19,7 +18,7 @@ Matrix = Weight | Array
 """A weight of the file, or what was computed: [ne3, ne2, out, in]."""
 
 
-def _rounded(x: Array, kind: str, arithmetic: Arithmetic) -> Array:
+def rounded(x: Array, kind: str, arithmetic: Arithmetic) -> Array:
     """Activations as ggml's CPU backend rounds them for a matrix of a type; see `quants.round_activations`."""
     if not arithmetic.ggml_products or kind == "F32":
         return arithmetic.operand(x)
@@ -27,7 +26,7 @@ def _rounded(x: Array, kind: str, arithmetic: Arithmetic) -> Array:
     return arithmetic.widen(quants.round_activations(flat, BY_NAME[kind])[0].reshape(x.shape))
 
 
-def _product(w: Array, x: Array, arithmetic: Arithmetic) -> Array:
+def product(w: Array, x: Array, arithmetic: Arithmetic) -> Array:
     """[.., out, in] and [.., row, in] -> [.., row, out], summed in float64."""
     return arithmetic.widen(np.matmul(np.asarray(x, np.float64), np.swapaxes(np.asarray(w, np.float64), -1, -2)))
 
@@ -52,11 +51,27 @@ def mul_mat(w: Matrix, x: Array, *, kind: str, turned: bool, arithmetic: Arithme
     """
     if turned:
         return turn(np.ascontiguousarray(x, F), x.shape[-1])
+    w = matrix(w)
     if isinstance(w, Weight) and len(w.shape) == 2:  # noqa: PLR2004 - a matrix
         y = linear(np.ascontiguousarray(x).reshape(-1, x.shape[-1]), w, arithmetic=arithmetic)
         return y.reshape(*x.shape[:3], -1)
-    dense = w.values().reshape((1,) * (4 - len(w.shape)) + w.shape) if isinstance(w, Weight) else w
-    return _product(repeated(dense, x), _rounded(x, kind, arithmetic), arithmetic)
+    if isinstance(w, Weight):  # a matrix for each head, of which one is decoded at a time
+        y = np.empty((*x.shape[:3], w.shape[-2]), arithmetic.dtype)
+        for head in range(x.shape[1]):
+            one = expert(w, head // (x.shape[1] // w.shape[0]))
+            y[:, head] = mul_mat(one, x[:, head : head + 1], kind=kind, turned=False, arithmetic=arithmetic)[:, 0]
+        return y
+    return product(repeated(w, x), rounded(x, kind, arithmetic), arithmetic)
+
+
+def matrix(w: Matrix) -> Matrix:
+    """A weight of one row as a matrix."""
+    return replace(w, shape=(1, *w.shape)) if isinstance(w, Weight) and len(w.shape) == 1 else w
+
+
+def dense(w: Matrix) -> Array:
+    """The numbers of a weight [ne3, ne2, ne1, ne0], all of them decoded."""
+    return w.values().reshape((1,) * (4 - len(w.shape)) + w.shape) if isinstance(w, Weight) else w
 
 
 def expert(w: Weight, number: int) -> Weight:
@@ -80,77 +95,10 @@ def mul_mat_id(w: Matrix, x: Array, ids: Array, *, kind: str, arithmetic: Arithm
         if isinstance(w, Weight):
             y[0][at] = linear(np.ascontiguousarray(rows[at]), expert(w, int(number)), arithmetic=arithmetic)
         else:
-            y[0][at] = _product(w[0, int(number)], _rounded(rows[at], kind, arithmetic), arithmetic)
+            y[0][at] = product(w[0, int(number)], rounded(rows[at], kind, arithmetic), arithmetic)
     return y
 
 
 def add_id(a: Array, b: Array, ids: Array, *, arithmetic: Arithmetic) -> Array:
     """A row of the chosen experts' added to each (``ggml_add_id``)."""
     return np.asarray(arithmetic.widen(a) + arithmetic.widen(b)[0, 0][ids[0, 0]][None])
-
-
-def scores(q: Array, k: Array, *, scale: float) -> Array:
-    """Scaled scores of queries [B, H, T, D] and keys [B, H_kv, S, D], without a mask."""
-    return np.asarray(np.matmul(q, np.swapaxes(repeated(k, q), -1, -2)) * F(scale))
-
-
-def flash_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    mask: Array | None = None,
-    sinks: Array | None = None,
-    *,
-    scale: float,
-    bias: float,
-    cap: float,
-    keys: str,
-    values: str,
-    arithmetic: Arithmetic,
-) -> Array:
-    """Attention in one operation (Dao et al. 2022; ``ggml_flash_attn_ext``), [B, H, T, D] -> [B, T, H, D].
-
-    Keys are taken in turn, weighted against the largest score so far; values of type f16 are added up in f16, but for
-    tiles of many queries. `keys` and `values` are their types.
-    """
-    tiles = q.shape[2] >= TILE and keys == values and keys in ("F32", "F16")
-    factor = F(scale / cap) if cap else F(scale)
-    if not tiles:
-        q = _rounded(q, keys, arithmetic)
-    k, v = repeated(k, q), repeated(v, q)
-    s = _product(k, q, arithmetic) * factor  # [B, H, T, S]
-    s = arithmetic.widen(cap * np.tanh(np.asarray(s, np.float64))) if cap else s
-    s = masked(s, mask, bias)
-    half = values == "F16" and not tiles and arithmetic.ggml_products
-    acc = np.zeros((*s.shape[:3], v.shape[-1]), F)
-    total, top = np.zeros(s.shape[:3], F), np.full(s.shape[:3], -np.inf, F)
-    with np.errstate(all="ignore"):
-        for key in range(s.shape[-1]):
-            x = s[..., key]
-            on = x != -np.inf
-            if not on.any():
-                continue
-            up = on & (x > top)
-            new = np.where(up, x, top)
-            kept = np.where(up, np.exp((top - new).astype(np.float64)).astype(F), F(1))
-            weight = np.where(up, F(1), np.exp((x - new).astype(np.float64)).astype(F))
-            value = v[:, :, None, key]
-            if half:
-                scaled = np.where(up[..., None], _half(acc * kept[..., None]), acc)
-                added = _half((scaled.astype(np.float64) + value.astype(np.float64) * weight[..., None]).astype(F))
-            else:
-                added = acc * kept[..., None] + value * weight[..., None]
-            acc = np.where(on[..., None], added, acc)
-            total = np.where(on, total * kept + weight, total)
-            top = np.where(on, new, top)
-        if sinks is not None:
-            sink = np.broadcast_to(sinks.reshape(1, -1, 1), top.shape)
-            new = np.maximum(sink, top)
-            kept, weight = np.exp(top - new), np.exp(sink - new)
-            acc, total = acc * kept[..., None], total * kept + weight
-        y = acc * np.where(total == 0, F(0), F(1) / total)[..., None]
-    return np.ascontiguousarray(y.transpose(0, 2, 1, 3))
-
-
-def _half(x: Array) -> Array:
-    return x.astype(np.float16).astype(F)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.errors import ModelError
 
 F = np.float32
 
@@ -121,8 +122,9 @@ def _sections(positions: Array, step: np.float32, half: int, sections: tuple[int
     return np.stack([angles[which[j], :, j] for j in range(half)], 1)
 
 
-NORMAL, MROPE, IMROPE = 0, 8, 40
-"""``GGML_ROPE_TYPE_NORMAL`` (pairs of neighbours), and those of several positions a token."""
+NORMAL, NEOX, MROPE, IMROPE = 0, 2, 8, 40
+"""``GGML_ROPE_TYPE_NORMAL`` (pairs of neighbours), ``_NEOX`` (pairs half of the numbers apart), and those of several
+positions a token."""
 
 
 def rope(
@@ -161,6 +163,8 @@ def rope(
     back
         Whether it turns the other way (``ggml_rope_back``).
     """
+    if mode not in (NORMAL, NEOX, MROPE, IMROPE):
+        raise ModelError(f"firstdiff does not compute llama.cpp's rotation of mode {mode} yet")
     x = arithmetic.widen(x)
     half = x.shape[-1] // 2
     step = F(np.float64(F(base)) ** np.float64(F(-2.0) / F(dims)))

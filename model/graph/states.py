@@ -1,7 +1,7 @@
 """Operations that carry a state from token to token (ggml/src/ggml-cpu/ops.cpp).
 
-Their results hold the outputs, then the states. What is added to a state is rounded to float32 at each token; the sums
-of a token are made in float64.
+Their results hold the outputs, then the states; with `sizes`, how large the terms of the outputs are. What is added to
+a state is rounded to float32 at each token; the sums of a token are made in float64.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ Shape = tuple[int, ...]
 
 def _joined(outputs: Array, states: Array, shape: Shape) -> Array:
     return np.concatenate([outputs.reshape(-1), states.reshape(-1)]).reshape(shape)
+
+
+def _sum(terms: Array, *, axis: int, sizes: bool) -> Array:
+    """A sum in float64; or how large its terms are, as the root of the sum of their squares."""
+    return np.asarray(np.sqrt(np.square(terms).sum(axis)) if sizes else terms.sum(axis))
 
 
 def _exp(x: Array) -> Array:
@@ -47,6 +52,7 @@ def ssm_scan(
     kept: int,
     shape: Shape,
     arithmetic: Arithmetic,
+    sizes: bool = False,
 ) -> Array:
     """Selective state space (Gu & Dao 2023; ``ggml_ssm_scan``): x [s, T, H, D], states [s, H, D, N].
 
@@ -63,10 +69,10 @@ def ssm_scan(
             left = _exp(step[:, None] * decay)[:, None, :]
             enters = np.repeat(b[s, t], repeats, 0)[:, None, :] * (x[s, t] * step[:, None])[..., None]
             now = (now * left + enters).astype(F)
-            y[s, t] = (now.astype(np.float64) * np.repeat(c[s, t], repeats, 0)[:, None, :]).sum(-1)
+            y[s, t] = _sum(now.astype(np.float64) * np.repeat(c[s, t], repeats, 0)[:, None, :], axis=-1, sizes=sizes)
             if tokens - 1 - t < kept:
                 states[tokens - 1 - t, s] = now
-    return _joined(y, states, shape)
+    return y if sizes else _joined(y, states, shape)
 
 
 def gated_delta_net(
@@ -80,6 +86,7 @@ def gated_delta_net(
     kept: int,
     shape: Shape,
     arithmetic: Arithmetic,
+    sizes: bool = False,
 ) -> Array:
     """Gated delta rule (Yang et al. 2024; ``ggml_gated_delta_net``): v [s, T, H, D], states [s, H, D, D] transposed."""
     sequences, tokens, heads, dim = v.shape
@@ -96,14 +103,24 @@ def gated_delta_net(
                 now = now * (left[None, :] if g.shape[-1] == dim else left[0])
                 held = (now.astype(np.float64) @ key.astype(np.float64)).astype(F)
                 now = (now + ((v[s, t, h] - held) * beta[s, t, h, 0])[:, None] * key[None, :]).astype(F)
-                y[s, t, h] = (now.astype(np.float64) @ query.astype(np.float64)).astype(F) / np.sqrt(F(dim))
+                out = _sum(now.astype(np.float64) * query.astype(np.float64), axis=-1, sizes=sizes)
+                y[s, t, h] = out.astype(F) / np.sqrt(F(dim))
                 if tokens - 1 - t < kept:
                     states[tokens - 1 - t, s, h] = now
-    return _joined(y, states, shape)
+    return y if sizes else _joined(y, states, shape)
 
 
 def wkv6(
-    k: Array, v: Array, r: Array, bonus: Array, decay: Array, state: Array, *, shape: Shape, arithmetic: Arithmetic
+    k: Array,
+    v: Array,
+    r: Array,
+    bonus: Array,
+    decay: Array,
+    state: Array,
+    *,
+    shape: Shape,
+    arithmetic: Arithmetic,
+    sizes: bool = False,
 ) -> Array:
     """RWKV 6 (Peng et al. 2024; ``ggml_rwkv_wkv6``): k, v, r, decay [1, T, H, D], states of each sequence [H, D, D]."""
     tokens, heads, dim = k.shape[1:]
@@ -113,13 +130,23 @@ def wkv6(
     for t in range(tokens):
         now = states[t // each]
         new = k[t][:, :, None] * v[t][:, None, :]
-        y[t] = ((new * first[:, :, None] + now).astype(np.float64) * r[t][:, :, None]).sum(1)
+        y[t] = _sum((new * first[:, :, None] + now).astype(np.float64) * r[t][:, :, None], axis=1, sizes=sizes)
         states[t // each] = now * decay[t][:, :, None] + new
-    return _joined(y, states, shape)
+    return y if sizes else _joined(y, states, shape)
 
 
 def wkv7(
-    r: Array, w: Array, k: Array, v: Array, a: Array, b: Array, state: Array, *, shape: Shape, arithmetic: Arithmetic
+    r: Array,
+    w: Array,
+    k: Array,
+    v: Array,
+    a: Array,
+    b: Array,
+    state: Array,
+    *,
+    shape: Shape,
+    arithmetic: Arithmetic,
+    sizes: bool = False,
 ) -> Array:
     """RWKV 7 (Peng et al. 2025; ``ggml_rwkv_wkv7``): all [1, T, H, D], states of each sequence [H, D, D]."""
     tokens, heads, dim = k.shape[1:]
@@ -131,12 +158,21 @@ def wkv7(
         removed = (now.astype(np.float64) * a[t][:, None, :]).sum(-1).astype(F)
         now = now * w[t][:, None, :] + v[t][:, :, None] * k[t][:, None, :] + removed[:, :, None] * b[t][:, None, :]
         states[t // each] = now
-        y[t] = (now.astype(np.float64) * r[t][:, None, :]).sum(-1)
-    return _joined(y, states, shape)
+        y[t] = _sum(now.astype(np.float64) * r[t][:, None, :], axis=-1, sizes=sizes)
+    return y if sizes else _joined(y, states, shape)
 
 
 def gated_linear_attention(
-    k: Array, v: Array, q: Array, g: Array, state: Array, *, scale: float, shape: Shape, arithmetic: Arithmetic
+    k: Array,
+    v: Array,
+    q: Array,
+    g: Array,
+    state: Array,
+    *,
+    scale: float,
+    shape: Shape,
+    arithmetic: Arithmetic,
+    sizes: bool = False,
 ) -> Array:
     """Gated linear attention (Yang et al. 2023; ``ggml_gated_linear_attn``): all [1, T, H, D], states [H, D, D]."""
     tokens, heads, dim = k.shape[1:]
@@ -146,8 +182,8 @@ def gated_linear_attention(
     for t in range(tokens):
         now = states[t // each] * g[t][:, :, None] + k[t][:, :, None] * v[t][:, None, :]
         states[t // each] = now
-        y[t] = (now.astype(np.float64) * (q[t] * F(scale))[:, :, None]).sum(1)
-    return _joined(y, states, shape)
+        y[t] = _sum(now.astype(np.float64) * (q[t] * F(scale))[:, :, None], axis=1, sizes=sizes)
+    return y if sizes else _joined(y, states, shape)
 
 
 # DeepSeek 3.2 and 4

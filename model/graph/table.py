@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from firstdiff.model import quants
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.errors import ModelError
-from firstdiff.model.graph import elementwise, moves, products, rows, states
+from firstdiff.model.graph import attention, elementwise, moves, products, rows, states
 from firstdiff.model.graph.nodes import Node, Numbers, stored
 from firstdiff.model.operations import Operation
 from firstdiff.model.weights import CODES, Weight
@@ -30,7 +32,8 @@ class Kernel:
     attributes
         Its keywords, of ``op_params`` and shapes.
     sizes
-        How large the terms are that each number is a sum of, of the same operands and keywords; None where it is none.
+        How large the terms are that each number is a sum of, of the same operands and keywords: the root of the sum of
+        their squares, or more where parts of it are summed apart. None where it is no sum that can cancel.
     selects
         Whether it gives places of numbers: right are all that hold the same numbers.
     """
@@ -67,48 +70,51 @@ def _centred(x: Array, *, eps: float, **_: object) -> Array:
     return np.asarray(np.abs(wide) / np.sqrt(variance + eps))
 
 
-def _dense(w: Weight | Array) -> Array:
-    return w.values().reshape((1,) * (4 - len(w.shape)) + w.shape) if isinstance(w, Weight) else w
+def _product_sizes(w: Weight | Array, x: Array, *, turned: bool = False, **_: object) -> Array:
+    if turned:
+        return np.broadcast_to(np.sqrt(np.square(x).mean(-1, keepdims=True)), x.shape)
+    wide, w = np.asarray(x, np.float64), products.matrix(w)
+    if not isinstance(w, Weight):
+        of = np.square(products.repeated(w, x), dtype=np.float64)
+        return np.asarray(np.sqrt(np.matmul(wide**2, np.swapaxes(of, -1, -2))))
+    if len(w.shape) > 2:  # noqa: PLR2004 - a matrix for each head
+        group = x.shape[1] // w.shape[0]
+        heads = [_product_sizes(products.expert(w, h // group), x[:, h : h + 1]) for h in range(x.shape[1])]
+        return np.concatenate(heads, 1)
+    size = np.empty((*x.shape[:3], w.shape[0]))
+    for start, stop in w.chunks():
+        rows_ = w.rows(start, stop).astype(np.float64)
+        part = np.sqrt(wide**2 @ (rows_**2).T)
+        minima = _minima(w, start, stop)
+        if minima is not None:  # codes and minima are summed apart, and can cancel
+            part = np.maximum(part, np.abs(wide @ (rows_ - minima).T) + np.abs(wide @ minima.T))
+        size[..., start:stop] = part
+    return size
 
 
-def _parts(w: Weight) -> tuple[Array, Array] | None:
-    """The codes' part and the minima's part of a weight whose product is summed in two; None for others."""
+def _minima(w: Weight, start: int, stop: int) -> Array | None:
+    """The minima of some rows of a weight whose product is summed in two parts; None for others."""
     where = CODES.get(w.kind.name)
     if where is None:
         return None
-    blocks = w.raw.reshape(-1, w.kind.nbytes).copy()
+    blocks = w.raw_rows(start, stop).reshape(-1, w.kind.nbytes).copy()
     blocks[:, where] = 0
-    minima = Weight(w.name, w.kind, w.shape, blocks.reshape(-1)).values()
-    return _dense(w) - _dense(minima.reshape(w.shape)).reshape(_dense(w).shape), minima.reshape(_dense(w).shape)
+    return quants.dequantize(blocks.reshape(-1), w.kind).reshape(stop - start, -1).astype(np.float64)
 
 
-def _product(w: Weight | Array, x: Array, *, turned: bool = False, **_: object) -> Array:
-    if turned:
-        return np.broadcast_to(np.sqrt(np.square(x).mean(-1, keepdims=True)), x.shape)
-    dense = products.repeated(_dense(w), x)
-    size = np.sqrt(np.matmul(np.square(x, dtype=np.float64), np.swapaxes(np.square(dense, dtype=np.float64), -1, -2)))
-    parts = _parts(w) if isinstance(w, Weight) else None
-    if parts is not None:
-        wide = np.asarray(x, np.float64)
-        codes, minima = (np.abs(np.matmul(wide, np.swapaxes(np.asarray(p, np.float64), -1, -2))) for p in parts)
-        size = np.maximum(size, codes + minima)
-    return np.asarray(size)
-
-
-def _attended(q: Array, k: Array, v: Array, *rest: Array, **attributes: Any) -> Array:  # noqa: ANN401 - an operation's own
-    """What is attended to is a sum of values, each times its weight: as large as that of their magnitudes."""
-    return products.flash_attention(q, k, np.abs(v), *rest, **attributes)
-
-
-def _chosen(w: Weight | Array, x: Array, ids: Array, **_: object) -> Array:
+def _expert_sizes(w: Weight | Array, x: Array, ids: Array, **_: object) -> Array:
     chosen = ids[0, 0]
     wide = np.broadcast_to(x[0], (*chosen.shape, x.shape[-1]))
     y = np.empty((1, *chosen.shape, w.shape[-2]))
     for number in np.unique(chosen):
         at = chosen == number
         of = products.expert(w, int(number)) if isinstance(w, Weight) else w[:, int(number)][None]
-        y[0][at] = _product(of, np.ascontiguousarray(wide[at])[None, None])[0, 0]
+        y[0][at] = _product_sizes(of, np.ascontiguousarray(wide[at])[None, None])[0, 0]
     return y
+
+
+def _scaled_sizes(x: Array, *, by: float, plus: float, **_: object) -> Array:
+    return np.asarray(np.maximum(np.abs(x * by), abs(plus)))
 
 
 def _rotation(node: Node) -> dict[str, Any]:
@@ -143,7 +149,7 @@ KERNELS: Mapping[str, Kernel] = {
     "SUB": Kernel(elementwise.SUB, sizes=_sum),
     "MUL": Kernel(elementwise.MUL),
     "DIV": Kernel(elementwise.DIV),
-    "SCALE": Kernel(elementwise.scale, lambda n: {"by": float(n.number(0)), "plus": float(n.number(1))}),
+    "SCALE": Kernel(elementwise.scale, lambda n: {"by": float(n.number(0)), "plus": float(n.number(1))}, _scaled_sizes),
     "CLAMP": Kernel(elementwise.clamp, lambda n: {"least": float(n.number(0)), "most": float(n.number(1))}),
     "XIELU": Kernel(
         elementwise.xielu,
@@ -162,17 +168,17 @@ KERNELS: Mapping[str, Kernel] = {
     "MEAN": Kernel(rows.mean, sizes=_of_magnitudes(rows.mean)),
     "ROPE": Kernel(rows.rope, _rotation),
     "ROPE_BACK": Kernel(rows.rope, _rotation),
-    "MUL_MAT": Kernel(products.mul_mat, lambda n: {"kind": _kind(n, 0), "turned": n.params[1] == 1}, _product),
-    "MUL_MAT_ID": Kernel(products.mul_mat_id, lambda n: {"kind": _kind(n, 0)}, _chosen),
+    "MUL_MAT": Kernel(products.mul_mat, lambda n: {"kind": _kind(n, 0), "turned": n.params[1] == 1}, _product_sizes),
+    "MUL_MAT_ID": Kernel(products.mul_mat_id, lambda n: {"kind": _kind(n, 0)}, _expert_sizes),
     "ADD_ID": Kernel(products.add_id),
     "FLASH_ATTN_EXT": Kernel(
-        products.flash_attention,
+        attention.flash_attention,
         lambda n: {
             **{name: float(n.number(i)) for i, name in enumerate(("scale", "bias", "cap"))},
             "keys": _kind(n, 1),
             "values": _kind(n, 2),
         },
-        _attended,
+        attention.attention_sizes,
     ),
     "GET_ROWS": Kernel(moves.get_rows),
     "SET_ROWS": Kernel(moves.set_rows),
@@ -184,11 +190,15 @@ KERNELS: Mapping[str, Kernel] = {
     "ARANGE": Kernel(moves.arange, lambda n: {"first": float(n.number(0)), "step": float(n.number(2)), **_shape(n)}),
     "FILL": Kernel(moves.fill, lambda n: {"value": float(n.number(0)), **_shape(n)}),
     "SSM_CONV": Kernel(states.ssm_conv, lambda n: {"tokens": n.tensor.shape[2]}, states.ssm_conv_sizes),
-    "SSM_SCAN": Kernel(states.ssm_scan, _state),
-    "GATED_DELTA_NET": Kernel(states.gated_delta_net, _state),
-    "RWKV_WKV6": Kernel(states.wkv6, _shape),
-    "RWKV_WKV7": Kernel(states.wkv7, _shape),
-    "GATED_LINEAR_ATTN": Kernel(states.gated_linear_attention, lambda n: {"scale": float(n.number(0)), **_shape(n)}),
+    "SSM_SCAN": Kernel(states.ssm_scan, _state, partial(states.ssm_scan, sizes=True)),
+    "GATED_DELTA_NET": Kernel(states.gated_delta_net, _state, partial(states.gated_delta_net, sizes=True)),
+    "RWKV_WKV6": Kernel(states.wkv6, _shape, partial(states.wkv6, sizes=True)),
+    "RWKV_WKV7": Kernel(states.wkv7, _shape, partial(states.wkv7, sizes=True)),
+    "GATED_LINEAR_ATTN": Kernel(
+        states.gated_linear_attention,
+        lambda n: {"scale": float(n.number(0)), **_shape(n)},
+        partial(states.gated_linear_attention, sizes=True),
+    ),
     "LIGHTNING_INDEXER": Kernel(states.lightning_indexer, sizes=states.lightning_indexer_sizes),
     "DSV4_HC_COMB": Kernel(states.hyper_connection_mix, lambda n: {"eps": float(n.number(0)), "rounds": n.params[1]}),
     "DSV4_HC_PRE": Kernel(
@@ -200,15 +210,14 @@ KERNELS: Mapping[str, Kernel] = {
 }
 """Every operation that is known: those that the architectures of tests/data/architectures.json run on the CPU."""
 
-STATES: Mapping[str, int] = {
-    "SSM_SCAN": 1,
-    "GATED_DELTA_NET": 2,
-    "RWKV_WKV6": 1,
-    "RWKV_WKV7": 3,
-    "GATED_LINEAR_ATTN": 1,
+STATES: Mapping[str, tuple[int, int]] = {
+    "SSM_SCAN": (1, 0),
+    "GATED_DELTA_NET": (2, 5),
+    "RWKV_WKV6": (1, 5),
+    "RWKV_WKV7": (3, 6),
+    "GATED_LINEAR_ATTN": (1, 4),
 }
-"""Operations that give outputs and then states, and the operand that has as many numbers as the outputs."""
-
+"""Operations that give outputs and then states: the operand that is shaped as the outputs, and that with the states."""
 
 BY_ROWS = frozenset(("MUL_MAT", "MUL_MAT_ID", "GET_ROWS"))
 """Operations that decode a weight a few rows at a time."""
@@ -218,11 +227,11 @@ def operands(node: Node, inputs: Sequence[Any]) -> tuple[Any, ...]:
     """What a node reads as its operation takes it: weights decoded, but where it decodes them itself."""
     if node.op in BY_ROWS:
         return tuple(inputs)
-    return tuple(_dense(x) if isinstance(x, Weight) else x for x in inputs)
+    return tuple(products.dense(x) if isinstance(x, Weight) else x for x in inputs)
 
 
 def computed(node: Node, inputs: Sequence[Any], arithmetic: Arithmetic) -> Numbers:
-    """What a node gives for what it reads, as its type holds it.
+    """What a node gives for its :func:`operands`, as its type holds it.
 
     Raises
     ------
@@ -230,8 +239,8 @@ def computed(node: Node, inputs: Sequence[Any], arithmetic: Arithmetic) -> Numbe
         For an operation that is not known, or a type to which nobody knows how ggml rounds.
     """
     if node.op not in KERNELS:
-        raise ModelError(f"the operation {node.op} is not known")
-    kernel, inputs = KERNELS[node.op], operands(node, inputs)
+        raise ModelError(f"firstdiff does not compute llama.cpp's operation {node.op} yet")
+    kernel = KERNELS[node.op]
     with np.errstate(all="ignore"):
         if node.op == "SET_ROWS":  # of what is there already nothing is rounded again
             inputs = (stored(inputs[0], node.tensor.kind), *inputs[1:])

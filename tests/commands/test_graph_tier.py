@@ -56,7 +56,7 @@ def test_what_only_a_reference_written_by_hand_can_do_is_refused(
     firstdiff: Command, gemma: Path, model: Path, trace: Path
 ) -> None:
     for arguments in (("--tier", "hand"), ("--candidate", trace)):
-        assert_refused(firstdiff("run", gemma, *arguments), 3, "'gemma3'", "supported: llama", "without a candidate")
+        assert_refused(firstdiff("run", gemma, *arguments), 3, "'gemma3'", "supported: llama", "without --candidate")
     ran = firstdiff("run", model, "--tier", "graph", "--candidate", trace)
     assert_refused(ran, 2, "--tier graph", "--candidate")
 
@@ -66,4 +66,4 @@ def test_tokens_that_cannot_be_run_are_refused(firstdiff: Command, gemma: Path) 
 
 
 def test_an_encoder_with_a_decoder_is_refused(firstdiff: Command, tmp_path: Path) -> None:
-    assert_refused(firstdiff("run", toy("t5", tmp_path), "--tokens", "3,4"), 3, "encoder with a decoder")
+    assert_refused(firstdiff("run", toy("t5", tmp_path), "--tokens", "3,4"), 3, "an encoder and a decoder")
