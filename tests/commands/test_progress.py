@@ -138,7 +138,7 @@ def test_a_terminal_shows_layers(command: str, tmp_path: Path) -> None:
     )
     arguments = {
         "gate": ["firstdiff.toml"],
-        "record": [str(deep), "--engine", "reference:f32", "--tokens", TOKENS, "--out", "t"],
+        "record": [str(deep), "--engine", "reference:f32", "--tokens", TOKENS, "--decode", "40", "--out", "t"],
         "run": [str(deep), "--tokens", TOKENS],
     }[command]
     near, far = pty.openpty()
