@@ -170,7 +170,6 @@ def test_a_quantisation_type_that_is_not_supported_is_named(
 @pytest.mark.parametrize(
     ("metadata", "words"),
     [
-        ({"general.architecture": "mamba"}, ["llama.cpp does not load this file", "mamba.context_length"]),
         ({"general.architecture": None}, ["names no architecture", "supported: llama"]),
         ({"general.architecture": U32(3)}, ["architecture 3", "supported: llama"]),
         ({"general.architecture": ["llama"]}, ["architecture ['llama']", "supported: llama"]),
@@ -195,6 +194,11 @@ def test_a_model_that_is_not_supported_says_why(
 ) -> None:
     path = synthetic(tmp_path / "bad.gguf", TINY, metadata=metadata)
     assert_refused(firstdiff("run", path), 3, str(path), *words)
+
+
+def test_an_architecture_without_a_reference_is_named(firstdiff: Command, tmp_path: Path) -> None:
+    path = synthetic(tmp_path / "bad.gguf", TINY, metadata={"general.architecture": "mamba"})
+    assert_refused(firstdiff("run", path, "--tier", "hand"), 3, str(path), "'mamba'", "supported: llama", "--tier hand")
 
 
 @pytest.mark.parametrize(
