@@ -16,11 +16,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.model import quants
 from firstdiff.model.arithmetic import F64, Array
 from firstdiff.model.operations import Derived, add, attend, linear, scores, swiglu
 from firstdiff.model.probe import Call
-from firstdiff.model.weights import CODES, Weight
 
 SIGMOID = 2.0**-102
 """Of a gate times its up, what counts as a term: the smallest normal float32, 2^-126, over a unit in the last place."""
@@ -45,20 +43,11 @@ def _linear(call: Call) -> npt.NDArray[np.float64]:
     for start, stop in weight.chunks():
         rows = weight.rows(start, stop).astype(np.float64)
         squares[:, start:stop] = x**2 @ (rows**2).T
-        minima = _minima(weight, start, stop)
+        minima = weight.minimum_of_each(start, stop)
         if minima is not None:
             squares[:, start:stop] += (x @ minima.T) ** 2
     heads = call.argument("heads")
     return np.sqrt(squares if heads is None else squares.reshape(x.shape[0], heads, -1))
-
-
-def _minima(weight: Weight, start: int, stop: int) -> npt.NDArray[np.float64] | None:
-    codes = CODES.get(weight.kind.name)
-    if codes is None or weight.dense is not None:
-        return None
-    blocks = weight.raw_rows(start, stop).reshape(-1, weight.kind.nbytes).copy()
-    blocks[:, codes] = 0
-    return quants.dequantize(blocks.reshape(-1), weight.kind).reshape(stop - start, -1).astype(np.float64)
 
 
 def _scores(call: Call) -> npt.NDArray[np.float64]:

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from firstdiff.model import quants
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.errors import ModelError
 from firstdiff.model.graph import attention, elementwise, moves, products, rows, states
 from firstdiff.model.graph.nodes import Node, Numbers, stored
 from firstdiff.model.operations import Operation
-from firstdiff.model.weights import CODES, Weight
+from firstdiff.model.weights import Weight
 
 Attributes = Callable[[Node], dict[str, Any]]
 Sizes = Callable[..., Array]
@@ -85,21 +84,11 @@ def _product_sizes(w: Weight | Array, x: Array, *, turned: bool = False, **_: ob
     for start, stop in w.chunks():
         rows_ = w.rows(start, stop).astype(np.float64)
         part = np.sqrt(wide**2 @ (rows_**2).T)
-        minima = _minima(w, start, stop)
+        minima = w.minimum_of_each(start, stop)
         if minima is not None:  # codes and minima are summed apart, and can cancel
             part = np.maximum(part, np.abs(wide @ (rows_ - minima).T) + np.abs(wide @ minima.T))
         size[..., start:stop] = part
     return size
-
-
-def _minima(w: Weight, start: int, stop: int) -> Array | None:
-    """The minima of some rows of a weight whose product is summed in two parts; None for others."""
-    where = CODES.get(w.kind.name)
-    if where is None:
-        return None
-    blocks = w.raw_rows(start, stop).reshape(-1, w.kind.nbytes).copy()
-    blocks[:, where] = 0
-    return quants.dequantize(blocks.reshape(-1), w.kind).reshape(stop - start, -1).astype(np.float64)
 
 
 def _expert_sizes(w: Weight | Array, x: Array, ids: Array, **_: object) -> Array:
