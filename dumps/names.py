@@ -116,8 +116,10 @@ def _number(read: dict[str, Meaning], point: str, layer: int | None, nodes: list
         read[nodes[-1]] = Meaning(Place(_ROTATED[point], layer))
 
 
-_WRAPPERS = re.compile(r"(?:(?:base_model|module|_orig_mod|language_model|text_model|model)\.)+")
-_OUTPUTS = re.compile(r"\.output(?:\.0)?$")
+WRAPPERS = re.compile(
+    r"(?:(?:base_model|module|_orig_mod|language_model|text_model|model|transformer|backbone|gpt_neox|decoder)\.)+"
+)
+OUTPUT_ENDS = re.compile(r"\.output(?:\.0)?$")
 _HF_OUTSIDE = {"embed_tokens": "embd", "norm": "result_norm"}
 _HF_LAYER = re.compile(r"layers\.(?P<layer>0|[1-9][0-9]{0,5})(?:\.(?P<module>.+))?")
 _HF_INSIDE: dict[str, str | None] = {
@@ -141,8 +143,8 @@ def hugging_face(names: Sequence[str]) -> dict[str, Meaning]:
     read = firstdiff(names)
     gemma = any("feedforward_layernorm" in name for name in names)
     for name in names:
-        inner = _OUTPUTS.sub("", name)
-        wrapped = _WRAPPERS.match(inner)
+        inner = OUTPUT_ENDS.sub("", name)
+        wrapped = WRAPPERS.match(inner)
         rest = inner[wrapped.end() :] if wrapped else inner
         if rest == "lm_head" or (wrapped and rest in _HF_OUTSIDE):
             read[name] = Meaning(Place(_HF_OUTSIDE.get(rest, "result_output"), None))

@@ -11,10 +11,11 @@ from pathlib import Path
 from firstdiff.blas import one_thread
 from firstdiff.dumps import Site, Trace, open_trace
 from firstdiff.dumps.site import as_site
+from firstdiff.engines.opening import open_reference
 from firstdiff.errors import UsageError
 from firstdiff.explaining.budget import SECONDS
 from firstdiff.hypotheses.planting import Planted, planted
-from firstdiff.model.engine import Model, open_model
+from firstdiff.model.engine import Model
 from firstdiff.runs import judge, recording
 from firstdiff.runs.admission import admitted
 from firstdiff.runs.folder import run_folder
@@ -248,13 +249,13 @@ def opened_model(path: File) -> Model:
     try:
         stat = file.stat()
     except OSError:
-        return open_model(file)  # says what is wrong
+        return open_reference(file)  # says what is wrong
     return _opened(file, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=4)  # weights stay in the file: what is held is names and numbers
 def _opened(path: Path, _size: int, _time: int) -> Model:
-    return open_model(path)
+    return open_reference(path)
 
 
 def _input(

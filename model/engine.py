@@ -13,6 +13,7 @@ from firstdiff.model.arithmetic import Array
 from firstdiff.model.errors import ModelError, quoted
 from firstdiff.model.fields import NOT_WHOLE, Fields
 from firstdiff.model.gguf import GGUF, open_gguf
+from firstdiff.model.graph.reference import Capture, GraphArchitecture, hyperparameters
 from firstdiff.model.probe import Probe
 from firstdiff.model.quants import SUPPORTED
 from firstdiff.model.weights import Weights
@@ -33,24 +34,40 @@ class StepLike(Protocol):
     def positions(self) -> Sequence[int]: ...  # noqa: D102
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A model whose weights stay in the mapped file."""
+    """A model whose weights stay in the mapped file.
+
+    Parameters
+    ----------
+    gguf, weights
+        The file.
+    architecture, hp
+        Its architecture's name, and its hyperparameters.
+    written
+        What computes it: a file of ``model/architectures``, or llama.cpp's own graph.
+    """
 
     gguf: GGUF
     architecture: str
     hp: Hyperparameters
     weights: Weights
+    written: Architecture[Any, Any]
+
+    @property
+    def tier(self) -> str:
+        """Where its calls come from: ``hand`` or ``graph``."""
+        return "graph" if isinstance(self.written, GraphArchitecture) else "hand"
 
     @property
     def rotation(self) -> Rotation | None:
         """How queries and keys are rotated; None where they are not."""
-        return ARCHITECTURES[self.architecture].rotation(self.hp)
+        return self.written.rotation(self.hp)
 
     @property
     def nodes(self) -> Nodes:
         """llama.cpp's nodes, and which points they are."""
-        return ARCHITECTURES[self.architecture].NODES
+        return self.written.NODES
 
     def forward(self, steps: Sequence[StepLike], probe: Probe, *, past: int = 0) -> Iterator[Array]:
         """Run the steps one after another through a KV cache, yielding logits [T, n_vocab] of each.
@@ -58,8 +75,10 @@ class Model:
         Every operation goes through `probe`, whose `step` and `layer` are set here. Where the cache holds `past` tokens
         already and nobody knows which, the probe is given a step -1 that stands for them, and says what it makes of it.
         """
-        architecture = ARCHITECTURES[self.architecture]
+        architecture = self.written
         cache = architecture.Cache()
+        if isinstance(architecture, GraphArchitecture):
+            architecture.prepare([*([(0,) * past] if past else []), *(step.tokens for step in steps)])
         if past:
             probe.step, probe.layer = -1, None
             architecture.forward(probe, (0,) * past, tuple(range(past)), self.weights, self.hp, cache)
@@ -115,7 +134,26 @@ def open_model(path: str | PathLike[str]) -> Model:
     hp = architecture.read(fields)
     fields.refuse_unread()
     _check_tensors(gguf, architecture.tensors(hp))
-    return Model(gguf, name, hp, Weights(gguf))
+    return Model(gguf, name, hp, Weights(gguf), architecture)
+
+
+def open_graph(path: str | PathLike[str], capture: Capture) -> Model:
+    """Open a GGUF file of any architecture as a model that llama.cpp's own graph computes.
+
+    Raises
+    ------
+    ModelError
+        For a file that is no GGUF, or is damaged.
+    """
+    gguf = open_gguf(path)
+    name = gguf.metadata.get("general.architecture")
+    return Model(
+        gguf,
+        name if isinstance(name, str) else "unnamed",
+        hyperparameters(gguf),
+        Weights(gguf),
+        GraphArchitecture(capture),
+    )
 
 
 def _check_tensors(gguf: GGUF, expected: Iterator[Tensor]) -> None:

@@ -21,7 +21,8 @@ from firstdiff.model.flash import attended_in_f16, sums_in_f16
 from firstdiff.model.rope import angles
 from firstdiff.model.weights import Weight
 
-Operation = Callable[..., Array]
+Operation = Callable[..., npt.NDArray[Any]]
+"""Gives numbers, or places of numbers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +89,22 @@ def rms_norm(x: Array, weight: Weight | None, *, eps: float, arithmetic: Arithme
     return scaled if weight is None else arithmetic.keep(scaled) * arithmetic.keep(arithmetic.widen(weight.values()))
 
 
+def layer_norm(
+    x: Array, weight: Weight | None, bias: Weight | None = None, *, eps: float, arithmetic: Arithmetic
+) -> Array:
+    """Layer norm (Ba et al. 2016), [T, n] -> [T, n] (``ggml_norm``, then ``ggml_mul`` and ``ggml_add``).
+
+    Means are summed in float64 in every arithmetic, as ggml does.
+    """
+    x = arithmetic.widen(x)
+    centred = x - arithmetic.widen(np.asarray(x, np.float64).mean(-1, keepdims=True))
+    variance = arithmetic.widen(np.square(centred, dtype=np.float64).mean(-1, keepdims=True))
+    y: Array = centred * (arithmetic.dtype(1) / np.sqrt(variance + arithmetic.dtype(eps)))
+    if weight is not None:
+        y = arithmetic.keep(y) * arithmetic.keep(arithmetic.widen(weight.values()))
+    return y if bias is None else y + arithmetic.keep(arithmetic.widen(bias.values()))
+
+
 def linear(
     x: Array, weight: Weight, bias: Weight | None = None, *, heads: int | None = None, arithmetic: Arithmetic
 ) -> Array:
@@ -124,6 +141,7 @@ def rope(
     pairing: str,
     base: float,
     scale: float = 1.0,
+    dim: int | None = None,
     arithmetic: Arithmetic,
 ) -> Array:
     """Rotary position embedding (Su et al. 2021), [T, H, D] -> [T, H, D] (``ggml_rope_ext``).
@@ -135,8 +153,14 @@ def rope(
         ``half``: (i, i + D / 2) do (ggml's NEOX, transformers' ``rotate_half``).
     base, scale, factors
         See :func:`firstdiff.model.rope.angles`.
+    dim
+        How many dimensions of a head are rotated, from the first on; None for all.
     """
     x = arithmetic.widen(x)
+    if dim is not None and dim < x.shape[-1]:
+        head = x[..., :dim]
+        turned = rope(head, positions, factors, pairing=pairing, base=base, scale=scale, arithmetic=arithmetic)
+        return np.concatenate([turned, x[..., dim:]], -1)
     theta = angles(
         positions,
         x.shape[-1],
@@ -164,8 +188,27 @@ def append(past: Array | None, new: Array, *, values: bool = False, arithmetic: 
     return new if past is None else np.concatenate([arithmetic.widen(past), new])
 
 
-def scores(q: Array, keys: Array, *, group: int, arithmetic: Arithmetic) -> Array:
-    """Raw attention scores, unscaled: [T, H, D] and [S, H_kv, D] -> [H, T, S]; head h reads KV head h // group."""
+def scores(
+    q: Array,
+    keys: Array,
+    *,
+    group: int,
+    factor: float = 1.0,
+    mask: Array | None = None,  # noqa: ARG001 - those who judge the scores read it
+    arithmetic: Arithmetic,
+) -> Array:
+    """Raw attention scores, unscaled: [T, H, D] and [S, H_kv, D] -> [H, T, S]; head h reads KV head h // group.
+
+    Parameters
+    ----------
+    factor
+        What queries are multiplied by before they are rounded for the product, which is divided by it again.
+    mask
+        That of :func:`soft_max`, which says which scores count.
+    """
+    if factor != 1:
+        scaled = scores(arithmetic.widen(q) * arithmetic.dtype(factor), keys, group=group, arithmetic=arithmetic)
+        return np.asarray(scaled / scaled.dtype.type(factor))
     q = arithmetic.query(q)
     tokens, heads, dim = q.shape
     grouped = q.transpose(1, 0, 2).reshape(heads // group, group * tokens, dim)  # [H_kv, group * T, D]
@@ -173,17 +216,40 @@ def scores(q: Array, keys: Array, *, group: int, arithmetic: Arithmetic) -> Arra
     return kq.reshape(heads, tokens, -1)
 
 
-def soft_max(kq: Array, *, scale: float, offset: int = 0, arithmetic: Arithmetic) -> Array:
-    """Causal softmax over the keys, [H, T, S] -> [H, T, S]; hidden entries are 0 (``ggml_soft_max_ext``).
+def soft_max(
+    kq: Array,
+    sinks: Weight | None = None,
+    *,
+    scale: float,
+    offset: int = 0,
+    mask: Array | None = None,
+    arithmetic: Arithmetic,
+) -> Array:
+    """Softmax over the keys, [H, T, S] -> [H, T, S]; hidden entries are 0 (``ggml_soft_max_ext``).
 
-    A query sees the keys up to its own position plus `offset`.
+    Parameters
+    ----------
+    kq, scale
+        Raw scores, and what they are multiplied by.
+    sinks
+        One more score per head [H], which takes its part of the sum and of which nothing is attended to.
+    offset
+        A query sees the keys up to its own position plus this.
+    mask
+        What is added to the scaled scores instead, [T, S] or [H, T, S]: minus infinity hides.
     """
-    hidden = ~visible(kq.shape[-2], kq.shape[-1], offset)
     z = arithmetic.widen(kq) * arithmetic.dtype(scale)
-    z[:, hidden] = -np.inf
-    z -= z.max(-1, keepdims=True)
+    if mask is None:
+        z[:, ~visible(kq.shape[-2], kq.shape[-1], offset)] = -np.inf
+    else:
+        z += arithmetic.widen(mask)
+    top = z.max(-1, keepdims=True)
+    sink = None if sinks is None else arithmetic.widen(sinks.values()).reshape(-1, 1, 1)
+    top = top if sink is None else np.maximum(top, sink)
+    z -= top
     p = np.exp(z)
     total = p.sum(-1, keepdims=True, dtype=np.float64)
+    total = total if sink is None else total + np.exp(np.asarray(sink - top, np.float64))
     return p * arithmetic.widen(1.0 / total)
 
 
@@ -191,6 +257,11 @@ def visible(queries: int, keys: int, offset: int = 0) -> npt.NDArray[np.bool_]:
     """Which keys a query may see, bool [T, S]: the last `queries` positions of `keys`, each up to itself."""
     own = np.arange(keys - queries, keys)[:, None]
     return np.arange(keys)[None, :] <= own + offset
+
+
+def looked_at(shape: tuple[int, ...], mask: Array | None = None) -> npt.NDArray[np.bool_]:
+    """Which scores [H, T, S] count, bool [T, S] or [H, T, S]: those that no mask hides; without one, of no future key."""
+    return visible(*shape[-2:]) if mask is None else np.isfinite(mask)
 
 
 def attend(p: Array, values: Array, *, group: int, arithmetic: Arithmetic) -> Array:
@@ -221,21 +292,6 @@ def swiglu(gate: Array, up: Array, *, arithmetic: Arithmetic) -> Array:
     return arithmetic.keep(active) * arithmetic.widen(up)
 
 
-def columns(x: Array, *, start: int, stop: int, heads: int | None = None, arithmetic: Arithmetic) -> Array:
-    """Some columns of a product, [T, n] -> [T, stop - start], or [T, heads, D] (``ggml_view_2d``, ``ggml_view_3d``)."""
-    y = arithmetic.widen(x)[:, start:stop]
-    return np.ascontiguousarray(y if heads is None else y.reshape(len(y), heads, -1))
-
-
-def gather(x: Array, rows: Array, *, arithmetic: Arithmetic) -> Array:
-    """Rows of a value by number, [T, ...] and [n] -> [n, ...] (``ggml_get_rows``)."""
-    return arithmetic.widen(x)[np.asarray(rows, np.int64)]
-
-
-def merged(x: Array, *, arithmetic: Arithmetic) -> Array:
-    """The heads of each token side by side, [T, H, D] -> [T, H * D] (``ggml_reshape_2d``)."""
-    return arithmetic.widen(x).reshape(len(x), -1)
-
-
-MOVES: frozenset[Operation] = frozenset((columns, gather, merged))
-"""Operations that only move numbers: they round nothing, so a segment is no less exact for them."""
+def top_k(x: Array, *, k: int, arithmetic: Arithmetic) -> npt.NDArray[np.int64]:  # noqa: ARG001 - it rounds nothing
+    """Where the largest numbers of each row stand, the largest first, [T, n] -> [T, k] (``ggml_top_k``)."""
+    return np.argsort(-x, axis=-1, kind="stable")[..., :k]

@@ -44,7 +44,8 @@ class Call:
     def compute(self, arithmetic: Arithmetic) -> Array:
         """Run the operation."""
         call = self.held_in(arithmetic)
-        return arithmetic.keep(self.op(*call.inputs, arithmetic=arithmetic, **call.attributes))
+        y = self.op(*call.inputs, arithmetic=arithmetic, **call.attributes)
+        return arithmetic.keep(y) if y.dtype.kind == "f" else y
 
     def held_in(self, arithmetic: Arithmetic) -> Call:
         """The call on weights as the engine holds them; itself where it holds them as the file does."""

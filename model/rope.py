@@ -42,12 +42,12 @@ def angles(
     """
     if not like_ggml:
         theta = np.asarray(positions, np.float64)[:, None] * frequencies(dim, base=base)
-        return theta * scale if factors is None else theta / factors * scale
+        return theta * scale if factors is None else theta / factors[: dim // 2] * scale
     # powf is correctly rounded in practice: float64's power, rounded once.
     step = np.float32(np.float64(np.float32(base)) ** np.float64(np.float32(-2.0 / dim)))
     products = np.full((len(positions), dim // 2), step, np.float32)
     products[:, 0] = positions
     theta32 = np.multiply.accumulate(products, axis=1)
     if factors is not None:
-        theta32 = theta32 / factors
+        theta32 = theta32 / factors[: dim // 2]
     return (np.float32(scale) * theta32).astype(np.float64)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.model.arithmetic import F64, Array
+from firstdiff.model.graph.operation import NodeOperation
 from firstdiff.model.operations import Derived, add, attend, linear, scores, swiglu
 from firstdiff.model.probe import Call
 
@@ -33,6 +34,9 @@ def terms(call: Call) -> npt.NDArray[np.float64] | None:
     if isinstance(call.op, Derived):
         inner = None if call.op.sizes is None else terms(replace(call, op=call.op.of))
         return None if inner is None or call.op.sizes is None else np.asarray(call.op.sizes(inner), np.float64)
+    if isinstance(call.op, NodeOperation):
+        size = call.op.sizes(call.inputs, F64, call.attributes)
+        return None if size is None else np.asarray(size, np.float64)
     function = _TERMS.get(call.op)
     return None if function is None else function(call)
 

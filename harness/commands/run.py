@@ -62,8 +62,6 @@ def run(options: argparse.Namespace) -> int:
 def _by_graph(options: argparse.Namespace) -> bool:
     """Whether llama.cpp is judged by its own graph: where that is asked for, or no other reference runs the model."""
     if options.candidate or options.engine is not None:
-        if options.tier == "graph":
-            raise UsageError("--tier graph: judges llama.cpp itself: leave out --candidate and --engine")
         return False
     if options.tier is not None:
         return bool(options.tier == "graph")
@@ -80,4 +78,5 @@ def _begun(options: argparse.Namespace, out: Path, progress: Progress, *, detail
         detailed=detailed,
         progress=progress,
         budget=budget_of(options),
+        tier=options.tier,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,7 @@ class Hook:
     head_dim: int = field(default=0, init=False)
     tensors: dict[str, Array] = field(default_factory=dict)
     failure: BaseException | None = None
+    step: int = field(default=-1, init=False)
     _layer: str = ""
     _wanted: dict[tuple[str, int], tuple[str, str] | None] = field(default_factory=dict)
 
@@ -108,6 +109,10 @@ class Hook:
         x = np.ascontiguousarray(cache[0, :, : self.keys].transpose(1, 0, 2))
         run = turned(self.attention.values if values else self.attention.keys, self.head_dim, values=values)
         self.tensors[key] = x if run is None else turn(x, run)
+
+    def begin(self, tokens: int, keys: int) -> None:
+        """Get ready for a step."""
+        self.tokens, self.keys, self.step = tokens, keys, self.step + 1
 
     def finish(self) -> dict[str, Array]:
         """The step's tensors with their heads apart; ready for the next step afterwards."""
@@ -179,8 +184,36 @@ def capture(
     hook = Hook(
         nodes,
         engine.attention,
-        watch=lambda layer: watch(len(logits), int(layer[1:]) if layer[1:].isdecimal() else None),
+        watch=lambda layer: watch(hook.step, int(layer[1:]) if layer[1:].isdecimal() else None),
     )
+    return written(engine, hook, prompt, writer, decode=decode, forced=forced)
+
+
+class StepHook(Protocol):
+    """An eval callback that copies out what it wants of each step."""
+
+    failure: BaseException | None
+
+    def __call__(self, address: int, ask: bool, user: object, /) -> bool:  # noqa: FBT001 - ggml's signature
+        """Answer ggml whether a node is wanted (`ask`), and then, with its data ready, whether to go on."""
+
+    def begin(self, tokens: int, keys: int) -> None:
+        """Get ready for a step of so many tokens, after which so many positions are cached."""
+
+    def finish(self) -> dict[str, Array]:
+        """The step's tensors by key, in execution order."""
+
+
+def written(
+    engine: LlamaCpp,
+    hook: StepHook,
+    prompt: Sequence[int],
+    writer: TraceWriter,
+    *,
+    decode: int = 0,
+    forced: Sequence[Sequence[int]] = (),
+) -> float | None:
+    """Run steps as :func:`capture` does, write what a hook copies out, and return what it says of the logits."""
     total = len(prompt) + (sum(map(len, forced)) if forced else decode)
     widest = max(map(len, [prompt, *forced]))
     steps = [list(prompt), *map(list, forced)]
@@ -191,11 +224,26 @@ def capture(
             if index == len(steps):
                 steps.append([int(logits[-1][-1].argmax())])
             tokens = steps[index]
-            hook.tokens, hook.keys = len(tokens), position + len(tokens)
+            hook.begin(len(tokens), position + len(tokens))
             logits.append(context.decode(tokens, position))
             writer.step(Step(tuple(tokens), tuple(range(position, position + len(tokens)))), hook.finish())
             position += len(tokens)
     return difference(engine, steps, logits, total, widest)
+
+
+def greedy(engine: LlamaCpp, steps: Sequence[Sequence[int]], decode: int) -> list[list[int]]:
+    """Some steps, and `decode` more of one token each, which the model decodes greedily behind them."""
+    done = [list(step) for step in steps]
+    if not decode:
+        return done
+    with engine.context(sum(map(len, done)) + decode, max(map(len, done)), None) as context:
+        position = 0
+        for index in range(len(steps) + decode - 1):
+            logits = context.decode(done[index], position)
+            position += len(done[index])
+            if index + 1 >= len(done):
+                done.append([int(logits[-1].argmax())])
+    return done
 
 
 def difference(engine: LlamaCpp, steps: list[list[int]], hooked: list[Array], total: int, widest: int) -> float | None:

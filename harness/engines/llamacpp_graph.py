@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from firstdiff.engines import ggml
+from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.errors import CaptureError
 from firstdiff.model.errors import ModelError
-from firstdiff.model.graph.nodes import VIEWS, Node, Tensor
+from firstdiff.model.gguf import GGUF
+from firstdiff.model.graph.nodes import VIEWS, Graph, Leaf, Node, Tensor
+from firstdiff.model.graph.program import Instruction, Program
+from firstdiff.model.graph.reference import Capture
 from firstdiff.model.quants import TYPES
 from firstdiff.model.weights import Weight
 
@@ -105,6 +110,146 @@ class NodeHook:
         return _values(address)
 
 
+@dataclass
+class GraphHook:
+    """The eval callback: notes every node of a step, and has none of them wait.
+
+    Parameters
+    ----------
+    weights
+        Names of the file's tensors.
+    """
+
+    weights: Container[str]
+    failure: BaseException | None = None
+    _nodes: list[Node] = field(default_factory=list, init=False)
+    _leafs: dict[int, Leaf] = field(default_factory=dict, init=False)
+
+    def __call__(self, address: int, ask: bool, _user: object) -> bool:  # noqa: FBT001 - ggml's signature
+        """Note the node that ggml asks for; answer that it is not wanted."""
+        if ask and self.failure is None:
+            try:
+                self._note(address)
+            except BaseException as e:  # noqa: BLE001 - none may cross the C frames; it is raised after the decode
+                self.failure = e
+        return False
+
+    def _note(self, address: int) -> None:
+        node = _node(address, _op(address))
+        self._nodes.append(node)
+        for source in node.sources:
+            root = None if source is None else source.root
+            if root is not None and root not in self._leafs and _op(root) == "NONE":
+                tensor = _tensor(root)
+                lasts = tensor.name in self.weights or tensor.name.startswith("cache_")
+                self._leafs[root] = Leaf(tensor, None if lasts else _values(root))
+
+    def finish(self) -> Graph:
+        """The graph of the step that was run; ready for the next step afterwards."""
+        graph = Graph(tuple(self._nodes), dict(self._leafs))
+        self._nodes, self._leafs = [], {}
+        return graph
+
+
+def capture_of(gguf: GGUF, *, threads: int = 1, log: Path | None = None) -> Capture:
+    """What runs steps of a model through llama.cpp and gives the graph of each."""
+
+    def capture(steps: Sequence[Sequence[int]], /) -> list[Graph]:
+        ggml.check_layout()
+        hook, graphs, position = GraphHook(gguf.tensors), [], 0
+        with LlamaCpp(gguf.path, threads=threads, log=log) as engine:
+            total, widest = sum(map(len, steps)), max(map(len, steps))
+            with engine.context(total, widest, hook) as context:
+                for tokens in steps:
+                    context.decode(tokens, position)
+                    graphs.append(hook.finish())
+                    position += len(tokens)
+        return graphs
+
+    return capture
+
+
+@dataclass
+class PointHook:
+    """The eval callback: copies out the results of a program's points, step by step.
+
+    Parameters
+    ----------
+    programs
+        What each step computes.
+    watch
+        Called with the step and the layer whenever they have changed.
+    """
+
+    programs: Sequence[Program]
+    watch: Callable[[int, int | None], None] = lambda _step, _layer: None
+    failure: BaseException | None = None
+    _step: int = field(default=0, init=False)
+    _asked: int = field(default=-1, init=False)
+    _layer: int | None = field(default=None, init=False)
+    _tensors: dict[str, npt.NDArray[Any]] = field(default_factory=dict, init=False)
+    _wanted: dict[int, list[Instruction]] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._want()
+
+    def _want(self) -> None:
+        self._wanted = {}
+        for made in self.programs[self._step].instructions if self._step < len(self.programs) else ():
+            if made.point and made.seen is not None:
+                self._wanted.setdefault(made.seen.node, []).append(made)
+
+    def __call__(self, address: int, ask: bool, _user: object) -> bool:  # noqa: FBT001 - ggml's signature
+        """Answer ggml whether this node is wanted (`ask`), and then, with its data ready, whether to go on."""
+        if self.failure is not None:
+            return False
+        if ask:
+            self._asked += 1
+            return self._asked in self._wanted
+        try:
+            for made in self._wanted.get(self._asked, ()):
+                self._take(address, made)
+        except BaseException as e:  # noqa: BLE001 - none may cross the C frames; it is raised after the decode
+            self.failure = e
+            return False
+        return True
+
+    def _take(self, address: int, made: Instruction) -> None:
+        seen = made.seen
+        assert seen is not None
+        if made.layer != self._layer:
+            self._layer = made.layer
+            self.watch(self._step, made.layer)
+        source = address if seen.place is None else ggml.Tensor.from_address(address).src[seen.place]
+        assert source is not None
+        x = _values(source)
+        if seen.axes != (0, 1, 2):
+            x = x[0].transpose(seen.axes)
+        if seen.cells is not None:
+            x = x[0] if x.ndim > 3 else x  # noqa: PLR2004 - without the sequence
+            cells = np.array(seen.cells)
+            inside = np.minimum(cells, x.shape[seen.along] - 1)
+            x = x.take(inside, seen.along)
+            last = {cell: place for place, cell in enumerate(seen.cells)}
+            gone = np.array([last[c] != place for place, c in enumerate(seen.cells)])
+            if gone.any():  # cells that were written again: nothing is looked at there
+                x = np.where(np.expand_dims(gone, tuple(i for i in range(x.ndim) if i != seen.along)), 0, x)
+        x = x if seen.factor == 1 else x / x.dtype.type(seen.factor)
+        key = made.point if made.layer is None else f"{made.point}-{made.layer}"
+        self._tensors[key] = np.ascontiguousarray(x).reshape(made.shape)
+
+    def begin(self, _tokens: int, _keys: int) -> None:
+        """Get ready for a step, which its program describes."""
+
+    def finish(self) -> dict[str, npt.NDArray[Any]]:
+        """The step's tensors in execution order; ready for the next step afterwards."""
+        order = [m.point if m.layer is None else f"{m.point}-{m.layer}" for m in self.programs[self._step].instructions]
+        tensors = {key: self._tensors[key] for key in order if key in self._tensors}
+        self._step, self._asked, self._layer, self._tensors = self._step + 1, -1, None, {}
+        self._want()
+        return tensors
+
+
 def _op(address: int) -> str:
     name: bytes = ggml.library().ggml_op_desc(address)
     return name.decode()
@@ -116,7 +261,8 @@ def _tensor(address: int) -> Tensor:
     if kind is None:
         raise CaptureError(f"tensor {t.name.decode(errors='replace')!r} has ggml type {t.type}: not read yet")
     shape, strides = tuple(t.ne)[::-1], tuple(t.nb)[::-1]
-    return Tensor(t.name.decode(errors="replace"), kind, shape, strides)
+    name = t.name.decode(errors="replace")
+    return Tensor(name, kind, shape, strides, address, t.view_src or address, t.view_offs if t.view_src else 0)
 
 
 def _node(address: int, op: str) -> Node:

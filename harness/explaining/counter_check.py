@@ -17,7 +17,8 @@ from firstdiff.hypotheses import Scene
 from firstdiff.judging.measure import measure
 from firstdiff.judging.needed import run_trace
 from firstdiff.judging.own_layout import OwnLayout
-from firstdiff.judging.replay import Replay, counted
+from firstdiff.judging.replay import Replay
+from firstdiff.judging.rows import counted
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
@@ -81,7 +82,7 @@ class Repaired(Replay):
             wrong, right = (each.compute(self.arithmetic) for each in (changed, call))
             if wrong.shape != right.shape:
                 return
-            axes, seen = axes_of(call.point, right.ndim), counted(call.point, right)
+            axes, seen = axes_of(call.point, right.ndim), counted(call.point, right, call)
             if measure(wrong, right, axes=axes, floor=of.floor, seen=seen).error <= of.floor:
                 of.hidden.append(_site_of(call))
 

@@ -12,7 +12,7 @@ from firstdiff.explaining.budget import OutOfTime
 from firstdiff.explaining.describing.findings import findings
 from firstdiff.explaining.search import Search, is_long, search
 from firstdiff.judging.case import Case
-from firstdiff.model.operations import MOVES
+from firstdiff.model.moves import MOVES
 from firstdiff.model.probe import Call
 
 SEARCHES = 4

@@ -15,7 +15,8 @@ from firstdiff.hypotheses.fitting import Numbers
 from firstdiff.hypotheses.hypothesis import Hypothesis, Later
 from firstdiff.judging.case import Case
 from firstdiff.model.arithmetic import Array
-from firstdiff.model.operations import MOVES, linear
+from firstdiff.model.moves import MOVES
+from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
 
 FIRST_LOOK = 128, 16

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from firstdiff.hypotheses.hypothesis import Scene, Values, replaced, with_op
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.engine import ARCHITECTURES, Model
+from firstdiff.model.engine import Model
 from firstdiff.model.operations import append, rope
 from firstdiff.model.probe import Call
 from firstdiff.model.rope import angles
@@ -206,7 +206,7 @@ def pair_rightly(model: Model | None) -> str:
         return "turn the dimensions together that the architecture pairs, on rows in the order that belongs to it"
     if model.rotation.pairing == "interleaved":
         return "turn dimensions (2i, 2i + 1) together, or permute the rows of Q and K back to Hugging Face's order"
-    if ARCHITECTURES[model.architecture].rotation(model.hp) == model.rotation:
+    if model.written.rotation(model.hp) == model.rotation:
         return f"turn dimensions (i, i + head_dim / 2) together: the file has {model.architecture}'s rows unpermuted"
     return (
         "turn dimensions (i, i + head_dim / 2) together: your rows of Q and K are in Hugging Face's order; "

@@ -15,16 +15,10 @@ from firstdiff.judging.arithmetic_options import group_of, option, possible
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.measure import holds_numbers
 from firstdiff.judging.needed import Judging
-from firstdiff.judging.rows import Mask, of_rows
+from firstdiff.judging.rows import Mask, hidden, of_rows
 from firstdiff.model.arithmetic import F32, Array
-from firstdiff.model.operations import (
-    MOVES,
-    append,
-    attend,
-    embed,
-    scores,
-    soft_max,
-)
+from firstdiff.model.moves import MOVES
+from firstdiff.model.operations import append, attend, embed, scores, soft_max
 from firstdiff.model.probe import Call, Change, unchanged
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.token_rows import rows_of
@@ -128,7 +122,7 @@ class Trials(Judging):
         if shape is None:
             return None
         like = np.broadcast_to(np.float32(np.nan), shape)
-        recorded, mask, _ = self.alignment.read_rows(self.trace, site, like)
+        recorded, mask, _ = self.alignment.read_rows(self.trace, site, like, hidden(call))
         if recorded is None:
             return None
         rows = None if mask is None else mask.ravel()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from firstdiff.dumps import Site
 from firstdiff.judging.floors import ROUNDED, passed_on
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import MOVES
+from firstdiff.model.moves import MOVES
 from firstdiff.model.probe import Call
 from firstdiff.model.value import Value
 

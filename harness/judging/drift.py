@@ -8,7 +8,7 @@ from firstdiff.dumps import Site, Step, Trace
 from firstdiff.dumps.points import Kind, axes_of, kind_of
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.measure import relative
-from firstdiff.judging.replay import counted
+from firstdiff.judging.rows import counted
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.value import Value

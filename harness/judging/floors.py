@@ -10,18 +10,18 @@ import numpy as np
 from firstdiff.dumps.points import axes_of
 from firstdiff.judging.measure import SMALLEST_F16
 from firstdiff.model.arithmetic import BF16, F16, GGML, Arithmetic, Array
+from firstdiff.model.moves import MOVES
 from firstdiff.model.operations import (
-    MOVES,
     Operation,
     append,
     attend,
     linear,
+    looked_at,
     rms_norm,
     rope,
     scores,
     soft_max,
     swiglu,
-    visible,
 )
 from firstdiff.model.probe import Call
 
@@ -77,21 +77,21 @@ def stored(arithmetic: Arithmetic, call: Call, dtype: str, recorded: Array) -> f
         return 0.0
     lost = STORED.get(dtype, 0.0)
     if dtype == "f16":
-        rms = _rows(call.point, np.asarray(recorded, np.float64))
+        rms = _rows(call, np.asarray(recorded, np.float64))
         smallest = rms[(rms > 0) & np.isfinite(rms)].min(initial=SMALLEST_F16)
         lost = min(MOST, lost * SMALLEST_F16 / float(smallest))
     return lost
 
 
-def _rows(point: str, x: Array) -> Array:
+def _rows(call: Call, x: Array) -> Array:
     """Root mean square of each row: of a token's dimensions, or a head's, or of all that a token scores."""
     with np.errstate(all="ignore"):
         squares: Array = x**2
-        if "query" not in axes_of(point):
+        if "query" not in axes_of(call.point):
             squares = squares.mean(-1)
         else:
-            seen = visible(*x.shape[-2:])
-            squares = np.where(seen, squares, 0.0).mean(0).sum(-1) / seen.sum(-1)
+            seen = np.broadcast_to(looked_at(x.shape, call.argument("mask")), x.shape)
+            squares = np.where(seen, squares, 0.0).mean(0).sum(-1) / seen.mean(0).sum(-1)
     return np.sqrt(squares)
 
 
@@ -159,7 +159,8 @@ def _exponent(call: Call) -> float:
 def _largest_exponent(call: Call) -> float:
     """The largest of a softmax's exponents, but for hidden ones, where engines have a large negative number."""
     kq = call.argument("kq")
-    return _largest(kq[:, visible(*kq.shape[-2:])]) * float(call.argument("scale"))
+    seen = np.broadcast_to(looked_at(kq.shape, call.argument("mask")), kq.shape)
+    return _largest(kq[seen]) * float(call.argument("scale"))
 
 
 def _float32(arithmetic: Arithmetic, call: Call) -> float:  # noqa: PLR0911 - one for each operation

@@ -90,12 +90,24 @@ class Alignment:
         recorded, _, reason = self.read_rows(trace, site, like)
         return recorded, reason
 
-    def read_rows(self, trace: Trace, site: Site, like: Array) -> tuple[Array | None, Mask | None, str | None]:
-        """As :meth:`read`, with a mask of the recorded rows between the two, broadcastable; None for all."""
+    def read_rows(
+        self, trace: Trace, site: Site, like: Array, hidden: Mask | None = None
+    ) -> tuple[Array | None, Mask | None, str | None]:
+        """As :meth:`read`, with a mask of the recorded rows between the two, broadcastable; None for all.
+
+        Of scores the `hidden` ones are those that a window hides: an engine whose cache has only what is in the window
+        lacks the first keys, which are taken from `like`.
+        """
         source = self.source(site)
         if source not in trace:
             return None, None, None
-        return self._placed(trace, site, self.layouts.get(site.point, PLAIN), trace[source], like)
+        layout, recorded = self.layouts.get(site.point, PLAIN), trace[source]
+        lacking = like.shape[-1] - recorded.shape[-1] if recorded.ndim else 0
+        if hidden is not None and lacking > 0 and hidden[..., :lacking].all():
+            inside, rows, reason = self._placed(trace, site, layout, recorded, like[..., lacking:])
+            if inside is not None:
+                return np.concatenate([like[..., :lacking], inside], -1), rows, reason
+        return self._placed(trace, site, layout, recorded, like)
 
     def _placed(
         self, trace: Trace, site: Site, layout: Layout, recorded: Array, like: Array

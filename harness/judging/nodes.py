@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from firstdiff.dumps import Site
-from firstdiff.dumps.points import OUTSIDE
 from firstdiff.engines.llamacpp_graph import Ran
 from firstdiff.judging.case import DOUBTFUL
 from firstdiff.judging.floors import FLASH_F16, MOST, UNIT
@@ -17,6 +15,7 @@ from firstdiff.judging.measure import Difference, measure
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.errors import ModelError
 from firstdiff.model.graph.attention import adds_in_f16, scores
+from firstdiff.model.graph.names import name_of, told_apart
 from firstdiff.model.graph.nodes import Node, Numbers
 from firstdiff.model.graph.table import KERNELS, STATES, computed, operands
 from firstdiff.verdict import Element, SiteVerdict, Status
@@ -26,58 +25,10 @@ AXES = ("token", "feature")
 
 THREE = 3  # scores, softmax, and what is attended to
 
-_OF_LAYER = re.compile(r"(.+?)-([0-9]{1,6})( .*)?")
-_OF_CACHE = re.compile(r"(cache_[a-z_]+)_l([0-9]{1,6})( .*)?")
-_OF_WEIGHT = re.compile(r"(?:[a-z]+\.)?blk\.([0-9]{1,6})\.(.+?)(?:\.weight)?")
-_UNNAMED = re.compile(r"(?:node|leaf)_[0-9]+|")
-_UNSAFE = re.compile(r"[^\x21-\x7e]|[/\\@]")
-
 
 def sites_of(step: int, nodes: Sequence[Node]) -> list[Site]:
-    """A site for each node of a step.
-
-    A node goes by its name (``Qcur-3``); one without a name by the weight that it reads (``attn_output-3``), or by its
-    operation. What says no layer belongs to that of the next node that does. A second node of a name has its operation
-    behind it (``Qcur_rope-3``), or its number where it is the same one.
-    """
-    named = [_named(node) for node in nodes]
-    layer: int | None = None
-    layers: list[int | None] = []
-    for point, own in reversed(named):
-        layer = own if own is not None else layer
-        layers.append(own if own is not None or point in OUTSIDE else layer)
-    taken: dict[tuple[str, int | None], str] = {}
-    sites = []
-    for node, (point, _), of in zip(nodes, named, reversed(layers), strict=True):
-        first = taken.get((point, of))
-        name = point if first in (None, node.op) else f"{point}_{node.op.lower()}"
-        number = 1
-        while (name if number == 1 else f"{name}_{number}", of) in taken:
-            number += 1
-        name = name if number == 1 else f"{name}_{number}"
-        taken[name, of] = node.op
-        sites.append(Site(step, of, name))
-    return sites
-
-
-def _named(node: Node) -> tuple[str, int | None]:
-    """A node's name, and the layer that it says."""
-    name = node.tensor.name
-    for pattern in (_OF_LAYER, _OF_CACHE):
-        if (found := pattern.fullmatch(name)) is not None:
-            return _safe(found[1]), int(found[2])
-    read = (source.name for source in node.sources if source is not None)
-    of = next((found for name in read if (found := _OF_WEIGHT.fullmatch(name)) is not None), None)
-    layer = None if of is None else int(of[1])
-    if not _UNNAMED.fullmatch(name):
-        return _safe(name), layer
-    return (node.op.lower() if of is None else _safe(of[2])), layer
-
-
-def _safe(name: str) -> str:
-    """A name that a terminal and a site's key can have."""
-    name = _UNSAFE.sub("_", name)[:200]
-    return re.sub(r"-(?=[0-9]+$)", "_", name)
+    """A site for each node of a step."""
+    return [Site(step, layer, point) for point, layer in told_apart([name_of(node) for node in nodes])]
 
 
 @dataclass
@@ -93,7 +44,7 @@ class NodeJudge:
 
     def visit(self, ran: Ran) -> None:
         """Judge a node on what it read."""
-        layer = _named(ran.node)[1]
+        layer = name_of(ran.node).layer
         if layer is not None and layer != self._layer:
             self._layer = layer
             self.watch(self._step, layer)

@@ -43,7 +43,7 @@ class _OwnWeights(Weights):
         return weight if rows is None else weight.reordered(rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OwnModel(Model):
     """The model as a candidate has it that pairs the dimensions of its heads the other way."""
 
@@ -145,5 +145,5 @@ def own_layout(model: Model, alignment: Alignment) -> OwnLayout | None:
                     heads = weight.shape[0] // len(dims)
                     rows[weight.name] = (np.arange(heads)[:, None] * len(dims) + dims).reshape(-1)
     pairing = "half" if rotation.pairing == "interleaved" else "interleaved"
-    own = OwnModel(model.gguf, model.architecture, model.hp, _OwnWeights(model.gguf, rows), pairing)
+    own = OwnModel(model.gguf, model.architecture, model.hp, _OwnWeights(model.gguf, rows), model.written, pairing)
     return OwnLayout(own, rotation.pairing, rows)

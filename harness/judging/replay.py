@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
-from firstdiff.dumps.points import POINTS, Kind, axes_of, kind_of, token_axis
+from firstdiff.dumps.points import Kind, axes_of, kind_of, token_axis
 from firstdiff.judging import floors
 from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.case import DOUBTFUL, Case
@@ -21,10 +21,11 @@ from firstdiff.judging.levels import Levels
 from firstdiff.judging.measure import locate, measure, overflowing, stands_in_f16, within_f16
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.partial import Cut
-from firstdiff.judging.rows import Mask, along, both, of_rows
+from firstdiff.judging.rows import Mask, along, both, counted, hidden, of_rows
+from firstdiff.judging.selections import picked, selects
 from firstdiff.judging.traced import Look, Traced, Upstream
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import MOVES, visible
+from firstdiff.model.moves import MOVES
 from firstdiff.model.probe import Call
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.terms import terms
@@ -84,7 +85,7 @@ class Replay(Judging):
             return None
         site = Site(call.step, call.layer, call.point)
         like = np.broadcast_to(np.float32(np.nan), shape)
-        recorded, rows, _ = self.alignment.read_rows(self.trace, site, like)
+        recorded, rows, _ = self.alignment.read_rows(self.trace, site, like, hidden(call))
         if recorded is None or rows is not None or self._is_normed(site, recorded):
             return None
         dtype = self.alignment.dtype(self.trace, site)
@@ -99,7 +100,7 @@ class Replay(Judging):
             computed = self._computed(call, self.arithmetic)
         upstream = Upstream.of(call)
         site = Site(call.step, call.layer, call.point)
-        recorded, mask, reason = self.alignment.read_rows(self.trace, site, computed)
+        recorded, mask, reason = self.alignment.read_rows(self.trace, site, computed, hidden(call))
         if recorded is not None:
             return self._compared(call, upstream, computed, recorded, mask)
         status = Status.NOT_COMPARABLE if reason else Status.NOT_RECORDED
@@ -125,7 +126,7 @@ class Replay(Judging):
             kinds = ("bf16", self.arithmetic.weights_and_results, *(("f16",) if half else ()))
             recorded = overflowing(raw, computed, kinds, floor)
             recorded = within_f16(recorded, computed, floor) if half else recorded
-        seen = both(counted(call.point, computed), None if judged is None else along(judged, axes))
+        seen = both(counted(call.point, computed, call), None if judged is None else along(judged, axes))
         verdict = self._judge(site, call, recorded, computed, upstream=upstream, floor=floor, seen=seen)
         if floor > tight:
             verdict = replace(verdict, tight=tight)
@@ -214,6 +215,8 @@ class Replay(Judging):
         seen: Mask | None,
     ) -> SiteVerdict:
         axes = axes_of(call.point, computed.ndim)
+        if selects(call):
+            recorded, computed, seen = picked(call, recorded), picked(call, computed), None
         against = partial(measure, recorded, axes=axes, floor=floor, seen=seen, terms=lambda: terms(call))
         difference = against(computed)
         rounding = [done for done in upstream.pending if done.call.op not in MOVES]
@@ -280,11 +283,6 @@ def _scaled_query(call: Call) -> Array | None:
     """The query of a call of scores as the candidate scales it; None for any other call."""
     source = call.sources[0] if kind_of(call.point) is Kind.SCORES and call.sources else None
     return source.scaled if isinstance(source, Traced) else None
-
-
-def counted(point: str, computed: Array) -> Mask | None:
-    """Which entries of a point count: causally hidden scores do not."""
-    return visible(*computed.shape[-2:]) if point in POINTS and POINTS[point].hidden else None
 
 
 def _layer(site: Site) -> int:

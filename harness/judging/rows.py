@@ -8,9 +8,11 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.dumps.points import token_axis
+from firstdiff.dumps.points import POINTS, token_axis
 from firstdiff.judging.readers import Read, Shape
 from firstdiff.model.arithmetic import Array
+from firstdiff.model.operations import looked_at
+from firstdiff.model.probe import Call
 
 Mask = npt.NDArray[np.bool_]
 
@@ -120,3 +122,16 @@ def shown(seen: Mask | None) -> npt.NDArray[np.int64] | None:
     if seen is None or seen.size != len(seen) or seen.all():
         return None
     return np.flatnonzero(seen)
+
+
+def hidden(call: Call) -> Mask | None:
+    """Which scores or probabilities a call's mask hides; None where it only hides the future."""
+    mask = call.argument("mask")
+    return None if mask is None else ~np.isfinite(mask)
+
+
+def counted(point: str, computed: Array, call: Call | None = None) -> Mask | None:
+    """Which entries of a point count: hidden scores do not; without its `call` those of the future are hidden."""
+    if point not in POINTS or not POINTS[point].hidden or computed.ndim != 3:  # noqa: PLR2004 - [H, T, S]
+        return None
+    return looked_at(computed.shape, None if call is None else call.argument("mask"))

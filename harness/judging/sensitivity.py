@@ -21,8 +21,8 @@ from firstdiff.judging.chains import Chain, site_of
 from firstdiff.judging.changes import CHANGES, Change, Place, element
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.needed import run_trace
-from firstdiff.judging.replay import Replay, counted
-from firstdiff.judging.rows import along, both
+from firstdiff.judging.replay import Replay
+from firstdiff.judging.rows import along, both, counted
 from firstdiff.judging.traced import Traced, Upstream
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import linear
@@ -102,7 +102,7 @@ class Sensing(Replay):
         if site in self.wanted and isinstance(given, Traced):
             rows, _ = Upstream.of(call).judged(given.rows)
             mask = None if rows is None else along(rows, axes_of(call.point, given.array.ndim))
-            chain = Chain.of(call, both(counted(call.point, given.array), mask), rows, self.arithmetic)
+            chain = Chain.of(call, both(counted(call.point, given.array, call), mask), rows, self.arithmetic)
             for place in self.wanted[site]:
                 self._take(place, chain)
         return given

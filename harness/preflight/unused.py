@@ -19,7 +19,8 @@ from firstdiff.judging.layout_options import candidates
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.measure import relative
 from firstdiff.judging.needed import run_trace
-from firstdiff.judging.replay import Replay, counted
+from firstdiff.judging.replay import Replay
+from firstdiff.judging.rows import counted
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 from firstdiff.model.outline import Awaited, outline, sources

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from firstdiff.dumps import Trace
 from firstdiff.engines.identity import check_trace
 from firstdiff.engines.llamacpp import LlamaCpp
+from firstdiff.judging.matching import matched
 from firstdiff.preflight.check import preflight
 from firstdiff.runs.prompt import Input
 from firstdiff.runs.run import Run
@@ -55,6 +56,7 @@ def admitted(run: Run, trace: Trace, source: Input | None = None, vocabulary: Ll
     """
     source = source or Input()
     check_trace(trace, run.model, run.identity)
+    trace = matched(run.model, trace)
     checks = preflight(
         run.model,
         trace,

@@ -34,6 +34,11 @@ from firstdiff.runs.replaying import Replayed, replayed, replayed_as_found, repl
 from firstdiff.runs.run import Run
 from firstdiff.verdict import CounterCheck, DumpFinding, Explanation, SiteVerdict, Status, Verdict, Witness, broken
 
+BELIEVED = (
+    "firstdiff does not describe this architecture itself: it took llama.cpp's list of operations, its graph, as right,"
+    " so that an operation, order or parameter that llama.cpp has wrong is not seen"
+)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
@@ -144,6 +149,7 @@ def judge(
             *padded,
             *filter(None, [not_taken(model, trace)]),
             *done.notes,
+            *([BELIEVED] if model.tier == "graph" else []),
             *(f"witness: {n}" for n in (witness.notes if witness else ())),
         ),
         pieces=candidate.pieces or (witness.pieces if witness else ()),
@@ -232,6 +238,7 @@ def described(model: Model) -> dict[str, object]:
         "file": model.gguf.path.name,
         "architecture": model.architecture,
         "layers": model.hp.n_layer,
+        **({"tier": model.tier} if model.tier == "graph" else {}),
     }
 
 

@@ -13,8 +13,8 @@ from firstdiff.engines.identity import engine_name
 from firstdiff.errors import UsageError
 from firstdiff.judging.layouts import stated
 from firstdiff.judging.needed import run_trace
-from firstdiff.judging.replay import Replay, counted
-from firstdiff.judging.rows import Mask, both, of_rows
+from firstdiff.judging.replay import Replay
+from firstdiff.judging.rows import Mask, both, counted, of_rows
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 from firstdiff.runs.replaying import understood

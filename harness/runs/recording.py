@@ -10,12 +10,14 @@ from pathlib import Path
 from firstdiff.dumps import Trace, TraceWriter, open_trace
 from firstdiff.engines.identity import identity
 from firstdiff.engines.llamacpp import PLAIN, Attention, LlamaCpp, version
-from firstdiff.engines.llamacpp_capture import capture
+from firstdiff.engines.llamacpp_capture import capture, greedy, written
+from firstdiff.engines.llamacpp_graph import PointHook
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic, arithmetic_named
 from firstdiff.model.engine import open_model
 from firstdiff.model.errors import ModelError
+from firstdiff.model.graph.reference import GraphArchitecture
 from firstdiff.progress import QUIET, Progress
 from firstdiff.runs.admission import Admitted, admitted
 from firstdiff.runs.folder import make_folder
@@ -60,7 +62,13 @@ def record_llama(run: Run, source: Input | Sequence[Sequence[int]], out: Path, *
         }
         with TraceWriter(out, engine=said_engine, model=run.identity.stated) as writer:
             watch = run.progress.layers(model.hp.n_layer, max(1 + decode, len(steps)))
-            worst = capture(engine, steps[0], writer, nodes=model.nodes, decode=decode, forced=steps[1:], watch=watch)
+            if isinstance(model.written, GraphArchitecture):
+                steps = greedy(engine, steps, decode)
+                hook = PointHook(model.written.prepare(steps), watch)
+                worst = written(engine, hook, steps[0], writer, forced=steps[1:])
+            else:
+                nodes, forced = model.nodes, steps[1:]
+                worst = capture(engine, steps[0], writer, nodes=nodes, decode=decode, forced=forced, watch=watch)
         pieces = tuple(engine.piece(t) for t in steps[0])
     recorded = admitted(run, open_trace(out))
     notes = recorded.notes if worst == 0 else (*recorded.notes, changed(worst))

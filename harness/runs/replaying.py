@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from firstdiff.judging.partial import Cut, rows_told
 from firstdiff.judging.replay import Replay
 from firstdiff.judging.segment_levels import segment_levels, told
 from firstdiff.model.arithmetic import F32
-from firstdiff.model.engine import Model, open_model
+from firstdiff.model.engine import Model
 from firstdiff.model.probe import Change, unchanged
 from firstdiff.progress import QUIET, Progress
 from firstdiff.runs.representatives import among, handful, misread, narrow, undecided
@@ -218,22 +217,22 @@ def understood(model: Model, trace: Trace, *, logits: bool = False) -> tuple[Fin
     logits
         Whether the layout of the logits is asked for, whose product takes longer than a layer.
     """
-    return _understood(trace, model.gguf.path, logits=logits)
+    return _understood(trace, model, logits=logits)
 
 
 @lru_cache(maxsize=8)  # one investigation asks for many sites of a trace
-def _understood(trace: Trace, path: Path, *, logits: bool) -> tuple[Fingerprint, Alignment]:
-    model, layers = open_model(path), handful(trace)
+def _understood(trace: Trace, model: Model, *, logits: bool) -> tuple[Fingerprint, Alignment]:
+    layers = handful(trace)
     if layers is not None:
         found, alignment, _ = _found(model, trace, among(trace, layers, logits=logits))
         if not undecided(found):
             return found, alignment
-    return _of_all_layers(trace, path)
+    return _of_all_layers(trace, model)
 
 
 @lru_cache(maxsize=8)
-def _of_all_layers(trace: Trace, path: Path) -> tuple[Fingerprint, Alignment]:
-    whole = replayed(open_model(path), trace)
+def _of_all_layers(trace: Trace, model: Model) -> tuple[Fingerprint, Alignment]:
+    whole = replayed(model, trace)
     return whole.found, whole.alignment
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from firstdiff.engines.identity import Identity, identity
 from firstdiff.engines.llamacpp import PLAIN, Attention
+from firstdiff.engines.opening import Tier, open_reference
 from firstdiff.explaining.budget import SECONDS
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.model.engine import Model, open_model
+from firstdiff.model.engine import Model
 from firstdiff.progress import QUIET, Progress
 from firstdiff.runs.folder import make_folder
 
@@ -77,8 +78,9 @@ def begun(
     progress: Progress = QUIET,
     budget: float = SECONDS,
     only: str | None = None,
+    tier: Tier | None = None,
 ) -> Run:
-    """Open a model for a run.
+    """Open a model for a run; `tier` says by what: see :func:`firstdiff.engines.opening.open_reference`.
 
     Raises
     ------
@@ -86,6 +88,5 @@ def begun(
         For a file that cannot be read, or a model that is not supported.
     """
     progress.say("opening the model")
-    return Run(
-        open_model(path), out, threads, attention, detailed=detailed, progress=progress, budget=budget, only=only
-    )
+    model = open_reference(path, tier=tier, threads=threads)
+    return Run(model, out, threads, attention, detailed=detailed, progress=progress, budget=budget, only=only)

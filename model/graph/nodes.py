@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +48,41 @@ class Tensor:
         [ne3, ne2, ne1, ne0].
     strides
         Bytes from one number, or block, to the next along each axis.
+    at, root
+        Numbers that name it, and the tensor whose memory it lies in, within one graph.
+    offset
+        Bytes from the beginning of that memory to its first number.
     """
 
     name: str
     kind: QuantType
     shape: Shape
     strides: Shape
+    at: int = 0
+    root: int = 0
+    offset: int = 0
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether its numbers lie one behind another in the order of its axes (``ggml_is_contiguous``)."""
+        steps = (*(np.cumprod(self.shape[:0:-1])[::-1]), 1)
+        return all(n == 1 or s == e for n, s, e in zip(self.shape, self.steps, steps, strict=True))
+
+    @property
+    def size(self) -> int:
+        """How many numbers it has."""
+        return int(np.prod(self.shape))
+
+    @property
+    def steps(self) -> Shape:
+        """Numbers from one to the next along each axis."""
+        n, each = self.kind.block, self.kind.nbytes
+        return (*(s // each * n for s in self.strides[:3]), self.strides[3] // each)  # type: ignore[return-value]
+
+    @property
+    def start(self) -> int:
+        """Numbers from the beginning of its memory to its first."""
+        return self.offset // self.kind.nbytes * self.kind.block
 
     @property
     def nbytes(self) -> int:
@@ -108,6 +138,31 @@ class Node:
     def number(self, place: int) -> np.float32:
         """A parameter that is a float32."""
         return np.int32(self.params[place]).view(np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """The graph of one step, as the eval callback shows it.
+
+    Parameters
+    ----------
+    nodes
+        In execution order, views among them.
+    leafs
+        What is read and nobody computes, by :attr:`Tensor.at`: numbers as they were before the step. Weights of the
+        file, and memory that is written in this step, have None.
+    """
+
+    nodes: tuple[Node, ...]
+    leafs: Mapping[int, Leaf]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Leaf:
+    """A tensor that nobody computes, and its numbers; None where it is a weight, or memory that the graph writes."""
+
+    tensor: Tensor
+    values: Numbers | None
 
 
 def stored(x: Numbers, kind: QuantType) -> Numbers:

@@ -22,14 +22,6 @@ def rms_norm(x: Array, *, eps: float, arithmetic: Arithmetic) -> Array:
     return np.asarray(x * (arithmetic.dtype(1) / np.sqrt(_mean(x * x, arithmetic) + arithmetic.dtype(eps))))
 
 
-def layer_norm(x: Array, *, eps: float, arithmetic: Arithmetic) -> Array:
-    """Layer norm without weight and bias (Ba et al. 2016; ``ggml_norm``)."""
-    x = arithmetic.widen(x)
-    centred = x - _mean(x, arithmetic)
-    squares = np.asarray(centred, np.float64) ** 2
-    return np.asarray(centred * (arithmetic.dtype(1) / np.sqrt(_mean(squares, arithmetic) + arithmetic.dtype(eps))))
-
-
 def l2_norm(x: Array, *, eps: float, arithmetic: Arithmetic) -> Array:
     """Rows of length 1 (``ggml_l2_norm``)."""
     x = arithmetic.widen(x)

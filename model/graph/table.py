@@ -13,7 +13,7 @@ from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.errors import ModelError
 from firstdiff.model.graph import attention, elementwise, moves, products, rows, states
 from firstdiff.model.graph.nodes import Node, Numbers, stored
-from firstdiff.model.operations import Operation
+from firstdiff.model.operations import Operation, layer_norm
 from firstdiff.model.weights import Weight
 
 Attributes = Callable[[Node], dict[str, Any]]
@@ -150,7 +150,7 @@ KERNELS: Mapping[str, Kernel] = {
     ),
     "SWIGLU_CLAMP": Kernel(elementwise.gate_clamped, lambda n: {"limit": float(n.number(3)), **_gate(n)}),
     "RMS_NORM": Kernel(rows.rms_norm, _eps),
-    "NORM": Kernel(rows.layer_norm, _eps, _centred),
+    "NORM": Kernel(layer_norm, lambda n: {"weight": None, **_eps(n)}, _centred),
     "L2_NORM": Kernel(rows.l2_norm, _eps),
     "SOFT_MAX": Kernel(rows.soft_max, lambda n: {"scale": float(n.number(0)), "bias": float(n.number(1))}),
     "SUM_ROWS": Kernel(rows.sum_rows, sizes=_of_magnitudes(rows.sum_rows)),

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,11 @@ ENCODER_AND_DECODER = ("t5",)
 """What firstdiff does not run."""
 
 
-def keys_of(arch: str) -> dict[str, Any]:
-    """The hyperparameters of a tiny model, as the keys of its file."""
+def keys_of(arch: str, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The hyperparameters of a tiny model, as the keys of its file, some of them others than usual."""
     own = _described()["architectures"][arch]
-    keys = _described()["common"] | (_described()["experts"] if own.get("experts") else {}) | own.get("keys", {})
+    experts = _described()["experts"] if own.get("experts") else {}
+    keys = _described()["common"] | experts | own.get("keys", {}) | (more or {})
     keys = {key: value for key, value in keys.items() if value is not None}
     named = {key if key.startswith(WITHOUT_PREFIX) else f"{arch}.{key}": _typed(value) for key, value in keys.items()}
     n_vocab = keys["vocab_size"]
@@ -60,10 +62,13 @@ def _typed(value: Any) -> Any:
     return np.array(value, np.float32 if isinstance(value[0], float) else np.uint32)
 
 
-def toy(arch: str, folder: Path) -> Path:
-    """Let llama.cpp make a tiny model with every tensor that the architecture can have, and write it, in F32."""
+def toy(arch: str, folder: Path, *, keys: dict[str, Any] | None = None, without: Sequence[str] = ()) -> Path:
+    """Let llama.cpp make a tiny model with every tensor that the architecture can have, and write it, in F32.
+
+    `keys` are others than usual, `without` are patterns of tensors that are left out.
+    """
     lib, llama = _library(), ggml.bindings()
-    left_out = _described()["architectures"][arch].get("left_out", [])
+    left_out = _described()["architectures"][arch].get("left_out", []) + list(without)
     metadata, made = lib.gguf_init_empty(), dict[str, int]()
 
     def fill(address: int, _user: object) -> None:
@@ -72,7 +77,7 @@ def toy(arch: str, folder: Path) -> Path:
         x = values(name, tuple(ggml.Tensor.from_address(address).ne)[::-1])
         lib.ggml_backend_tensor_set(address, x.ctypes.data, 0, x.nbytes)
 
-    for key, value in keys_of(arch).items():
+    for key, value in keys_of(arch, keys).items():
         _put(metadata, key, value)
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, False

@@ -22,7 +22,7 @@ from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.judging.layouts import is_reordered
 from firstdiff.judging.measure import LARGEST, SMALLEST_F16, measure
 from firstdiff.judging.own_layout import OwnLayout
-from firstdiff.judging.replay import counted
+from firstdiff.judging.rows import counted
 from firstdiff.model.arithmetic import F32, F64
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call

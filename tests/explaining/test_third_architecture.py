@@ -23,7 +23,8 @@ from firstdiff.model.architecture import Rotation, Tensor
 from firstdiff.model.arithmetic import F32, F64, Arithmetic, Array
 from firstdiff.model.dense import Cache, Hyperparameters, attention, feed_forward
 from firstdiff.model.engine import ARCHITECTURES, Model, open_model
-from firstdiff.model.operations import add, columns, embed, linear, rope
+from firstdiff.model.moves import columns
+from firstdiff.model.operations import add, embed, linear, rope
 from firstdiff.model.probe import Probe
 from firstdiff.model.synthetic import llama_metadata, llama_tensors
 from firstdiff.model.value import Value

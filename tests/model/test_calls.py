@@ -30,7 +30,7 @@ def test_an_operand_is_found_by_its_name(how: str) -> None:
     assert call.argument("positions") == [3, 4]
     assert call.argument("scale") == 1.0
     assert call.argument("no such thing") is None
-    assert list(call.arguments) == ["x", "positions", "factors", "pairing", "base", "scale"]
+    assert list(call.arguments) == ["x", "positions", "factors", "pairing", "base", "scale", "dim"]
 
 
 @pytest.mark.parametrize("how", CALLS)

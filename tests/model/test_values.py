@@ -17,7 +17,8 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.model.architectures import llama
 from firstdiff.model.arithmetic import F32, F64
 from firstdiff.model.engine import open_model
-from firstdiff.model.operations import MOVES, add, columns, gather, merged, rms_norm
+from firstdiff.model.moves import MOVES, columns, gather, merged
+from firstdiff.model.operations import add, rms_norm
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.value import Value
 from firstdiff.verdict import Status

@@ -1,0 +1,161 @@
+"""Which node of llama.cpp's graph each tensor of a foreign dump is: by the weights that it reads, then by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from firstdiff.dumps import Site, Trace
+from firstdiff.dumps.modules import points_of, tensors_of
+from firstdiff.model.arithmetic import F32
+from firstdiff.model.engine import Model
+from firstdiff.model.graph.program import Input, Instruction, Program
+from firstdiff.model.graph.reference import GraphArchitecture
+from firstdiff.model.moves import MOVES
+from firstdiff.model.operations import embed
+
+CLOSE = 0.02
+"""An embedding that is so near to what the graph makes of it is taken for that; bfloat16 is a tenth of it away."""
+
+Place = tuple[str, int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The points of a model's graph, and which of them read which weights first.
+
+    Parameters
+    ----------
+    points
+        Each point and its layer.
+    readers
+        For each weight the first of its readers, and the last.
+    operands
+        For each weight the point that its first reader is fed with.
+    """
+
+    points: frozenset[Place]
+    readers: Mapping[str, tuple[Place, Place]]
+    operands: Mapping[str, Place]
+    _named: dict[str, Place | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, program: Program) -> Places:
+        """The points of a program."""
+        readers: dict[str, tuple[Place, Place]] = {}
+        operands: dict[str, Place] = {}
+        for made in program.instructions:
+            for name in made.reads if made.point else ():
+                place = made.point, made.layer
+                first, _ = readers.get(name, (place, place))
+                readers[name] = first, place
+                if name not in operands and (fed := _fed(program, made)) is not None:
+                    operands[name] = fed
+        points = frozenset((made.point, made.layer) for made in program.instructions if made.point)
+        return cls(points, readers, operands)
+
+    def place(self, name: str, site: Site) -> Place | None:
+        """The point that a tensor's name means; None where it means none of this graph."""
+        if name not in self._named:
+            self._named[name] = self._place(name, site)
+        return self._named[name]
+
+    def _place(self, name: str, site: Site) -> Place | None:
+        found = self._of_module(name) or self._of_tensor(name)
+        if found is not None:
+            return found
+        if (site.point, site.layer) in self.points:
+            return site.point, site.layer
+        activation = "ffn_down", "ffn_swiglu", "ffn_geglu"
+        if site.point in activation[1:]:  # by whatever name the graph has it
+            return self.operands.get(f"blk.{site.layer}.ffn_down.weight")
+        return None
+
+    def _of_module(self, name: str) -> Place | None:
+        if (of := points_of(name)) is not None:
+            block, points = of
+            return next(((p, block) for p in points if (p, block) in self.points), None)
+        found = tensors_of(name)
+        if found is None:
+            return None
+        layer, tensors, is_input = found
+        for tensor in tensors:
+            weight = f"{tensor}.weight" if layer is None else f"blk.{layer}.{tensor}.weight"
+            if weight in self.readers:
+                last = layer is None and tensor == "token_embd" and tensors[0] == "output"
+                return self.operands.get(weight) if is_input else self.readers[weight][last]
+        return None
+
+    def _of_tensor(self, name: str) -> Place | None:
+        """A tensor's own name, with or without what it ends in."""
+        weight = name if name in self.readers else f"{name}.weight"
+        return self.readers[weight][0] if weight in self.readers else None
+
+
+def _fed(program: Program, made: Instruction) -> Place | None:
+    """The point that an instruction is fed with first."""
+    operand = made.operands[0] if made.operands else None
+    while isinstance(operand, int):
+        of = program.instructions[operand]
+        if of.point:
+            return of.point, of.layer
+        if of.op not in MOVES or not of.operands:
+            return None
+        operand = of.operands[0]
+    return None
+
+
+def matched(model: Model, trace: Trace) -> Trace:
+    """A trace with its tensors at the points of a model's graph; as it is where a file describes the architecture.
+
+    What means no point of the graph stays under its own name, and counts as not understood.
+    """
+    if not isinstance(model.written, GraphArchitecture) or not trace.steps:
+        return trace
+    program = model.written.prepare([step.tokens for step in trace.steps])[0]
+    places = Places.of(program)
+    names = {one.site: one.name for one in trace.named if one.site is not None}
+    tensors, understood = {}, set()
+    for site, tensor in trace.tensors.items():
+        name = names.get(site, site.key)
+        place = places.place(name, site)
+        at = site if place is None else Site(site.step, place[1], place[0])
+        if place is not None:
+            understood.add(name)
+        if at not in tensors or at == site:
+            tensors[at] = tensor
+    unknown = tuple(one for one in trace.unknown if one.name not in understood)
+    return _embedded(model, program, replace(trace, tensors=tensors, unknown=unknown))
+
+
+def _embedded(model: Model, program: Program, trace: Trace) -> Trace:
+    """A trace whose embedding is at the point that it is: before or behind the scale that some models have."""
+    number = next((i for i, made in enumerate(program.instructions) if made.op is embed), None)
+    if number is None or program.instructions[number].operands[0] is not Input.TOKENS:
+        return trace
+    made = program.instructions[number]
+    after = [x for x in program.instructions if number in x.operands]
+    site = Site(0, made.layer, made.point)
+    scaled = after[0] if len(after) == 1 else None
+    if scaled is None or not scaled.point or scaled.op.__name__ != "scale" or site not in trace:
+        return trace
+    plain = model.weights[made.reads[0]].gather(np.asarray(trace.steps[0].tokens, np.int64))
+    behind = scaled.op(plain, arithmetic=F32, **scaled.attributes)
+    recorded = trace[site]
+    if recorded.size != plain.size:
+        return trace
+    before, after_ = (_off(recorded.reshape(plain.shape), x) for x in (plain, behind))
+    if not after_ <= CLOSE < before:
+        return trace
+    moved = {
+        Site(at.step, scaled.layer, scaled.point) if (at.point, at.layer) == (made.point, made.layer) else at: tensor
+        for at, tensor in trace.tensors.items()
+    }
+    return replace(trace, tensors=moved)
+
+
+def _off(x: np.ndarray, right: np.ndarray) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.linalg.norm(x - right) / np.linalg.norm(right))

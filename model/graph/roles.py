@@ -1,0 +1,44 @@
+"""Which point a node is whose name does not say it: the small table of llama.cpp's names that mislead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from firstdiff.model.graph.names import Name
+from firstdiff.model.graph.nodes import Node
+
+BY_WEIGHT: Mapping[str, str] = {
+    "attn_q": "Qcur",
+    "attn_k": "Kcur",
+    "attn_v": "Vcur",
+    "attn_output": "attn_out",
+    "attn_qkv": "wqkv",
+    "ffn_down": "ffn_out",
+    "ffn_gate": "ffn_gate",
+    "ffn_up": "ffn_up",
+    "output": "result_output",
+    "token_embd": "result_output",
+}
+"""Products without a name, by the weight that they read."""
+
+RENAMED: Mapping[str, str] = {
+    "sa_out": "ffn_inp",
+    "ffn_up_b": "ffn_up",
+    "ffn_gate_b": "ffn_gate",
+    "ffn_gate_par": "ffn_swiglu",
+    "wqkv_b": "wqkv",
+    "bqkv": "wqkv",
+    "inp_embd": "embd",
+}
+"""llama.cpp's other names of points."""
+
+
+def role_of(node: Node, own: Name) -> Name:
+    """A node's name as a point of the table, where it is one."""
+    names = [s.name.removesuffix(".weight").removesuffix(".bias") for s in node.sources if s is not None]
+    weights = [name.rpartition(".")[2] for name in names]
+    if node.op in ("MUL_MAT", "ADD") and not own.own:
+        found = next((BY_WEIGHT[w] for w in weights if w in BY_WEIGHT), None)
+        return own if found is None else replace(own, point=found)
+    return replace(own, point=RENAMED.get(own.point, own.point))
