@@ -27,16 +27,21 @@ OUTSIDE = _table(
     (
         "embed_tokens wte word_embeddings embed_in embeddings tok_embeddings embedding -> token_embd",
         "wpe position_embeddings embed_positions -> position_embd",
-        "norm ln_f final_layernorm final_layer_norm norm_f embedding_norm -> output_norm",
+        "norm ln_f final_layernorm final_layer_norm norm_f -> output_norm",
+        "embedding_norm -> token_embd_norm output_norm",
         "word_embeddings_layernorm -> token_embd_norm",
         "lm_head embed_out -> output token_embd",
     )
 )
 """Paths outside of the blocks, and tensors."""
 
+FUSED: Mapping[str, str] = {"attn_qkv": "wqkv", "ffn_gate_up": "ffn_gate_up"}
+"""What a fused product is called where the file has its parts apart."""
+
 INSIDE = _table(
     (
-        "input_layernorm ln_1 operator_norm norm ln_attn attention_norm -> attn_norm",
+        "input_layernorm ln_1 operator_norm norm attention_norm ln_mlp -> attn_norm",
+        "ln_attn -> attn_norm_2 attn_norm",
         "self_attn.q_proj attn.q_proj attention.q_proj -> attn_q",
         "self_attn.k_proj attn.k_proj attention.k_proj -> attn_k",
         "self_attn.v_proj attn.v_proj attention.v_proj -> attn_v",
@@ -47,10 +52,11 @@ INSIDE = _table(
         "self_attn.k_norm self_attn.k_layernorm attention.k_norm -> attn_k_norm",
         "post_attention_layernorm -> post_attention_norm ffn_norm",
         "post_self_attn_layernorm -> post_attention_norm",
-        "pre_feedforward_layernorm pre_mlp_layernorm ln_2 ffn_norm ln_mlp -> ffn_norm",
+        "pre_feedforward_layernorm pre_mlp_layernorm ln_2 ffn_norm -> ffn_norm",
         "post_feedforward_layernorm post_mlp_layernorm -> post_ffw_norm",
         "mlp.gate_proj feed_forward.w1 feed_forward.gate_proj -> ffn_gate",
-        "mlp.up_proj mlp.c_fc mlp.fc1 mlp.dense_h_to_4h mlp.gate_up_proj -> ffn_up",
+        "mlp.up_proj mlp.c_fc mlp.fc1 mlp.dense_h_to_4h -> ffn_up",
+        "mlp.gate_up_proj feed_forward.gate_up_proj -> ffn_gate_up ffn_up",
         "feed_forward.w3 feed_forward.up_proj -> ffn_up",
         "mlp.down_proj mlp.c_proj mlp.fc2 mlp.dense_4h_to_h feed_forward.w2 feed_forward.down_proj -> ffn_down",
         "mlp.gate mlp.router block_sparse_moe.gate feed_forward.router -> ffn_gate_inp",
@@ -80,6 +86,9 @@ INSIDE = _table(
 POINTS: Mapping[str, tuple[str, ...]] = {
     "mlp.experts": ("ffn_moe_out",),
     "mlp": ("ffn_out", "ffn_moe_out"),
+    "mlp.gate.indices": ("ffn_moe_topk",),
+    "mlp.router.indices": ("ffn_moe_topk",),
+    "block_sparse_moe.gate.indices": ("ffn_moe_topk",),
     "": ("l_out",),
 }
 """Paths inside of a block whose output reads no one weight, and points; of several the first that a model has."""

@@ -260,7 +260,7 @@ def visible(queries: int, keys: int, offset: int = 0) -> npt.NDArray[np.bool_]:
 
 
 def looked_at(shape: tuple[int, ...], mask: Array | None = None) -> npt.NDArray[np.bool_]:
-    """Which scores [H, T, S] count, bool [T, S] or [H, T, S]: those that no mask hides; without one, of no future key."""
+    """Which scores [H, T, S] count, bool [T, S] or [H, T, S]: those that no mask hides, or not of the future."""
     return visible(*shape[-2:]) if mask is None else np.isfinite(mask)
 
 

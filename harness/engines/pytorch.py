@@ -16,7 +16,7 @@ import torch
 
 from firstdiff.dumps import Site, Step, Trace, TraceWriter, open_trace
 from firstdiff.dumps.site import whole_numbers
-from firstdiff.engines.pytorch_families import FAMILIES, Taps
+from firstdiff.engines.pytorch_families import FAMILIES, Taps, taps_of
 from firstdiff.engines.pytorch_hooks import Array, Module, Tensor, hooked, modules_at, tensor_of
 from firstdiff.errors import UsageError
 from firstdiff.model.architecture_names import architecture_named
@@ -47,7 +47,7 @@ def record(
     Parameters
     ----------
     model
-        A causal language model of transformers (llama, mistral, qwen2, qwen3, gemma3), or any module that takes token
+        A causal language model of transformers, or any module that takes token
         ids [1, T], and ``past_key_values`` (or ``cache``) and ``use_cache`` if it is to decode.
     tokens
         Token ids of the prompt, [T] or [1, T].
@@ -87,7 +87,7 @@ def record(
     architecture = None if family is None else architecture_named(family)
     described = {"class": type(model).__name__, "architecture": architecture}
     if out is not None:
-        with TraceWriter(out, engine=engine, model=described) as writer:
+        with TraceWriter(out, engine=engine, model=described, names=taps.names) as writer:
             _run(model, taps, prompt, decode, writer.step)
         return open_trace(out)
     steps: list[Step] = []
@@ -98,7 +98,7 @@ def record(
         steps.append(step)
 
     _run(model, taps, prompt, decode, keep)
-    return Trace.from_arrays(steps, held, engine=engine, model=described)
+    return Trace.from_arrays(steps, held, engine=engine, model=described, names=taps.names)
 
 
 def _run(model: Module, taps: Taps, prompt: Sequence[int], decode: int, keep: Keep) -> None:
@@ -138,12 +138,13 @@ def _evaluating(model: Module) -> Iterator[None]:
 def _taps(model: Module, names: Mapping[str, str] | None) -> Taps:
     """Where to tap a model, every path checked to fit some module."""
     if names is None:
-        if (family := _family(model)) not in FAMILIES:
+        family = _family(model)
+        if family not in FAMILIES and not _is_theirs(model):
             raise UsageError(
-                f"{type(model).__name__} (model type {family!r}) is of no known family ({', '.join(FAMILIES)}): "
-                'give names, such as {"h.{layer}.attn": "attn_out"}'
+                f"{type(model).__name__} is no model of transformers: give names, such as "
+                '{"h.{layer}.attn": "attn_out"}'
             )
-        taps = FAMILIES[family]
+        taps = FAMILIES[family] if family in FAMILIES else taps_of(model)
     else:
         taps = Taps(names)
     for path, point in {**taps.inputs, **taps.outputs}.items():
@@ -153,6 +154,12 @@ def _taps(model: Module, names: Mapping[str, str] | None) -> Taps:
         for layer in found:
             Site(0, layer, point)  # refuses what is no point
     return taps
+
+
+def _is_theirs(model: Module) -> bool:
+    """Whether a model is one of transformers'."""
+    theirs = sys.modules.get("transformers")
+    return theirs is not None and isinstance(model, theirs.PreTrainedModel)
 
 
 def _family(model: Module) -> str | None:
@@ -193,8 +200,7 @@ def _engine(model: Module) -> dict[str, Any]:
     """What the trace says of the engine."""
     weight = _first_parameter(model)
     dtype = str(weight.dtype).removeprefix("torch.")
-    theirs = sys.modules.get("transformers")
-    is_theirs = theirs is not None and isinstance(model, theirs.PreTrainedModel)
+    theirs, is_theirs = sys.modules.get("transformers"), _is_theirs(model)
     engine = {
         "name": "transformers" if is_theirs else "torch",
         "version": theirs.__version__ if is_theirs and theirs else torch.__version__,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 ATTENTION = "model.layers.{layer}.self_attn"
 
@@ -46,12 +48,15 @@ class Taps:
         Path of the attention modules, if these can show their operands.
     heads_first
         Points whose tensors come as [1, H, T, D].
+    names
+        The convention that what stands for points is named in: ``hf`` where that is the modules' own paths.
     """
 
     outputs: Mapping[str, str]
     inputs: Mapping[str, str] = field(default_factory=dict)
     attention: str | None = None
     heads_first: frozenset[str] = frozenset()
+    names: str = "firstdiff"
 
 
 _LLAMA = Taps(OUTPUTS, INPUTS, ATTENTION)
@@ -76,3 +81,27 @@ FAMILIES: dict[str, Taps] = {
     ),
 }
 """By `config.model_type`. The paths are those of transformers 5, models/*/modeling_*.py."""
+
+_BLOCK = re.compile(r"(?:.*\.)?(?:layers|h|blocks|layer)\.[0-9]+")
+_MIXTURE = re.compile(r"(?:.*\.)?(?:experts|router|gate)")
+
+
+def taps_of(model: Any) -> Taps:  # noqa: ANN401 - torch.nn.Module
+    """Taps of any model of transformers: every module that has parameters of its own, and every block.
+
+    What they are called is their path: whoever judges the dump knows which tensors of the GGUF file that stands for.
+    """
+    outputs, inputs, attention = {"": "result_output"}, {}, None
+    mixtures = {name.rpartition(".")[0] for name, _ in model.named_modules() if _MIXTURE.fullmatch(name)}
+    head = model.get_output_embeddings()  # whose output the model returns, perhaps with something behind it
+    for name, module in model.named_modules():
+        if module is head:
+            continue
+        weights = dict(module.named_parameters(recurse=False))
+        if weights or _BLOCK.fullmatch(name) or name in mixtures:
+            outputs[name] = name
+        if getattr(weights.get("weight"), "ndim", 0) == 2 and not hasattr(module, "num_embeddings"):  # noqa: PLR2004
+            inputs[name] = f"{name}.input"
+        if type(module).__name__.endswith("Attention") and getattr(module, "layer_idx", None) is not None:
+            attention = attention or re.sub(r"\.[0-9]+\.", ".{layer}.", name)
+    return Taps(outputs, inputs, attention, names="hf")

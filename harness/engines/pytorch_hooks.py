@@ -41,11 +41,30 @@ def hooked(model: Module, taps: Taps) -> Iterator[dict[str, Array]]:
     attentions = {} if taps.attention is None else dict(modules_at(model, taps.attention))
     head_dims = {layer: getattr(module, "head_dim", None) for layer, module in attentions.items()}
 
+    paths = taps.names == "hf"  # of any model: what is no tensor, or is computed twice, is left out
+    twice: set[str] = set()
+    passed: list[Tensor] = []  # outputs of this step, which are not recorded once more as somebody's input
+
     def put(layer: int | None, point: str, value: Tensor) -> None:
         key = Site(0, layer, point).key
+        if not tensors:
+            passed.clear()
+            twice.clear()
+        if paths and (not _holds_tensor(value) or key in twice):
+            return
+        x = tensor_of(value)
+        if paths and point.endswith(".input") and any(x is other for other in passed):
+            return
+        passed.append(x)
         if key in tensors:
-            raise UsageError(f"{key} is computed twice in one step: give each module a point of its own")
-        tensors[key] = _array(_canonical(point, tensor_of(value), head_dims.get(layer), taps.heads_first))
+            if not paths:
+                raise UsageError(f"{key} is computed twice in one step: give each module a point of its own")
+            twice.add(key)
+            del tensors[key]
+            return
+        tensors[key] = _array(_canonical(point, x, head_dims.get(layer), taps.heads_first))
+        if paths and (chosen := _selection(value)) is not None:
+            tensors[f"{point}.indices"] = _array(chosen)
 
     def taken(layer: int | None, point: str) -> Callable[..., None]:
         """Of a forward hook (module, inputs, output) or a pre-hook (module, inputs), the last argument."""
@@ -125,6 +144,21 @@ def tensor_of(value: object) -> Tensor:
     if isinstance(value, Sequence) and value:
         return tensor_of(value[0])
     raise UsageError(f"a module returned {type(value).__name__} and no tensor: leave it out of names")
+
+
+def _holds_tensor(value: object) -> bool:
+    """Whether :func:`tensor_of` finds a tensor of numbers."""
+    try:
+        return bool(tensor_of(value).is_floating_point())
+    except UsageError:
+        return False
+
+
+def _selection(value: object) -> Tensor | None:
+    """The numbers of the experts that a router chose [T, k], where it returns these beside its scores."""
+    parts = value if isinstance(value, tuple) else ()
+    whole = [x for x in parts if torch.is_tensor(x) and not x.is_floating_point() and x.ndim > 1]
+    return whole[0].int() if len(whole) == 1 else None
 
 
 def _canonical(point: str, x: Tensor, head_dim: int | None, heads_first: frozenset[str]) -> Tensor:

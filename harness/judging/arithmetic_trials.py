@@ -204,7 +204,8 @@ def _is_own(call: Call) -> bool:
 
 def _entering(call: Call, whole: Own) -> tuple[Call, Own]:
     """What enters the cache, and the candidate's of it, where not all of what it then holds was recorded before."""
-    if call.op is not append or all(s is None or (isinstance(s, Own) and s.rows is None) for s in call.sources):
+    sources = (s is None or (isinstance(s, Own) and s.rows is None) for s in call.sources)
+    if call.op is not append or (whole.rows is None and all(sources)):
         return call, whole
     new = -len(call.argument("new"))
     entering = replace(call.with_arguments(past=None), sources=(None, *call.sources[1:]))

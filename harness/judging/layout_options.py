@@ -9,6 +9,7 @@ from firstdiff.dumps.points import axes_of, carrying
 from firstdiff.judging.layouts import LOGITS, OTHER_ORDERS, PLAIN, ROTATED, Layout
 from firstdiff.judging.readers import (
     Read,
+    by_head,
     columns_of,
     merged_last,
     moved,
@@ -44,6 +45,11 @@ def candidates(point: str, model: Model) -> Iterator[Layout]:
             for lies, read in (("", columns), (" [feature, token]", turned(columns))):
                 words = f"from the fused gate and up{lies}, {says}"
                 yield Layout(words, read, "ffn_gate_up", 2 * hp.n_ff, parts=words)
+    if point == "wqkv":
+        hp = model.hp
+        for says, sizes in (("KV head", (hp.n_head // hp.n_head_kv, 1, 1)), ("head", (1, 1, 1))):
+            read = by_head(hp.n_head_kv if says == "KV head" else hp.n_head, sizes, hp.head_dim)
+            yield Layout(f"Q, K and V of one {says} after another", read)
     if point in LOGITS:
         says = "more columns than the vocabulary has tokens: the first are the tokens'"
         yield Layout(says, wider)

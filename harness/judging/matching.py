@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
-from firstdiff.dumps.modules import points_of, tensors_of
+from firstdiff.dumps.modules import FUSED, points_of, tensors_of
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model
 from firstdiff.model.graph.program import Input, Instruction, Program
@@ -86,7 +86,14 @@ class Places:
             if weight in self.readers:
                 last = layer is None and tensor == "token_embd" and tensors[0] == "output"
                 return self.operands.get(weight) if is_input else self.readers[weight][last]
+            if tensor in FUSED and not is_input and self._parted(tensor, layer):
+                return FUSED[tensor], layer
         return None
+
+    def _parted(self, tensor: str, layer: int | None) -> bool:
+        """Whether the file has the parts of a fused product apart."""
+        part = "attn_q" if tensor == "attn_qkv" else "ffn_gate"
+        return f"blk.{layer}.{part}.weight" in self.readers
 
     def _of_tensor(self, name: str) -> Place | None:
         """A tensor's own name, with or without what it ends in."""
@@ -110,24 +117,36 @@ def _fed(program: Program, made: Instruction) -> Place | None:
 def matched(model: Model, trace: Trace) -> Trace:
     """A trace with its tensors at the points of a model's graph; as it is where a file describes the architecture.
 
-    What means no point of the graph stays under its own name, and counts as not understood.
+    What means no point of the graph stays under its own name, and is told of.
     """
     if not isinstance(model.written, GraphArchitecture) or not trace.steps:
         return trace
     program = model.written.prepare([step.tokens for step in trace.steps])[0]
     places = Places.of(program)
     names = {one.site: one.name for one in trace.named if one.site is not None}
-    tensors, understood = {}, set()
+    unread = {one.name for one in trace.unknown}
+    tensors, understood, strangers = {}, set(), list[str]()
     for site, tensor in trace.tensors.items():
         name = names.get(site, site.key)
         place = places.place(name, site)
         at = site if place is None else Site(site.step, place[1], place[0])
         if place is not None:
             understood.add(name)
+        elif name not in unread:
+            strangers.append(name)
         if at not in tensors or at == site:
             tensors[at] = tensor
     unknown = tuple(one for one in trace.unknown if one.name not in understood)
-    return _embedded(model, program, replace(trace, tensors=tensors, unknown=unknown))
+    strangers = [name for name in dict.fromkeys(strangers) if name not in understood]
+    notes = (*trace.notes, *([_told(strangers)] if strangers else []))
+    return _embedded(model, program, replace(trace, tensors=tensors, unknown=unknown, notes=notes))
+
+
+def _told(strangers: list[str]) -> str:
+    """Say which tensors are judged by nothing."""
+    count = len(strangers)
+    which = "1 recorded tensor has" if count == 1 else f"{count:,} recorded tensors have"
+    return f"{which} no counterpart in llama.cpp's graph, such as {strangers[0]}: nothing is said about it"
 
 
 def _embedded(model: Model, program: Program, trace: Trace) -> Trace:

@@ -157,3 +157,17 @@ def reordered(pairing: str, x: Array) -> Array:
 def restored(pairing: str, x: Array) -> Array:
     """The inverse of :func:`reordered`."""
     return x[..., np.argsort(order(pairing, x.shape[-1]))]
+
+
+def by_head(groups: int, sizes: tuple[int, int, int], head_dim: int) -> Read:
+    """A fused product with so many heads of Q, of K and of V in each group, read as all of Q, all of K and all of V."""
+
+    def read(x: Array, shape: Shape) -> Array | None:
+        rows = plain(x, shape)
+        if rows is None or shape[-1] != groups * sum(sizes) * head_dim:
+            return None
+        heads = rows.reshape(shape[0], groups, sum(sizes), head_dim)
+        parts = np.split(heads, np.cumsum(sizes)[:-1], axis=2)
+        return np.concatenate([part.reshape(shape[0], -1) for part in parts], -1)
+
+    return read

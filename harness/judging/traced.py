@@ -9,13 +9,16 @@ from typing import Protocol
 import numpy as np
 
 from firstdiff.dumps import Site
-from firstdiff.dumps.points import Kind, kind_of
+from firstdiff.dumps.points import Kind, axes_of, kind_of, token_axis
 from firstdiff.judging import floors
 from firstdiff.judging.case import Done
 from firstdiff.judging.rows import Mask
-from firstdiff.model.arithmetic import Array
+from firstdiff.model.arithmetic import F32, Array
+from firstdiff.model.graph.operation import NodeOperation
+from firstdiff.model.moves import MOVES
 from firstdiff.model.operations import append, attend, scores
 from firstdiff.model.probe import Call
+from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
 from firstdiff.verdict import Status
 
@@ -110,10 +113,37 @@ def _own_rows(call: Call, inputs: Sequence[Traced]) -> Mask | None:
     if call.op is append or kind is Kind.CACHE:
         return np.concatenate([np.ones(len(x), bool) if x.rows is None else x.rows for x in inputs])
     held = call.sources[1] if call.op in (scores, attend) or kind in (Kind.SCORES, Kind.ATTENTION) else None
-    if isinstance(held, Traced) and held.rows is not None:  # each query reads all of them
-        return np.zeros(call.inputs[0].shape[0 if call.op is scores or kind is Kind.SCORES else 1], bool)
-    rows: Mask = np.logical_and.reduce([x.rows for x in inputs if x.rows is not None])
+    if isinstance(held, Traced) and held.rows is not None:
+        if not _in_window(call, held.rows):  # each query reads all of them
+            return np.zeros(call.inputs[0].shape[0 if call.op is scores or kind is Kind.SCORES else 1], bool)
+        inputs = [x for x in inputs if x is not held]
+    masks = [x.rows for x in inputs if x.rows is not None]
+    if not masks:
+        return None
+    if isinstance(call.op, NodeOperation) or call.op in MOVES:
+        shape = shape_of(call) or call.compute(F32).shape
+        tokens = shape[token_axis(axes_of(call.point, len(shape)))]
+        mixes = isinstance(call.op, NodeOperation) and call.op.node.op in MIXING
+        if mixes or any(len(mask) != tokens for mask in masks):
+            return np.zeros(tokens, bool)
+    rows: Mask = np.logical_and.reduce(masks)
     return rows
+
+
+def _in_window(call: Call, rows: Mask) -> bool:
+    """Whether a window hides every key, or weighs every value with 0, that is not the candidate's own."""
+    mask = call.argument("mask")
+    if mask is not None:
+        return bool(rows[np.isfinite(mask).any(tuple(range(mask.ndim - 1)))].all())
+    p = call.argument("p")
+    return p is not None and not p[..., ~rows].any()
+
+
+MIXING = frozenset(
+    ("CONCAT", "SSM_CONV", "SSM_SCAN", "GATED_DELTA_NET", "RWKV_WKV6", "RWKV_WKV7", "GATED_LINEAR_ATTN",
+     "FLASH_ATTN_EXT", "GET_ROWS", "SET_ROWS", "CUMSUM")
+)  # fmt: skip
+"""Operations of a graph whose results at one token read other tokens."""
 
 
 class Look(Protocol):

@@ -11,6 +11,7 @@ from firstdiff.model.graph.nodes import Node
 _OF_LAYER = re.compile(r"(.+?)-([0-9]{1,6})( .*)?")
 _OF_CACHE = re.compile(r"(cache_[a-z_]+)_l([0-9]{1,6})( .*)?")
 _OF_WEIGHT = re.compile(r"(?:[a-z]+\.)?blk\.([0-9]{1,6})\.(.+?)(?:\.weight)?")
+_OF_MODEL = re.compile(r"([A-Za-z_0-9]+)\.weight")
 _UNNAMED = re.compile(r"(?:node|leaf)_[0-9]+|")
 _UNSAFE = re.compile(r"[^\x21-\x7e]|[/\\@]")
 _DERIVED = re.compile(r".*\((?:view|reshaped|permuted|transposed|cont|copy)[^)]*\)|")
@@ -56,7 +57,9 @@ def name_of(node: Node) -> Name:
     layer = None if of is None else int(of[1])
     if not _UNNAMED.fullmatch(name):
         return Name(_safe(name), layer, True, node.op, weighted)
-    return Name(node.op.lower() if of is None else _safe(of[2]), layer, False, node.op, weighted)
+    whole = next((found[1] for s in node.sources if s is not None and (found := _OF_MODEL.fullmatch(s.name))), None)
+    point = (whole or node.op.lower()) if of is None else _safe(of[2])
+    return Name(point, layer, False, node.op, weighted)
 
 
 def is_own(name: str) -> bool:

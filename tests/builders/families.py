@@ -6,7 +6,7 @@ Names are mapped by the gguf package's own table, in the direction in which it c
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,13 @@ import torch
 import transformers
 
 from builders.every_architecture import toy
+from builders.hugging_face import by_halves
 
 Array = npt.NDArray[Any]
 Change = Callable[[str, Array], Array]
+Made = Callable[[Mapping[str, Array], str], tuple[Array, tuple[str, ...]]]
+"""Makes a parameter of a layer of the file's tensors; with their names in it."""
+
 
 LEAN = (r"[.]scale$", r"input_scale$")
 """Tensors that no model of transformers has."""
@@ -37,6 +41,9 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 256,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 
 
@@ -58,6 +65,8 @@ class Family:
         What conversion to GGUF does to a tensor, undone.
     names
         Parameters that the gguf package's table does not have, and the file's tensors.
+    made
+        Parameters that are made of several tensors of a layer, or turned.
     """
 
     kind: str
@@ -66,6 +75,7 @@ class Family:
     without: tuple[str, ...] = BIASES
     change: Change = lambda _name, x: x
     names: dict[str, str] = field(default_factory=dict)
+    made: dict[str, Made] = field(default_factory=dict)
 
 
 def _plus_one(name: str, x: Array) -> Array:
@@ -78,7 +88,72 @@ def _conv1d(name: str, x: Array) -> Array:
     return x.T if re.search(r"c_(attn|proj|fc)\.weight$", name) else x
 
 
+def _mamba(name: str, x: Array) -> Array:
+    """Conversion takes the exponential of what makes a state decay."""
+    return np.log(-x) if name.endswith("A_log") else x
+
+
+def _falcon(name: str, x: Array) -> Array:
+    """Falcon has Q, K and V of one KV head after another: [group of q, k, v]."""
+    if "query_key_value" not in name:
+        return x
+    q, k, v = np.split(x, (256, 384))
+    parts = (q.reshape(2, 128, -1), k.reshape(2, 64, -1), v.reshape(2, 64, -1))
+    return np.concatenate(parts, 1).reshape(x.shape)
+
+
+def _neox(name: str, x: Array) -> Array:
+    """GPT-NeoX has Q, K and V of one head after another."""
+    if "query_key_value" not in name:
+        return x
+    return np.stack([part.reshape(4, 64, -1) for part in np.split(x, 3)], 1).reshape(x.shape)
+
+
+def _heads_as_halves(heads: int, kv: int) -> Change:
+    """Undo what conversion does to the rows of Q and K of an architecture that turns neighbours."""
+
+    def change(name: str, x: Array) -> Array:
+        count = {"q_proj": heads, "k_proj": kv}.get(name.split(".")[-2])
+        return x if count is None else by_halves(x, count)
+
+    return change
+
+
+def _joined(*tensors: str) -> Made:
+    """Several tensors of a layer one below the other: a fused product."""
+    return lambda values, layer: (np.concatenate([values[f"blk.{layer}.{t}"] for t in tensors], -2), tensors)
+
+
+def _interleaved(*tensors: str) -> Made:
+    """Gate and up of experts in turn, as gpt-oss has them, and the other way round."""
+
+    def made(values: Mapping[str, Array], layer: str) -> tuple[Array, tuple[str, ...]]:
+        parts = [values[f"blk.{layer}.{t}"] for t in tensors]
+        x = np.stack(parts, 2).reshape(len(parts[0]), -1, *parts[0].shape[2:])
+        return (x.swapaxes(1, 2) if x.ndim == 3 else x), tensors  # noqa: PLR2004 - matrices
+
+    return made
+
+
+def _keys_and_values(values: Mapping[str, Array], layer: str) -> tuple[Array, tuple[str, ...]]:
+    """What keys and values are made of, of one head after another; the file has each in a matrix of its own."""
+    tensors = "attn_k_b.weight", "attn_v_b.weight"
+    k, v = (values[f"blk.{layer}.{t}"] for t in tensors)
+    x = np.concatenate([k.swapaxes(1, 2), v], 1)
+    return x.reshape(-1, x.shape[-1]), tensors
+
+
+def _turned(tensor: str) -> Made:
+    """Experts' matrices the other way round."""
+    return lambda values, layer: (values[f"blk.{layer}.{tensor}"].swapaxes(-1, -2), (tensor,))
+
+
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+EXPERTS: dict[str, Made] = {
+    r"model\.layers\.(\d+)\.mlp\.experts\.gate_up_proj": _joined("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+    r"model\.layers\.(\d+)\.mlp\.experts\.down_proj": _joined("ffn_down_exps.weight"),
+}
+OLD = {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_inner": 512, "n_positions": 256, "layer_norm_epsilon": 1e-5}
 
 FAMILIES: dict[str, Family] = {
     "gemma3": Family(
@@ -89,6 +164,178 @@ FAMILIES: dict[str, Family] = {
             "rope_parameters": {"sliding_attention": ROPE, "full_attention": ROPE},
         },
         change=_plus_one,
+    ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        {
+            "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 4, "final_logit_softcapping": 30.0,
+            "attn_logit_softcapping": 50.0, "tie_word_embeddings": True, "layer_types": ["sliding_attention", "full_attention"],
+            "hidden_activation": "gelu_pytorch_tanh", "rope_parameters": ROPE,
+        },
+        change=_plus_one,
+    ),
+    "qwen3moe": Family(
+        "Qwen3MoeForCausalLM",
+        {
+            "head_dim": 64, "moe_intermediate_size": 512, "num_experts": 4, "num_experts_per_tok": 2,
+            "norm_topk_prob": True, "decoder_sparse_step": 1, "rope_parameters": ROPE,
+        },
+        made=EXPERTS,
+    ),
+    "gpt-oss": Family(
+        "GptOssForCausalLM",
+        {
+            "head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": ROPE,
+        },
+        without=LEAN,
+        names={
+            r"model\.layers\.(\d+)\.self_attn\.sinks": "blk.{}.attn_sinks.weight",
+            r"model\.layers\.(\d+)\.mlp\.router\.(\w+)": "blk.{}.ffn_gate_inp.{}",
+            r"model\.layers\.(\d+)\.mlp\.experts\.down_proj_bias": "blk.{}.ffn_down_exps.bias",
+        },
+        made={
+            r"model\.layers\.(\d+)\.mlp\.experts\.gate_up_proj": _interleaved("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+            r"model\.layers\.(\d+)\.mlp\.experts\.gate_up_proj_bias": _interleaved("ffn_gate_exps.bias", "ffn_up_exps.bias"),
+            r"model\.layers\.(\d+)\.mlp\.experts\.down_proj": _turned("ffn_down_exps.weight"),
+        },
+    ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        {"rope_parameters": ROPE},
+        keys={"attention.sliding_window": 256},
+        without=(*BIASES, r"rope_factors"),
+        made={
+            r"model\.layers\.(\d+)\.self_attn\.qkv_proj\.weight": _joined("attn_q.weight", "attn_k.weight", "attn_v.weight"),
+        },
+    ),
+    "olmo2": Family("Olmo2ForCausalLM",
+        {"rope_parameters": ROPE},
+        keys={"attention.sliding_window": None, "attention.sliding_window_pattern": None},
+    ),
+    "granite": Family(
+        "GraniteForCausalLM",
+        {
+            "embedding_multiplier": 1.5, "logits_scaling": 2.0, "residual_multiplier": 0.5,
+            "attention_multiplier": 0.125, "rope_parameters": ROPE,
+        },
+        without=(*BIASES, r"rope_freqs"),
+        change=_heads_as_halves(4, 2),
+    ),
+    "gpt2": Family(
+        "GPT2LMHeadModel", OLD | {"n_head": 4}, keys={"attention.head_count_kv": 4}, without=LEAN, change=_conv1d
+    ),
+    "falcon": Family(
+        "FalconForCausalLM",
+        {
+            "new_decoder_architecture": True, "num_kv_heads": 2, "bias": False, "parallel_attn": True, "alibi": False,
+            "ffn_hidden_size": 512, "layer_norm_epsilon": 1e-5, "activation": "gelu_pytorch_tanh", "rope_parameters": ROPE,
+        },
+        without=LEAN,
+        change=_falcon,
+    ),
+    "starcoder2": Family(
+        "Starcoder2ForCausalLM",
+        {"norm_epsilon": 1e-5, "use_bias": True, "sliding_window": None, "rope_parameters": ROPE, "hidden_act": "gelu_pytorch_tanh"},
+        without=LEAN,
+    ),
+    "stablelm": Family(
+        "StableLmForCausalLM",
+        {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "rope_parameters": ROPE | {"partial_rotary_factor": 0.5}},
+        keys={"rope.dimension_count": 32},
+        without=(*LEAN, r"attn_(q|k|v|output)[.]bias$", r"ffn_(gate|up|down)[.]bias$", r"attn_[qk]_norm"),
+    ),
+    "phi2": Family(
+        "PhiForCausalLM",
+        {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "rope_parameters": ROPE | {"partial_rotary_factor": 0.5}},
+        keys={"rope.dimension_count": 32},
+        without=LEAN,
+    ),
+    "gptneox": Family(
+        "GPTNeoXForCausalLM",
+        {"layer_norm_eps": 1e-5, "use_parallel_residual": False, "hidden_act": "gelu_pytorch_tanh", "rope_parameters": ROPE | {"partial_rotary_factor": 1.0}},
+        keys={"attention.head_count_kv": 4},
+        without=LEAN,
+        change=_neox,
+    ),
+    "cohere2": Family(
+        "Cohere2ForCausalLM",
+        {
+            "layer_norm_eps": 1e-5, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"],
+            "logit_scale": 1.0, "rope_parameters": ROPE, "tie_word_embeddings": True,
+        },
+    ),
+    "smollm3": Family("SmolLM3ForCausalLM", {"no_rope_layers": [1, 1], "rope_parameters": ROPE}, change=_heads_as_halves(4, 2)),
+    "nemotron": Family(
+        "NemotronForCausalLM",
+        {"norm_eps": 1e-5, "partial_rotary_factor": 1.0, "rope_parameters": ROPE | {"partial_rotary_factor": 1.0}},
+        without=(*LEAN, r"attn_(q|k|v|output)[.]bias$", r"ffn_(up|down)[.]bias$"),
+        change=lambda name, x: x - 1 if "norm" in name and name.endswith("weight") else x,
+    ),
+    "exaone4": Family(
+        "Exaone4ForCausalLM",
+        {"head_dim": 64, "sliding_window": None, "layer_types": ["full_attention"] * 2, "rope_parameters": ROPE},
+        without=(*BIASES, r"rope_freqs"),
+    ),
+    "glm4": Family(
+        "Glm4ForCausalLM",
+        {"head_dim": 64, "partial_rotary_factor": 0.5, "rope_parameters": ROPE | {"partial_rotary_factor": 0.5}, "attention_bias": False},
+        keys={"rope.dimension_count": 32, "rope.dimension_sections": None},
+    ),
+    "qwen2moe": Family(
+        "Qwen2MoeForCausalLM",
+        {
+            "moe_intermediate_size": 512, "shared_expert_intermediate_size": 256, "num_experts": 4, "num_experts_per_tok": 2,
+            "norm_topk_prob": False, "decoder_sparse_step": 1, "rope_parameters": ROPE,
+        },
+        without=LEAN,
+        made=EXPERTS,
+    ),
+    "olmoe": Family(
+        "OlmoeForCausalLM",
+        {"num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False, "rope_parameters": ROPE},
+        made=EXPERTS,
+    ),
+    "lfm2": Family(
+        "Lfm2ForCausalLM",
+        {
+            "layer_types": ["full_attention", "conv"], "conv_L_cache": 3, "block_auto_adjust_ff_dim": False, "norm_eps": 1e-5,
+            "conv_bias": False, "rope_parameters": ROPE, "block_ff_dim": 512, "tie_word_embeddings": True,
+        },
+        keys={"attention.sliding_window": None},
+        without=(*BIASES, r"dense_2", r"^output[.]"),
+    ),
+    "mamba2": Family(
+        "Mamba2ForCausalLM",
+        {
+            "state_size": 128, "num_heads": 4, "head_dim": 128, "expand": 2, "conv_kernel": 4, "n_groups": 2,
+            "layer_norm_epsilon": 1e-5, "use_bias": False, "use_conv_bias": True, "time_step_limit": (0.0, float("inf")),
+        },
+        without=LEAN,
+        change=_mamba,
+        names={r"backbone\.layers\.(\d+)\.mixer\.dt_bias": "blk.{}.ssm_dt.bias"},
+    ),
+    "mamba": Family(
+        "MambaForCausalLM",
+        {"state_size": 128, "expand": 2, "conv_kernel": 4, "time_step_rank": 4, "layer_norm_epsilon": 1e-5},
+        without=LEAN,
+        change=_mamba,
+    ),
+    "deepseek2": Family(
+        "DeepseekV3ForCausalLM",
+        {
+            "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 512, "kv_lora_rank": 512,
+            "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "n_routed_experts": 4,
+            "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 512, "first_k_dense_replace": 1,
+            "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.0, "rope_parameters": ROPE,
+            "rms_norm_eps": 1e-6,
+        },
+        keys={"expert_weights_norm": True, "attention.layer_norm_rms_epsilon": 1e-6},
+        names={r"model\.layers\.(\d+)\.mlp\.gate\.e_score_correction_bias": "blk.{}.exp_probs_b.bias",
+               r"model\.layers\.(\d+)\.mlp\.experts\.gate_up_proj": "blk.{}.ffn_gate_up_exps.weight",
+               r"model\.layers\.(\d+)\.mlp\.experts\.down_proj": "blk.{}.ffn_down_exps.weight"},
+        made={r"model\.layers\.(\d+)\.self_attn\.kv_b_proj\.weight": _keys_and_values},
+        without=LEAN,
     ),
 }  # fmt: skip
 
@@ -102,12 +349,21 @@ def family_model(arch: str, folder: Path, dtype: torch.dtype = torch.float32) ->
     config_kind = getattr(transformers, family.kind).config_class
     model = getattr(transformers, family.kind)(config_kind(**{**SIZES, **family.config}))
     names = gguf.get_tensor_name_map(next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == arch), 2)
-    state, used = {}, set()
+    state: dict[str, torch.Tensor] = {}
+    used: set[str | None] = set()
+    tied = model.config.tie_word_embeddings
     for name, weight in model.state_dict().items():
-        of = _file_name(family, names, name)
-        assert of in values, f"{name}: the file has no {of}"
-        used.add(of)
-        x = family.change(name, values[of])
+        if tied and name == "lm_head.weight":
+            state[name] = state["model.embed_tokens.weight"]
+            continue
+        made = _made(family, values, name)
+        if made is None:
+            of = _file_name(family, names, name)
+            assert of in values, f"{name}: the file has no {of}"
+            made = family.change(name, values[of]), (of,)
+        x = made[0]
+        x = x.reshape(weight.shape) if x.size == weight.numel() and x.ndim != weight.ndim else x
+        used |= set(made[1])
         assert x.shape == tuple(weight.shape), f"{name}: {x.shape} for {tuple(weight.shape)}"
         state[name] = torch.tensor(np.ascontiguousarray(x))
     assert used == set(values), f"not in transformers' model: {sorted(set(values) - used)}"
@@ -122,3 +378,12 @@ def _file_name(family: Family, names: Any, name: str) -> str | None:
         if found := re.fullmatch(pattern, name):
             return of.format(*found.groups())
     return names.get_name(name, try_suffixes=(".weight", ".bias"))
+
+
+def _made(family: Family, values: Mapping[str, Array], name: str) -> tuple[Array, tuple[str, ...]] | None:
+    """A parameter that is made of several tensors, and their names."""
+    for pattern, make in family.made.items():
+        if found := re.fullmatch(pattern, name):
+            x, tensors = make(values, found[1])
+            return x, tuple(f"blk.{found[1]}.{t}" for t in tensors)
+    return None
