@@ -39,7 +39,8 @@ class Kind(StrEnum):
     ATTENTION = "attention"  # values weighted by probabilities, heads merged
     ACTIVATION = "activation"  # element by element: a gate and what it lets through, an expert and its weight
     SELECTION = "selection"  # numbers of the experts that were chosen
-    SUM = "sum"
+    SUM = "sum"  # of a branch and the residual stream
+    EXPERTS = "experts"  # what the chosen experts give, added up
     STATE = "state"  # of a recurrence or a convolution: what the next step begins with
     LOGITS = "logits"
 
@@ -135,7 +136,7 @@ _TABLE = (
     Point("ffn_moe_geglu", _EXPERTS, Kind.ACTIVATION, ("moe", "glu"), ("moe geglu", "expert geglu")),
     Point("ffn_moe_down", _EXPERTS, Kind.PRODUCT, ("moe", "down"), ("moe down", "expert down", "expert down proj")),
     Point("ffn_moe_weighted", _EXPERTS, Kind.ACTIVATION, ("moe", "weighted"), ("moe weighted", "expert weighted")),
-    Point("ffn_moe_out", _ROWS, Kind.SUM, ("moe", "out"), ("moe out", "expert out", "ffn moe", "moe")),
+    Point("ffn_moe_out", _ROWS, Kind.EXPERTS, ("moe", "out"), ("moe out", "expert out", "ffn moe", "moe")),
     Point("ffn_out", _ROWS, Kind.PRODUCT, ("ffn", "out"), ("ffn out", "down proj", "ffn down", "ffn", "w 2")),
     Point("ffn_post_norm", _ROWS, Kind.NORM, ("ffn", "post"), ("ffn post norm", "post ffn norm")),
     Point("l_out", _ROWS, Kind.SUM, ("l", "out"),

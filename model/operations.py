@@ -223,6 +223,7 @@ def soft_max(
     scale: float,
     offset: int = 0,
     mask: Array | None = None,
+    cap: float | None = None,
     arithmetic: Arithmetic,
 ) -> Array:
     """Softmax over the keys, [H, T, S] -> [H, T, S]; hidden entries are 0 (``ggml_soft_max_ext``).
@@ -237,8 +238,12 @@ def soft_max(
         A query sees the keys up to its own position plus this.
     mask
         What is added to the scaled scores instead, [T, S] or [H, T, S]: minus infinity hides.
+    cap
+        A soft cap of the scaled scores: ``cap * tanh(z / cap)`` (Gemma Team 2024); None for none.
     """
     z = arithmetic.widen(kq) * arithmetic.dtype(scale)
+    if cap is not None:
+        z = arithmetic.widen(cap * np.tanh(np.asarray(z / arithmetic.dtype(cap), np.float64)))
     if mask is None:
         z[:, ~visible(kq.shape[-2], kq.shape[-1], offset)] = -np.inf
     else:

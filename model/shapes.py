@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from firstdiff.model.graph.elementwise import geglu, gelu
 from firstdiff.model.graph.operation import NodeOperation
 from firstdiff.model.moves import given, head_columns, heads_first, put, remembered, reshaped, viewed
 from firstdiff.model.operations import (
@@ -26,7 +27,8 @@ from firstdiff.model.probe import Call
 Shape = tuple[int, ...]
 
 ALIKE: dict[Operation, str] = {
-    rms_norm: "x", layer_norm: "x", rope: "x", soft_max: "kq", swiglu: "gate", add: "a", put: "into", given: "value"
+    rms_norm: "x", layer_norm: "x", rope: "x", soft_max: "kq", swiglu: "gate", geglu: "gate", gelu: "x", add: "a",
+    put: "into", given: "value"
 }  # fmt: skip
 """Operands and attributes that the result is shaped as."""
 

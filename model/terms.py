@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from firstdiff.model.arithmetic import F64, Array
 from firstdiff.model.graph.operation import NodeOperation
-from firstdiff.model.operations import Derived, add, attend, linear, scores, swiglu
+from firstdiff.model.operations import Derived, add, attend, layer_norm, linear, scores, swiglu
 from firstdiff.model.probe import Call
 
 SIGMOID = 2.0**-102
@@ -69,6 +69,15 @@ def _add(call: Call) -> npt.NDArray[np.float64]:
     return np.hypot(a, b)
 
 
+def _layer_norm(call: Call) -> npt.NDArray[np.float64]:
+    """A centred row can be small beside what it was: its terms are the input, as the norm scales it, and the bias."""
+    x = np.asarray(call.argument("x"), np.float64)
+    size = np.abs(x) / np.sqrt(x.var(-1, keepdims=True) + call.argument("eps"))
+    weight, bias = call.argument("weight"), call.argument("bias")
+    size = size if weight is None else size * np.abs(weight.values())
+    return np.asarray(size if bias is None else np.hypot(size, bias.values()), np.float64)
+
+
 def _swiglu(call: Call) -> npt.NDArray[np.float64]:
     gate, up = (np.asarray(x, np.float64) for x in call.inputs)
     return SIGMOID * np.abs(gate * up)
@@ -80,4 +89,5 @@ _TERMS: dict[Callable[..., Array], Callable[[Call], npt.NDArray[np.float64]]] = 
     attend: _attend,
     add: _add,
     swiglu: _swiglu,
+    layer_norm: _layer_norm,
 }

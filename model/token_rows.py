@@ -7,12 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.model.graph.elementwise import geglu, gelu
 from firstdiff.model.operations import (
     Operation,
     add,
     append,
     attend,
     embed,
+    layer_norm,
     linear,
     rms_norm,
     rope,
@@ -24,6 +26,7 @@ from firstdiff.model.probe import Call
 
 ROWS: Mapping[Operation, tuple[str, ...]] = {
     embed: ("tokens",), linear: ("x",), rms_norm: ("x",), rope: ("x", "positions"), swiglu: ("gate", "up"),
+    layer_norm: ("x",), geglu: ("gate", "up"), gelu: ("x",),
     add: ("a", "b"), scores: ("q",), soft_max: ("kq",), attend: ("p",), append: ("new",),
 }  # fmt: skip
 """Operands whose rows are the tokens', of operations that work row by row."""

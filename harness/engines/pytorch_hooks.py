@@ -6,6 +6,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,30 +42,8 @@ def hooked(model: Module, taps: Taps) -> Iterator[dict[str, Array]]:
     attentions = {} if taps.attention is None else dict(modules_at(model, taps.attention))
     head_dims = {layer: getattr(module, "head_dim", None) for layer, module in attentions.items()}
 
-    paths = taps.names == "hf"  # of any model: what is no tensor, or is computed twice, is left out
-    twice: set[str] = set()
-    passed: list[Tensor] = []  # outputs of this step, which are not recorded once more as somebody's input
-
-    def put(layer: int | None, point: str, value: Tensor) -> None:
-        key = Site(0, layer, point).key
-        if not tensors:
-            passed.clear()
-            twice.clear()
-        if paths and (not _holds_tensor(value) or key in twice):
-            return
-        x = tensor_of(value)
-        if paths and point.endswith(".input") and any(x is other for other in passed):
-            return
-        passed.append(x)
-        if key in tensors:
-            if not paths:
-                raise UsageError(f"{key} is computed twice in one step: give each module a point of its own")
-            twice.add(key)
-            del tensors[key]
-            return
-        tensors[key] = _array(_canonical(point, x, head_dims.get(layer), taps.heads_first))
-        if paths and (chosen := _selection(value)) is not None:
-            tensors[f"{point}.indices"] = _array(chosen)
+    recorder = _Recorder(tensors, taps, head_dims)
+    put = recorder.put
 
     def taken(layer: int | None, point: str) -> Callable[..., None]:
         """Of a forward hook (module, inputs, output) or a pre-hook (module, inputs), the last argument."""
@@ -80,6 +59,49 @@ def hooked(model: Module, taps: Taps) -> Iterator[dict[str, Array]]:
         if attentions and all(map(_is_eager, attentions.values())):
             undo.enter_context(_showing_operands(model, attentions, put))
         yield tensors
+
+
+@dataclass
+class _Recorder:
+    """Keeps what passes; of modules by their paths what is no tensor, or is computed twice, is left out."""
+
+    tensors: dict[str, Array]
+    taps: Taps
+    head_dims: Mapping[int | None, int | None]
+    _twice: set[str] = field(default_factory=set)
+    _passed: list[Tensor] = field(default_factory=list)  # of this step, not to be recorded again as somebody's input
+
+    def put(self, layer: int | None, point: str, value: Tensor) -> None:
+        """Keep a tensor."""
+        key = Site(0, layer, point).key
+        if not self.tensors:
+            self._passed.clear()
+            self._twice.clear()
+        if self.taps.names == "hf":
+            self._put_path(key, point, value)
+        elif key in self.tensors:
+            raise UsageError(f"{key} is computed twice in one step: give each module a point of its own")
+        else:
+            self._keep(key, layer, point, tensor_of(value))
+
+    def _put_path(self, key: str, point: str, value: Tensor) -> None:
+        if not _holds_tensor(value) or key in self._twice:
+            return
+        x = tensor_of(value)
+        if point.endswith(".input") and any(x is other for other in self._passed):
+            return
+        self._passed.append(x)
+        if key in self.tensors:
+            self._twice.add(key)
+            del self.tensors[key]
+            return
+        site = Site.of_key(key, 0)
+        self._keep(key, site.layer, site.point, x)
+        if (chosen := _selection(value)) is not None:
+            self.tensors[f"{point}.indices"] = _array(chosen)
+
+    def _keep(self, key: str, layer: int | None, point: str, x: Tensor) -> None:
+        self.tensors[key] = _array(_canonical(point, x, self.head_dims.get(layer), self.taps.heads_first))
 
 
 # Attention: rotated queries and keys, the cache, scores and probabilities are in no module's input or output.

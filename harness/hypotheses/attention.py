@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +30,9 @@ def _mapped(call: Call, _scene: Scene, values: Values) -> Call | None:
 def _reading(op: Operation, read: npt.NDArray[np.int64]) -> Operation:
     """`op` with head h reading KV head `read[h]`: keys or values gathered, so that every head has its own."""
 
-    def reading(first: Array, second: Array, *, group: int, arithmetic: Arithmetic) -> Array:
+    def reading(first: Array, second: Array, *, group: int, arithmetic: Arithmetic, **rest: Any) -> Array:  # noqa: ANN401
         del group
-        return op(first, second[:, read], group=1, arithmetic=arithmetic)
+        return op(first, second[:, read], group=1, arithmetic=arithmetic, **rest)
 
     return Derived(op, reading)
 
@@ -46,7 +47,7 @@ MAPS = "head h reads another KV head than h // group"
 # Scores
 
 
-def _f16_scores(q: Array, keys: Array, *, group: int, order: str, arithmetic: Arithmetic) -> Array:
+def _f16_scores(q: Array, keys: Array, *, group: int, order: str, arithmetic: Arithmetic, **_rest: object) -> Array:
     """Scores summed in float16."""
     with np.errstate(over="ignore", invalid="ignore"):
         q16, k16 = q.astype(np.float16), keys.astype(np.float16)

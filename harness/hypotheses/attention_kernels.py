@@ -33,7 +33,14 @@ def _unscaled(kq: Array, *, scale: float, block: int, offset: int = 0, arithmeti
         return arithmetic.widen(np.asarray(p / p.sum(-1, keepdims=True)))
 
 
+def _is_plain(call: Call) -> bool:
+    """Whether a softmax has no window, no sinks and no soft cap."""
+    return all(call.argument(name) is None for name in ("mask", "sinks", "cap"))
+
+
 def _rescaled_never(call: Call, _scene: Scene, values: Values) -> Call | None:
+    if not _is_plain(call):
+        return None
     return with_op(call, _unscaled, block=values["keys"]) if values["keys"] < call.argument("kq").shape[-1] else None
 
 

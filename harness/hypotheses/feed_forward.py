@@ -9,8 +9,9 @@ import numpy as np
 
 from firstdiff.hypotheses.fitting import Numbers
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, replaced, with_op
-from firstdiff.hypotheses.where import GATED
+from firstdiff.hypotheses.where import GATED, GATES, GELUS
 from firstdiff.model.arithmetic import F64, Arithmetic, Array
+from firstdiff.model.graph.elementwise import geglu
 from firstdiff.model.operations import Operation
 from firstdiff.model.probe import Call
 
@@ -48,6 +49,18 @@ def _glu(
     if limit is not None:
         gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
     return arithmetic.widen(arithmetic.keep(arithmetic.widen(activation(gate))) * up)
+
+
+def _other_gelu(call: Call, _scene: Scene, values: Values) -> Call:
+    name = values["activation"]
+    activation = _silu if name == "SiLU" else ACTIVATIONS[name]
+    if call.op is geglu:
+        return with_op(call, _glu, activation=activation)
+    return with_op(call, _one_side, activation=activation)
+
+
+def _other_gelus(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, str]]:
+    yield from ({"activation": name} for name in (*ACTIVATIONS, "SiLU") if name != "gelu (tanh)")
 
 
 def _both(call: Call) -> tuple[Array, Array]:
@@ -112,9 +125,9 @@ def _limit_starts(call: Call, scene: Scene, observed: Array) -> Iterator[float]:
 TABLE = (
     Hypothesis(
         "gate-up-swapped",
-        GATED,
+        GATES,
         "the activation on up in place of gate",
-        "compute silu(gate) * up",
+        "apply the activation to gate, and multiply by up",
         lambda call, _scene, _values: call.with_arguments(gate=call.argument("up"), up=call.argument("gate")),
         stage=4,
         source="nntrainer/nntrainer#4194",
@@ -135,6 +148,15 @@ TABLE = (
         _activations,
         "{activation} in place of SiLU",
         source="vllm-project/vllm#3411",
+    ),
+    Hypothesis(
+        "gelu-wrong",
+        GELUS,
+        "another activation than GELU by its tanh formula",
+        "compute GELU by its tanh formula, 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))",
+        _other_gelu,
+        _other_gelus,
+        "{activation} in place of gelu (tanh)",
     ),
     Hypothesis(
         "gate-missing",

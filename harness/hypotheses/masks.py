@@ -12,6 +12,7 @@ from firstdiff.hypotheses.where import SOFTMAX
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import soft_max, visible
 from firstdiff.model.probe import Call
+from firstdiff.model.weights import Weight
 
 BLIND = ("uniform over all keys", "zeros", "uniform over the right keys")
 """What engines have in a row of the softmax that sees no key, where it is not NaN."""
@@ -20,10 +21,23 @@ SOUGHT = 64
 """Keys up to which every window is tried; of more, the powers of two."""
 
 
-def _windowed(kq: Array, *, scale: float, window: int, offset: int = 0, arithmetic: Arithmetic) -> Array:
-    """A causal softmax over the last `window` keys of each query."""
+def _windowed(kq: Array, *sinks: Weight | None, window: int, arithmetic: Arithmetic, **attributes: Any) -> Array:  # noqa: ANN401
+    """A causal softmax over the last `window` keys of each query, whatever window the model has."""
     near = ~visible(kq.shape[-2], kq.shape[-1], -window)
-    return soft_max(np.where(near, kq, kq.dtype.type(-np.inf)), scale=scale, offset=offset, arithmetic=arithmetic)
+    mask = attributes.get("mask")
+    attributes |= {"mask": None} if mask is not None and mask.ndim == 2 else {}  # noqa: PLR2004 - [T, S]
+    hidden = np.where(near, kq, kq.dtype.type(-np.inf))
+    return soft_max(hidden, *sinks, arithmetic=arithmetic, **attributes)
+
+
+def _is_windowed(call: Call) -> bool:
+    """Whether a softmax hides earlier keys."""
+    mask = call.argument("mask")
+    return mask is not None and bool((np.isinf(mask) & visible(*mask.shape[-2:])).any())
+
+
+def _no_window(call: Call, _scene: Scene, _values: Values) -> Call | None:
+    return call.with_arguments(mask=None) if _is_windowed(call) and np.ndim(call.argument("mask")) == 2 else None  # noqa: PLR2004
 
 
 def _window(call: Call, _scene: Scene, values: Values) -> Call | None:
@@ -63,9 +77,16 @@ def _mask_offset(call: Call, _scene: Scene, values: Values) -> Call | None:
     return call.with_arguments(offset=offset)
 
 
-def _blind(kq: Array, *, scale: float, offset: int, blind: str, arithmetic: Arithmetic) -> Array:
+def _blind(
+    kq: Array,
+    *sinks: Weight | None,
+    offset: int,
+    blind: str,
+    arithmetic: Arithmetic,
+    **attributes: Any,  # noqa: ANN401
+) -> Array:
     """A causal softmax that has something else than NaN in the rows that see no key."""
-    p = soft_max(kq, scale=scale, offset=offset, arithmetic=arithmetic)
+    p = soft_max(kq, *sinks, offset=offset, arithmetic=arithmetic, **attributes)
     queries, keys = kq.shape[-2:]
     right = visible(queries, keys)
     rows = {
@@ -125,5 +146,12 @@ TABLE = (
         _window,
         _windows,
         "a sliding window of {window} tokens that the file does not ask for",
+    ),
+    Hypothesis(
+        "window-missing",
+        SOFTMAX,
+        "no sliding window at a layer that has one",
+        "let each token see only the latest tokens, as many as the file's 'attention.sliding_window' says",
+        _no_window,
     ),
 )

@@ -9,9 +9,9 @@ import numpy as np
 
 from firstdiff.hypotheses.fitting import Numbers
 from firstdiff.hypotheses.hypothesis import Change, Hypothesis, Scene, Values, identity, replaced, with_op
-from firstdiff.hypotheses.where import NORMS, Where
+from firstdiff.hypotheses.where import LAYER_NORMS, NORMS, RMS_NORMS, Where
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import Operation, rms_norm
+from firstdiff.model.operations import Operation, layer_norm, rms_norm
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import Weight
 
@@ -38,6 +38,13 @@ def _norm(divisor: Operation) -> Operation:
 def _layer_norm(x: Array, weight: Weight | None, *, eps: float, arithmetic: Arithmetic) -> Array:
     wide = np.asarray(x, np.float64)
     return rms_norm(arithmetic.widen(wide - wide.mean(-1, keepdims=True)), weight, eps=eps, arithmetic=arithmetic)
+
+
+def _rms_norm(
+    x: Array, weight: Weight | None, bias: Weight | None = None, *, eps: float, arithmetic: Arithmetic
+) -> Array:
+    y = rms_norm(x, weight, eps=eps, arithmetic=arithmetic)
+    return y if bias is None else y + arithmetic.keep(arithmetic.widen(bias.values()))
 
 
 def _in_f16(order: str) -> Operation:
@@ -106,6 +113,10 @@ def _eps_starts(call: Call, _scene: Scene, observed: Array) -> Iterator[float]:
     observed = observed.reshape(-1, dim)
     if len(observed) == 1:
         return
+    if call.op is layer_norm:
+        x = x - x.mean(-1, keepdims=True)
+        bias = call.argument("bias")
+        observed = observed if bias is None else observed - bias.values()
     unscaled = x if weight is None else x * weight.values()
     power = (unscaled**2).sum(-1)
     mean = _mean_of_squares(x)[..., 0]
@@ -145,7 +156,7 @@ TABLE = (
     ),
     Hypothesis(
         "norm-eps-outside",
-        NORMS,
+        RMS_NORMS,
         "the epsilon added after the root in place of before it",
         "add epsilon to the mean of squares, then take the root",
         _op(_norm(lambda x, eps: np.sqrt(_mean_of_squares(x)) + eps)),
@@ -153,11 +164,25 @@ TABLE = (
     ),
     Hypothesis(
         "norm-layernorm",
-        NORMS,
+        RMS_NORMS,
         "the mean subtracted, as LayerNorm does",
         "use RMS norm, which subtracts nothing",
         _op(_layer_norm),
         source="sonos/tract#2749",
+    ),
+    Hypothesis(
+        "norm-rms",
+        LAYER_NORMS,
+        "the mean not subtracted, as RMS norm does",
+        "subtract the mean of each row first, as LayerNorm does",
+        lambda call, _scene, _values: with_op(call, _rms_norm),
+    ),
+    Hypothesis(
+        "norm-bias-missing",
+        LAYER_NORMS,
+        "a norm without its bias",
+        "add the norm's bias",
+        lambda call, _scene, _values: None if call.argument("bias") is None else call.with_arguments(bias=None),
     ),
     Hypothesis(
         "norm-plus-one",
@@ -187,21 +212,21 @@ TABLE = (
     ),
     Hypothesis(
         "norm-sum",
-        NORMS,
+        RMS_NORMS,
         "the sum of squares in place of their mean",
         "divide the sum of squares by the length of the row",
         _op(_norm(lambda x, eps: np.sqrt(_mean_of_squares(x) * x.shape[-1] + eps))),
     ),
     Hypothesis(
         "norm-of-all-tokens",
-        NORMS,
+        RMS_NORMS,
         "one mean of squares over all tokens in place of one a token",
         "take the mean over each token's row alone",
         lambda call, _scene, _values: with_op(call, _norm(_of_all)) if len(call.argument("x")) > 1 else None,
     ),
     Hypothesis(
         "norm-f16",
-        NORMS,
+        RMS_NORMS,
         "squares summed in float16",
         "sum the squares in float32",
         lambda call, _scene, values: with_op(call, _in_f16(values["order"])),
@@ -212,15 +237,17 @@ TABLE = (
     ),
     Hypothesis(
         "norm-root-missing",
-        NORMS,
+        RMS_NORMS,
         "no division by the root mean square",
         "divide by the root mean square before the weight",
         _weight_only,
     ),
-    Hypothesis("norm-missing", Where((rms_norm,), inside=True), "no norm at all", "apply the norm", _missing),
+    Hypothesis(
+        "norm-missing", Where((rms_norm, layer_norm), inside=True), "no norm at all", "apply the norm", _missing
+    ),
     Hypothesis(
         "final-norm-missing",
-        Where((rms_norm,), inside=False),
+        Where((rms_norm, layer_norm), inside=False),
         "no norm before the output matrix",
         "apply output_norm to the last layer's output",
         _missing,

@@ -14,7 +14,7 @@ from firstdiff.hypotheses.hypothesis import Apart, Hypothesis, Scene, Values, wi
 from firstdiff.hypotheses.where import NORMS, PRODUCTS, Where
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import Derived, linear, rms_norm
+from firstdiff.model.operations import Derived, linear
 from firstdiff.model.probe import Call
 from firstdiff.model.quants import QuantType
 from firstdiff.model.weights import Weight
@@ -35,12 +35,14 @@ def _viewed(call: Call, scene: Scene, values: Values) -> Call | None:
     if other is None:
         return None
 
-    def norm(x: Array, weight: Weight, *, eps: float, other: Weight, arithmetic: Arithmetic) -> Array:
-        y = rms_norm(x, weight, eps=eps, arithmetic=arithmetic)
-        y[first:] = rms_norm(x[first:], other, eps=eps, arithmetic=arithmetic)
+    op = call.op
+
+    def norm(x: Array, weight: Weight, *bias: Weight, eps: float, other: Weight, arithmetic: Arithmetic) -> Array:
+        y = op(x, weight, *bias, eps=eps, arithmetic=arithmetic)
+        y[first:] = op(x[first:], other, *bias, eps=eps, arithmetic=arithmetic)
         return y
 
-    return with_op(call, Derived(rms_norm, norm), other=other)
+    return with_op(call, Derived(op, norm), other=other)
 
 
 def _read_at(weight: Weight, scene: Scene, by: int, beyond: str) -> Weight | None:
@@ -87,15 +89,16 @@ def _within(own: Array, seen: Array) -> int:
 def _weight_seen(call: Call, scene: Scene, observed: Array) -> tuple[int, npt.NDArray[np.float64] | None]:
     """The first wrong token of those recorded, and the weight that fits it and all later ones; None for none."""
     x, n = call.argument("x"), observed.shape[-1]
-    bare = rms_norm(np.asarray(x, np.float64), None, eps=call.argument("eps"), arithmetic=scene.arithmetic)
-    y = np.asarray(observed, np.float64)
+    bare = call.op(np.asarray(x, np.float64), None, eps=call.argument("eps"), arithmetic=scene.arithmetic)
+    y, bias = np.asarray(observed, np.float64), call.argument("bias")
+    shift = 0.0 if bias is None else bias.values()
     off = np.square(y - call.compute(scene.arithmetic)).reshape(len(y), -1).sum(-1)
     off = np.where(np.isfinite(off), off, 0.0)  # rows that were not recorded are NaN
     if not off.any():
         return 0, None
     first = int((off > off.max() / 100).argmax())  # tokens of a norm are of one size
     known = np.isfinite(bare * y).reshape(len(y), -1).all(-1) & (np.arange(len(y)) >= first)
-    u, v = (np.asarray(a[known], np.float64).reshape(-1, n) for a in (bare, y))
+    u, v = (np.asarray(a[known], np.float64).reshape(-1, n) for a in (bare, y - shift))
     return first, (u * v).sum(0) / np.maximum(np.square(u).sum(0), 1e-30)
 
 

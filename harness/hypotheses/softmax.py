@@ -10,8 +10,9 @@ from firstdiff.hypotheses.fitting import Numbers
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_op
 from firstdiff.hypotheses.where import SOFTMAX
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import visible
+from firstdiff.model.operations import looked_at, visible
 from firstdiff.model.probe import Call
+from firstdiff.model.weights import Weight
 
 SMALLEST = 1e-30  # of probabilities that float32 holds to all its digits
 
@@ -49,6 +50,7 @@ def _named_scales(call: Call, _scene: Scene) -> Iterator[float]:
 
 def _softmax(
     kq: Array,
+    sinks: Weight | None = None,
     *,
     scale: float,
     arithmetic: Arithmetic,
@@ -59,20 +61,23 @@ def _softmax(
     highest: bool = True,
     axis: int = -1,
     divide: bool = True,
+    mask: Array | None = None,
 ) -> Array:
-    """A causal softmax with one thing about it changed: see the hypotheses below."""
-    shown = visible(kq.shape[-2], kq.shape[-1], offset)
+    """A softmax with one thing about it changed: see the hypotheses below."""
     with np.errstate(all="ignore"):
         wide: Array = kq.astype(np.float64 if highest else np.float32)
         z = wide * wide.dtype.type(scale)
         if cap is not None:
             z = cap * np.tanh(z / cap)
-        z[:, ~shown] = -np.inf
+        if mask is None:
+            z[:, ~visible(kq.shape[-2], kq.shape[-1], offset)] = -np.inf
+        else:
+            z = z + mask
         top = z.max(axis, keepdims=True) if highest else 0.0
         p = np.exp(z - top)
         total = p.sum(axis, keepdims=True, dtype=np.float64)
-        if sink is not None:
-            total = total + np.exp(sink - top)
+        for each in (sink, None if sinks is None else sinks.values().reshape(-1, 1, 1)):
+            total = total if each is None else total + np.exp(each - top)
         total = total + padding * np.exp(-top)
         return arithmetic.widen(np.asarray(p / total if divide else p))
 
@@ -101,7 +106,7 @@ def _paddings(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict
 def _padding_seen(call: Call, observed: Array) -> int:
     """How many terms of exp(0) the denominators have too many: each row tells, the one of low scores best."""
     z = np.asarray(call.argument("kq"), np.float64) * call.argument("scale")
-    z[:, ~visible(z.shape[-2], z.shape[-1])] = -np.inf
+    z[~np.broadcast_to(looked_at(z.shape, call.argument("mask")), z.shape)] = -np.inf
     with np.errstate(all="ignore"):
         terms = np.exp(z)
         total, left = terms.sum(-1), np.asarray(observed, np.float64).sum(-1)
@@ -154,6 +159,22 @@ TABLE = (
         "scores soft-capped at {cap:.6g}",
         stage=6,
         source="vllm-project/vllm-metal#665",
+    ),
+    Hypothesis(
+        "softcap-missing",
+        SOFTMAX,
+        "scores without the soft cap that the file has",
+        "cap the scaled scores: 'attn_logit_softcapping' times tanh(score / 'attn_logit_softcapping')",
+        lambda call, _scene, _values: None if call.argument("cap") is None else call.with_arguments(cap=None),
+        stage=6,
+    ),
+    Hypothesis(
+        "sink-missing",
+        SOFTMAX,
+        "the softmax's denominator without the head's sink",
+        "add exp(sink) of each head to the sum that the exponentials are divided by",
+        lambda call, _scene, _values: None if call.argument("sinks") is None else call.with_arguments(sinks=None),
+        stage=6,
     ),
     Hypothesis(
         "cache-padding",

@@ -12,7 +12,7 @@ from firstdiff.dumps.points import Kind
 from firstdiff.hypotheses.hypothesis import Apart, Change, Hypothesis, Scene, Values
 from firstdiff.hypotheses.where import LOGITS, Where
 from firstdiff.model.arithmetic import Array
-from firstdiff.model.operations import linear, rms_norm
+from firstdiff.model.operations import layer_norm, linear, rms_norm
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import Weight
 
@@ -95,7 +95,7 @@ def _biased(factor: float) -> Change:
 TABLE = (
     Hypothesis(
         "weight-of-other-layer",
-        Where((linear, rms_norm), inside=True),
+        Where((linear, rms_norm, layer_norm), inside=True),
         "the weight of another layer",
         "load 'blk.N.*' for layer N, counted from 0",
         _of_other_layer,
@@ -106,7 +106,7 @@ TABLE = (
     ),
     Hypothesis(
         "weight-swapped",
-        Where((linear, rms_norm), but=(Kind.LOGITS,)),
+        Where((linear, rms_norm, layer_norm), but=(Kind.LOGITS,)),
         "the weight of another product",
         "load each weight by its own name",
         _swapped,

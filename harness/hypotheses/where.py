@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from firstdiff.dumps.points import OUTSIDE, POINTS, Kind, Point, kind_of
 from firstdiff.model.engine import ARCHITECTURES
+from firstdiff.model.graph.elementwise import geglu, gelu
 from firstdiff.model.operations import (
     Operation,
     add,
     append,
     attend,
     embed,
+    layer_norm,
     linear,
     rms_norm,
     rope,
@@ -24,14 +26,17 @@ from firstdiff.model.probe import Call
 MAKES: dict[Operation, tuple[Kind, ...]] = {
     embed: (Kind.EMBEDDING,),
     rms_norm: (Kind.NORM,),
+    layer_norm: (Kind.NORM,),
     linear: (Kind.PRODUCT, Kind.LOGITS),
     rope: (Kind.ROTATION,),
     append: (Kind.CACHE,),
     scores: (Kind.SCORES,),
     soft_max: (Kind.PROBABILITIES,),
     attend: (Kind.ATTENTION,),
-    add: (Kind.SUM,),
+    add: (Kind.SUM, Kind.EXPERTS),
     swiglu: (Kind.ACTIVATION,),
+    geglu: (Kind.ACTIVATION,),
+    gelu: (Kind.ACTIVATION,),
 }
 """Kinds of the points that an operation makes."""
 
@@ -95,7 +100,9 @@ class Where:
         return set(self.points) <= set(OUTSIDE)
 
 
-NORMS = Where((rms_norm,))
+NORMS = Where((rms_norm, layer_norm))
+RMS_NORMS = Where((rms_norm,))
+LAYER_NORMS = Where((layer_norm,))
 PRODUCTS = Where((linear,), but=(Kind.LOGITS,))
 LOGITS = Where((linear,), only=(Kind.LOGITS,))
 EMBEDDING = Where((embed,))
@@ -104,5 +111,9 @@ APPENDS = Where((append,))
 SOFTMAX = Where((soft_max,))
 SUMS = Where((add,), only=(Kind.SUM,))
 """Sums of a branch and the residual stream: which operand is the stream is known of a point only."""
+EXPERTS = Where((add,), only=(Kind.EXPERTS,))
+"""The sum of what two experts give; of more experts it is several sums, of which the last one is recorded."""
 GATED = Where((swiglu,))
+GATES = Where((swiglu, geglu))
+GELUS = Where((geglu, gelu))
 ANY = Where(None)

@@ -21,6 +21,7 @@ from firstdiff.model.arithmetic import (
     Arithmetic,
     ggml_cpu,
 )
+from firstdiff.model.graph.elementwise import geglu, gelu
 from firstdiff.model.holding import ELEMENTS
 from firstdiff.model.operations import (
     Operation,
@@ -28,6 +29,7 @@ from firstdiff.model.operations import (
     append,
     attend,
     embed,
+    layer_norm,
     linear,
     rms_norm,
     rope,
@@ -39,8 +41,9 @@ from firstdiff.model.probe import Call
 from firstdiff.model.rounding import BLOCK, QUANTISED
 
 GROUPS: dict[Operation, str] = {
-    linear: "linear", rms_norm: "norm", embed: "embedding", scores: "attention", attend: "attention",
-    rope: "results", soft_max: "results", swiglu: "results", add: "results",
+    linear: "linear", rms_norm: "norm", layer_norm: "norm", embed: "embedding", scores: "attention",
+    attend: "attention", rope: "results", soft_max: "results", swiglu: "results", geglu: "results", gelu: "results",
+    add: "results",
 }  # fmt: skip
 """The group that each operation is judged with; of the cache, see :func:`group_of`."""
 

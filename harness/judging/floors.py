@@ -10,11 +10,14 @@ import numpy as np
 from firstdiff.dumps.points import axes_of
 from firstdiff.judging.measure import SMALLEST_F16
 from firstdiff.model.arithmetic import BF16, F16, GGML, Arithmetic, Array
+from firstdiff.model.graph.elementwise import geglu
+from firstdiff.model.graph.operation import NodeOperation
 from firstdiff.model.moves import MOVES
 from firstdiff.model.operations import (
     Operation,
     append,
     attend,
+    layer_norm,
     linear,
     looked_at,
     rms_norm,
@@ -178,10 +181,12 @@ def _float32(arithmetic: Arithmetic, call: Call) -> float:  # noqa: PLR0911 - on
         return UNIT * max(map(abs, call.argument("positions")), default=0)
     if call.op is soft_max:
         return _exponent(call)
-    if call.op is rms_norm:  # its sum is of squares, none of which cancel, and its root halves the error
+    if call.op in (rms_norm, layer_norm):  # its sum is of squares, none of which cancel, and its root halves the error
         return UNIT / 8 * math.sqrt(call.argument("x").shape[-1])
-    if call.op is swiglu:  # a gate's own rounding, by its exponential
+    if call.op in (swiglu, geglu):  # a gate's own rounding, by its exponential
         return UNIT * _of_silu(call)
+    if isinstance(call.op, NodeOperation):
+        return UNIT / 2 * math.sqrt(call.op.summed)
     if call.op in _SUMMED:
         return UNIT / 2 * math.sqrt(call.argument(_SUMMED[call.op]).shape[-1])
     return 0.0

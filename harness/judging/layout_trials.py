@@ -18,13 +18,14 @@ from firstdiff.judging.needed import Judging
 from firstdiff.judging.rows import Rows, partly, placed, usual
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
-from firstdiff.model.operations import append, embed, rms_norm, rope, soft_max, swiglu
+from firstdiff.model.graph.elementwise import geglu
+from firstdiff.model.operations import append, embed, layer_norm, rms_norm, rope, soft_max, swiglu
 from firstdiff.model.outline import outline
 from firstdiff.model.probe import Call, Change, unchanged
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value
 
-CHEAP = (rms_norm, rope, append, swiglu, soft_max)
+CHEAP = (rms_norm, layer_norm, rope, append, swiglu, geglu, soft_max)
 """Operations that are run on every reading of what they are fed."""
 
 

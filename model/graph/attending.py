@@ -12,7 +12,7 @@ from firstdiff.model.graph.nodes import Numbers, Tensor
 from firstdiff.model.graph.reading import Reading
 from firstdiff.model.graph.rows import slopes
 
-BETWEEN = ("SCALE", "TANH")
+CAP = ("SCALE", "TANH", "SCALE")
 """What scores may pass on their way to the softmax: a soft cap."""
 
 
@@ -93,11 +93,18 @@ def _around(reading: Reading, softmax: int) -> Attention | None:  # noqa: PLR091
         return None
     between: list[int] = []
     number = reading.made(scores)
-    while number is not None and nodes[number].op in BETWEEN and reading.only(nodes[number]):
+    while number is not None and nodes[number].op in CAP and reading.only(nodes[number]):
+        if nodes[number].op == "SCALE" and nodes[number].number(1):
+            return None
         between.insert(0, number)
         source = nodes[number].sources[0]
         number = None if source is None else reading.made(source)
-    if number is None or nodes[number].op != "MUL_MAT" or not reading.only(nodes[number]):
+    if (
+        number is None
+        or tuple(nodes[n].op for n in between) not in ((), CAP)
+        or nodes[number].op != "MUL_MAT"
+        or not reading.only(nodes[number])
+    ):
         return None
     key, query, *_ = nodes[number].sources
     after = reading.only(nodes[softmax])

@@ -12,9 +12,7 @@ from firstdiff.model.graph.attending import Attention, Writes, attentions, mask_
 from firstdiff.model.graph.building import Builder
 from firstdiff.model.graph.names import Name, name_of
 from firstdiff.model.graph.nodes import Node, Tensor
-from firstdiff.model.graph.operation import NodeOperation
 from firstdiff.model.graph.program import Held, Operand, Seen, Shape
-from firstdiff.model.graph.table import KERNELS
 from firstdiff.model.operations import append, attend, scores, soft_max
 
 
@@ -30,7 +28,6 @@ def attention_calls(b: Builder) -> dict[int, Callable[[], None]]:
     for a in found:
         one = _Attending(b, a, writes[a.keys], writes[a.values], appended)
         at |= {a.kq: one.scores, a.softmax: one.probabilities, one.last: one.attended}
-        at |= {number: partial(one.capped, number) for number in a.between}
         b.done |= set(a.nodes)
     return at
 
@@ -114,20 +111,16 @@ class _Attending:
         name = self._name(self.a.kq, "kq")
         self.value = self.b.emit(scores, (q, of), shape, more | self._mask(), seen=seen, name=name)
 
-    def capped(self, number: int) -> None:
-        """Emit an operation between the scores and their softmax."""
-        node, whole = self._node(number), self.b.made[self.value].shape
-        attributes = KERNELS[node.op].attributes(node)
-        if number == self.a.between[0] and self.factor != 1:
-            attributes["by"] *= self.factor
-        self.value = self.b.emit(NodeOperation(node, whole, ((whole, False),)), (self.value,), whole, attributes)
-
     def probabilities(self) -> None:
         """Emit the softmax."""
         softmax, whole = self._node(self.a.softmax), self.b.made[self.value].shape
         sinks = softmax.sources[2]
         operands: tuple[Operand, ...] = (self.value,) if sinks is None else (self.value, self.b.read(sinks))
-        more = {"scale": float(softmax.number(0)) * (1 if self.a.between else self.factor), **self._mask()}
+        scale, cap = float(softmax.number(0)) * self.factor, {}
+        if self.a.between:
+            before, _, after = (float(self._node(number).number(0)) for number in self.a.between)
+            scale, cap = scale * before * after, {"cap": after * float(softmax.number(0))}
+        more = {"scale": scale, **self._mask(), **cap}
         seen, name = Seen(self.a.softmax, cells=self._cells, along=2), self._name(self.a.softmax, "kq_soft_max")
         self.value = self.b.emit(soft_max, operands, whole, more, seen=seen, name=name)
 
@@ -161,8 +154,7 @@ class _Attending:
         scaled, by = scale.tensor, float(scale.number(0))
         turned = (scaled.shape[0], scaled.shape[2], scaled.shape[1], scaled.shape[3])
         whole = query.shape == turned and not query.offset and query.steps[1] == scaled.steps[2]
-        capped = self.a.between and self._node(self.a.between[0]).op != "SCALE"
-        if not whole or capped or by <= 0 or scale.number(1) or not reading.only(scale):
+        if not whole or by <= 0 or scale.number(1) or not reading.only(scale):
             return 1.0
         self.b.done.add(number)
         return by

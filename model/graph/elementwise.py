@@ -159,6 +159,11 @@ def gate(x: Array, up: Array | None = None, *, kind: str, swapped: bool, arithme
     return SIMPLE[GATES[kind]](x, arithmetic=arithmetic) * up
 
 
+def geglu(gate: Array, up: Array, *, arithmetic: Arithmetic) -> Array:
+    """Gated linear unit with GELU (Shazeer 2020), [T, n_ff] (``ggml_geglu_split``)."""
+    return arithmetic.keep(gelu(gate, arithmetic=arithmetic)) * arithmetic.widen(up)
+
+
 GATES = {"REGLU": "RELU", "GEGLU": "GELU", "SWIGLU": "SILU"}
 """What is activated how, by ggml's name of the gate."""
 

@@ -7,14 +7,17 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from firstdiff.model.graph.building import Builder, is_memory
+from firstdiff.model.graph.elementwise import geglu, gelu
 from firstdiff.model.graph.nodes import Node, Tensor
 from firstdiff.model.graph.program import Input, Named, Operand, Shape
+from firstdiff.model.moves import columns
 from firstdiff.model.operations import Operation, add, embed, layer_norm, linear, rms_norm, rope, swiglu
 
 Fuse = Callable[[Builder, int, Node], bool]
 """Lowers a node, and those behind it that belong to it; False where it is not of that kind."""
 
 NORMS: Mapping[str, Operation] = {"RMS_NORM": rms_norm, "NORM": layer_norm}
+GATES: Mapping[str, Operation] = {"SWIGLU": swiglu, "GEGLU": geglu}
 PAIRINGS = {0: "interleaved", 2: "half"}
 
 
@@ -135,20 +138,38 @@ def _is(b: Builder, tensor: Tensor, name: str) -> bool:
 
 
 def gated(b: Builder, number: int, node: Node) -> bool:
-    """A gate of two tensors, or silu and then a product."""
-    shape = b.shape(node.tensor)
-    if node.op == "SWIGLU" and node.sources[1] is not None and node.sources[0] is not None:
-        read = tuple(b.shaped(b.read(s), shape) for s in node.sources[:2] if s is not None)
-        b.emit_at(number, swiglu, read, shape)
+    """A gate of two tensors or of the halves of one, or GELU by itself."""
+    shape, first = b.shape(node.tensor), node.sources[0]
+    if first is None or node.op not in (*GATES, "GELU"):
+        return False
+    if node.op == "GELU":
+        b.emit_at(number, gelu, (b.shaped(b.read(first), shape),), shape)
         return True
-    if node.op != "SILU" or (after := b.reading.only(node)) is None or b.graph.nodes[after[0]].op != "MUL":
+    whole = b.shape(first)
+    if node.sources[1] is not None:
+        read = tuple(b.shaped(b.read(s), shape) for s in node.sources[:2] if s is not None)
+    elif len(whole) == 2:  # noqa: PLR2004 - [T, 2 n], of which one half is the gate
+        of, n = b.shaped(b.read(first), whole), shape[1]
+        halves = [b.emit(columns, (of,), shape, {"start": at, "stop": at + n}) for at in (0, n)]
+        read = tuple(halves[::-1] if node.params[1] else halves)
+    else:
+        return False
+    b.emit_at(number, GATES[node.op], read, shape)
+    return True
+
+
+def gated_in_two(b: Builder, number: int, node: Node) -> bool:
+    """Silu and then a product."""
+    after = b.reading.only(node)
+    if node.op != "SILU" or after is None or b.graph.nodes[after[0]].op != "MUL":
         return False
     of, source = b.graph.nodes[after[0]], node.sources[0]
     other = of.sources[1 - after[1]]
-    if source is None or other is None or other.shape != of.tensor.shape or other.root not in b.memory:
+    if source is None or other is None or other.root not in b.memory:
         return False
-    if source.shape != other.shape:
+    if other.shape != of.tensor.shape or source.shape != other.shape:
         return False
+    shape = b.shape(node.tensor)
     read = (b.shaped(b.read(source), shape), b.shaped(b.read(other), shape))
     b.emit_at(after[0], swiglu, read, shape)
     return True
@@ -169,4 +190,4 @@ def summed(b: Builder, number: int, node: Node) -> bool:
     return True
 
 
-FUSED: tuple[Fuse, ...] = (norm, product, rotation, embedding, gated, summed)
+FUSED: tuple[Fuse, ...] = (norm, product, rotation, embedding, gated, gated_in_two, summed)

@@ -15,6 +15,9 @@ from firstdiff.model.weights import Weight
 
 Shape = tuple[int, ...]
 
+SUMS = frozenset(("MUL_MAT", "MUL_MAT_ID", "SUM_ROWS", "MEAN", "SOFT_MAX", "RMS_NORM", "NORM", "L2_NORM", "SSM_SCAN"))
+"""Operations that add up along a row of what they read."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NodeOperation:
@@ -38,6 +41,12 @@ class NodeOperation:
     def __name__(self) -> str:
         """The operation's name, as llama.cpp's in small letters."""
         return self.node.op.lower()
+
+    @property
+    def summed(self) -> int:
+        """Of how many terms each number is the sum; 0 where it is no sum of a row."""
+        first = self.node.sources[0]
+        return first.shape[3] if first is not None and self.node.op in SUMS else 0
 
     @property
     def selects(self) -> bool:

@@ -130,7 +130,7 @@ def _interleaved(*tensors: str) -> Made:
     def made(values: Mapping[str, Array], layer: str) -> tuple[Array, tuple[str, ...]]:
         parts = [values[f"blk.{layer}.{t}"] for t in tensors]
         x = np.stack(parts, 2).reshape(len(parts[0]), -1, *parts[0].shape[2:])
-        return (x.swapaxes(1, 2) if x.ndim == 3 else x), tensors  # noqa: PLR2004 - matrices
+        return (x.swapaxes(1, 2) if x.ndim == 3 else x), tensors
 
     return made
 
@@ -148,10 +148,11 @@ def _turned(tensor: str) -> Made:
     return lambda values, layer: (values[f"blk.{layer}.{tensor}"].swapaxes(-1, -2), (tensor,))
 
 
+LAYER = r"model\.layers\.(\d+)\."
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXPERTS: dict[str, Made] = {
-    r"model\.layers\.(\d+)\.mlp\.experts\.gate_up_proj": _joined("ffn_gate_exps.weight", "ffn_up_exps.weight"),
-    r"model\.layers\.(\d+)\.mlp\.experts\.down_proj": _joined("ffn_down_exps.weight"),
+    LAYER + r"mlp\.experts\.gate_up_proj": _joined("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+    LAYER + r"mlp\.experts\.down_proj": _joined("ffn_down_exps.weight"),
 }
 OLD = {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_inner": 512, "n_positions": 256, "layer_norm_epsilon": 1e-5}
 
@@ -159,8 +160,12 @@ FAMILIES: dict[str, Family] = {
     "gemma3": Family(
         "Gemma3ForCausalLM",
         {
-            "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 4, "final_logit_softcapping": 30.0,
-            "layer_types": ["sliding_attention", "full_attention"], "hidden_activation": "gelu_pytorch_tanh",
+            "head_dim": 64,
+            "query_pre_attn_scalar": 64,
+            "sliding_window": 4,
+            "final_logit_softcapping": 30.0,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "hidden_activation": "gelu_pytorch_tanh",
             "rope_parameters": {"sliding_attention": ROPE, "full_attention": ROPE},
         },
         change=_plus_one,
@@ -168,36 +173,51 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(
         "Gemma2ForCausalLM",
         {
-            "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 4, "final_logit_softcapping": 30.0,
-            "attn_logit_softcapping": 50.0, "tie_word_embeddings": True, "layer_types": ["sliding_attention", "full_attention"],
-            "hidden_activation": "gelu_pytorch_tanh", "rope_parameters": ROPE,
+            "head_dim": 64,
+            "query_pre_attn_scalar": 64,
+            "sliding_window": 4,
+            "final_logit_softcapping": 30.0,
+            "attn_logit_softcapping": 50.0,
+            "tie_word_embeddings": True,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "hidden_activation": "gelu_pytorch_tanh",
+            "rope_parameters": ROPE,
         },
         change=_plus_one,
     ),
     "qwen3moe": Family(
         "Qwen3MoeForCausalLM",
         {
-            "head_dim": 64, "moe_intermediate_size": 512, "num_experts": 4, "num_experts_per_tok": 2,
-            "norm_topk_prob": True, "decoder_sparse_step": 1, "rope_parameters": ROPE,
+            "head_dim": 64,
+            "moe_intermediate_size": 512,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "rope_parameters": ROPE,
         },
         made=EXPERTS,
     ),
     "gpt-oss": Family(
         "GptOssForCausalLM",
         {
-            "head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 4,
-            "layer_types": ["sliding_attention", "full_attention"], "rope_parameters": ROPE,
+            "head_dim": 64,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": ROPE,
         },
         without=LEAN,
         names={
-            r"model\.layers\.(\d+)\.self_attn\.sinks": "blk.{}.attn_sinks.weight",
-            r"model\.layers\.(\d+)\.mlp\.router\.(\w+)": "blk.{}.ffn_gate_inp.{}",
-            r"model\.layers\.(\d+)\.mlp\.experts\.down_proj_bias": "blk.{}.ffn_down_exps.bias",
+            LAYER + r"self_attn\.sinks": "blk.{}.attn_sinks.weight",
+            LAYER + r"mlp\.router\.(\w+)": "blk.{}.ffn_gate_inp.{}",
+            LAYER + r"mlp\.experts\.down_proj_bias": "blk.{}.ffn_down_exps.bias",
         },
         made={
-            r"model\.layers\.(\d+)\.mlp\.experts\.gate_up_proj": _interleaved("ffn_gate_exps.weight", "ffn_up_exps.weight"),
-            r"model\.layers\.(\d+)\.mlp\.experts\.gate_up_proj_bias": _interleaved("ffn_gate_exps.bias", "ffn_up_exps.bias"),
-            r"model\.layers\.(\d+)\.mlp\.experts\.down_proj": _turned("ffn_down_exps.weight"),
+            LAYER + r"mlp\.experts\.gate_up_proj": _interleaved("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+            LAYER + r"mlp\.experts\.gate_up_proj_bias": _interleaved("ffn_gate_exps.bias", "ffn_up_exps.bias"),
+            LAYER + r"mlp\.experts\.down_proj": _turned("ffn_down_exps.weight"),
         },
     ),
     "phi3": Family(
@@ -206,18 +226,22 @@ FAMILIES: dict[str, Family] = {
         keys={"attention.sliding_window": 256},
         without=(*BIASES, r"rope_factors"),
         made={
-            r"model\.layers\.(\d+)\.self_attn\.qkv_proj\.weight": _joined("attn_q.weight", "attn_k.weight", "attn_v.weight"),
+            LAYER + r"self_attn\.qkv_proj\.weight": _joined("attn_q.weight", "attn_k.weight", "attn_v.weight"),
         },
     ),
-    "olmo2": Family("Olmo2ForCausalLM",
+    "olmo2": Family(
+        "Olmo2ForCausalLM",
         {"rope_parameters": ROPE},
         keys={"attention.sliding_window": None, "attention.sliding_window_pattern": None},
     ),
     "granite": Family(
         "GraniteForCausalLM",
         {
-            "embedding_multiplier": 1.5, "logits_scaling": 2.0, "residual_multiplier": 0.5,
-            "attention_multiplier": 0.125, "rope_parameters": ROPE,
+            "embedding_multiplier": 1.5,
+            "logits_scaling": 2.0,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.125,
+            "rope_parameters": ROPE,
         },
         without=(*BIASES, r"rope_freqs"),
         change=_heads_as_halves(4, 2),
@@ -228,32 +252,58 @@ FAMILIES: dict[str, Family] = {
     "falcon": Family(
         "FalconForCausalLM",
         {
-            "new_decoder_architecture": True, "num_kv_heads": 2, "bias": False, "parallel_attn": True, "alibi": False,
-            "ffn_hidden_size": 512, "layer_norm_epsilon": 1e-5, "activation": "gelu_pytorch_tanh", "rope_parameters": ROPE,
+            "new_decoder_architecture": True,
+            "num_kv_heads": 2,
+            "bias": False,
+            "parallel_attn": True,
+            "alibi": False,
+            "ffn_hidden_size": 512,
+            "layer_norm_epsilon": 1e-5,
+            "activation": "gelu_pytorch_tanh",
+            "rope_parameters": ROPE,
         },
         without=LEAN,
         change=_falcon,
     ),
     "starcoder2": Family(
         "Starcoder2ForCausalLM",
-        {"norm_epsilon": 1e-5, "use_bias": True, "sliding_window": None, "rope_parameters": ROPE, "hidden_act": "gelu_pytorch_tanh"},
+        {
+            "norm_epsilon": 1e-5,
+            "use_bias": True,
+            "sliding_window": None,
+            "rope_parameters": ROPE,
+            "hidden_act": "gelu_pytorch_tanh",
+        },
         without=LEAN,
     ),
     "stablelm": Family(
         "StableLmForCausalLM",
-        {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "rope_parameters": ROPE | {"partial_rotary_factor": 0.5}},
+        {
+            "layer_norm_eps": 1e-5,
+            "partial_rotary_factor": 0.5,
+            "rope_parameters": ROPE | {"partial_rotary_factor": 0.5},
+        },
         keys={"rope.dimension_count": 32},
         without=(*LEAN, r"attn_(q|k|v|output)[.]bias$", r"ffn_(gate|up|down)[.]bias$", r"attn_[qk]_norm"),
     ),
     "phi2": Family(
         "PhiForCausalLM",
-        {"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5, "rope_parameters": ROPE | {"partial_rotary_factor": 0.5}},
+        {
+            "layer_norm_eps": 1e-5,
+            "partial_rotary_factor": 0.5,
+            "rope_parameters": ROPE | {"partial_rotary_factor": 0.5},
+        },
         keys={"rope.dimension_count": 32},
         without=LEAN,
     ),
     "gptneox": Family(
         "GPTNeoXForCausalLM",
-        {"layer_norm_eps": 1e-5, "use_parallel_residual": False, "hidden_act": "gelu_pytorch_tanh", "rope_parameters": ROPE | {"partial_rotary_factor": 1.0}},
+        {
+            "layer_norm_eps": 1e-5,
+            "use_parallel_residual": False,
+            "hidden_act": "gelu_pytorch_tanh",
+            "rope_parameters": ROPE | {"partial_rotary_factor": 1.0},
+        },
         keys={"attention.head_count_kv": 4},
         without=LEAN,
         change=_neox,
@@ -261,11 +311,17 @@ FAMILIES: dict[str, Family] = {
     "cohere2": Family(
         "Cohere2ForCausalLM",
         {
-            "layer_norm_eps": 1e-5, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"],
-            "logit_scale": 1.0, "rope_parameters": ROPE, "tie_word_embeddings": True,
+            "layer_norm_eps": 1e-5,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "logit_scale": 1.0,
+            "rope_parameters": ROPE,
+            "tie_word_embeddings": True,
         },
     ),
-    "smollm3": Family("SmolLM3ForCausalLM", {"no_rope_layers": [1, 1], "rope_parameters": ROPE}, change=_heads_as_halves(4, 2)),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM", {"no_rope_layers": [1, 1], "rope_parameters": ROPE}, change=_heads_as_halves(4, 2)
+    ),
     "nemotron": Family(
         "NemotronForCausalLM",
         {"norm_eps": 1e-5, "partial_rotary_factor": 1.0, "rope_parameters": ROPE | {"partial_rotary_factor": 1.0}},
@@ -279,28 +335,50 @@ FAMILIES: dict[str, Family] = {
     ),
     "glm4": Family(
         "Glm4ForCausalLM",
-        {"head_dim": 64, "partial_rotary_factor": 0.5, "rope_parameters": ROPE | {"partial_rotary_factor": 0.5}, "attention_bias": False},
+        {
+            "head_dim": 64,
+            "partial_rotary_factor": 0.5,
+            "rope_parameters": ROPE | {"partial_rotary_factor": 0.5},
+            "attention_bias": False,
+        },
         keys={"rope.dimension_count": 32, "rope.dimension_sections": None},
     ),
     "qwen2moe": Family(
         "Qwen2MoeForCausalLM",
         {
-            "moe_intermediate_size": 512, "shared_expert_intermediate_size": 256, "num_experts": 4, "num_experts_per_tok": 2,
-            "norm_topk_prob": False, "decoder_sparse_step": 1, "rope_parameters": ROPE,
+            "moe_intermediate_size": 512,
+            "shared_expert_intermediate_size": 256,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": False,
+            "decoder_sparse_step": 1,
+            "rope_parameters": ROPE,
         },
         without=LEAN,
         made=EXPERTS,
     ),
     "olmoe": Family(
         "OlmoeForCausalLM",
-        {"num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False, "rope_parameters": ROPE},
+        {
+            "num_key_value_heads": 4,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "norm_topk_prob": False,
+            "rope_parameters": ROPE,
+        },
         made=EXPERTS,
     ),
     "lfm2": Family(
         "Lfm2ForCausalLM",
         {
-            "layer_types": ["full_attention", "conv"], "conv_L_cache": 3, "block_auto_adjust_ff_dim": False, "norm_eps": 1e-5,
-            "conv_bias": False, "rope_parameters": ROPE, "block_ff_dim": 512, "tie_word_embeddings": True,
+            "layer_types": ["full_attention", "conv"],
+            "conv_L_cache": 3,
+            "block_auto_adjust_ff_dim": False,
+            "norm_eps": 1e-5,
+            "conv_bias": False,
+            "rope_parameters": ROPE,
+            "block_ff_dim": 512,
+            "tie_word_embeddings": True,
         },
         keys={"attention.sliding_window": None},
         without=(*BIASES, r"dense_2", r"^output[.]"),
@@ -308,8 +386,16 @@ FAMILIES: dict[str, Family] = {
     "mamba2": Family(
         "Mamba2ForCausalLM",
         {
-            "state_size": 128, "num_heads": 4, "head_dim": 128, "expand": 2, "conv_kernel": 4, "n_groups": 2,
-            "layer_norm_epsilon": 1e-5, "use_bias": False, "use_conv_bias": True, "time_step_limit": (0.0, float("inf")),
+            "state_size": 128,
+            "num_heads": 4,
+            "head_dim": 128,
+            "expand": 2,
+            "conv_kernel": 4,
+            "n_groups": 2,
+            "layer_norm_epsilon": 1e-5,
+            "use_bias": False,
+            "use_conv_bias": True,
+            "time_step_limit": (0.0, float("inf")),
         },
         without=LEAN,
         change=_mamba,
@@ -324,20 +410,35 @@ FAMILIES: dict[str, Family] = {
     "deepseek2": Family(
         "DeepseekV3ForCausalLM",
         {
-            "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 512, "kv_lora_rank": 512,
-            "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "n_routed_experts": 4,
-            "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 512, "first_k_dense_replace": 1,
-            "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 1.0, "rope_parameters": ROPE,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "q_lora_rank": 512,
+            "kv_lora_rank": 512,
+            "qk_rope_head_dim": 64,
+            "qk_nope_head_dim": 128,
+            "v_head_dim": 128,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "n_shared_experts": 1,
+            "moe_intermediate_size": 512,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.0,
+            "rope_parameters": ROPE,
             "rms_norm_eps": 1e-6,
         },
         keys={"expert_weights_norm": True, "attention.layer_norm_rms_epsilon": 1e-6},
-        names={r"model\.layers\.(\d+)\.mlp\.gate\.e_score_correction_bias": "blk.{}.exp_probs_b.bias",
-               r"model\.layers\.(\d+)\.mlp\.experts\.gate_up_proj": "blk.{}.ffn_gate_up_exps.weight",
-               r"model\.layers\.(\d+)\.mlp\.experts\.down_proj": "blk.{}.ffn_down_exps.weight"},
-        made={r"model\.layers\.(\d+)\.self_attn\.kv_b_proj\.weight": _keys_and_values},
+        names={
+            LAYER + r"mlp\.gate\.e_score_correction_bias": "blk.{}.exp_probs_b.bias",
+            LAYER + r"mlp\.experts\.gate_up_proj": "blk.{}.ffn_gate_up_exps.weight",
+            LAYER + r"mlp\.experts\.down_proj": "blk.{}.ffn_down_exps.weight",
+        },
+        made={LAYER + r"self_attn\.kv_b_proj\.weight": _keys_and_values},
         without=LEAN,
     ),
-}  # fmt: skip
+}
 
 
 def family_model(arch: str, folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Path, Any]:
