@@ -295,8 +295,3 @@ def swiglu(gate: Array, up: Array, *, arithmetic: Arithmetic) -> Array:
     with np.errstate(over="ignore"):  # exp of a large negative gate is infinite, and the quotient rightly 0
         active: Array = gate / (1 + np.exp(-gate))
     return arithmetic.keep(active) * arithmetic.widen(up)
-
-
-def top_k(x: Array, *, k: int, arithmetic: Arithmetic) -> npt.NDArray[np.int64]:  # noqa: ARG001 - it rounds nothing
-    """Where the largest numbers of each row stand, the largest first, [T, n] -> [T, k] (``ggml_top_k``)."""
-    return np.argsort(-x, axis=-1, kind="stable")[..., :k]

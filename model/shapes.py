@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from firstdiff.model.graph.elementwise import geglu, gelu
+from firstdiff.model.graph.moves import top_k
 from firstdiff.model.graph.operation import NodeOperation
 from firstdiff.model.moves import given, head_columns, heads_first, put, remembered, reshaped, viewed
 from firstdiff.model.operations import (
@@ -20,7 +21,6 @@ from firstdiff.model.operations import (
     scores,
     soft_max,
     swiglu,
-    top_k,
 )
 from firstdiff.model.probe import Call
 

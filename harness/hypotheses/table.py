@@ -55,6 +55,7 @@ _BETWEEN = "record the layers between, if they ran: what a layer gives is not wh
 _LONG = "run a prompt of thousands of tokens (firstdiff run MODEL --long), in which the slow pairs turn too"
 _OTHER_LENGTH = "run a prompt of another length (--prompt TEXT): padding changes with it, and a sink does not"
 _BRANCH = "record the branch's output: it is 0, or it is not added"
+_SHARE = "record what each expert gives (ffn_moe_weighted): it is 0, or it is not added"
 _HALF = "dump the weight as your engine decodes it: half of it is zero, or the product visits half of it"
 
 EQUIVALENT: Mapping[frozenset[str], str | None] = {
@@ -74,6 +75,7 @@ EQUIVALENT: Mapping[frozenset[str], str | None] = {
         (("rope-twice", "rope-offset"), _OTHER_POSITION),
         (("residual-twice", "residual-scale"), None),
         (("branch-missing", "output-zero"), _BRANCH),
+        (("expert-missing", "output-zero"), _SHARE),
         (("block-partial", "half-block"), _HALF),
         (("cache-padding", "sink-added"), _OTHER_LENGTH),  # n scores of 0 are one of log(n)
         (("rope-partial", "rope-denominator"), _LONG),  # of half the dimensions: 16 bits hold no slow pair's angle

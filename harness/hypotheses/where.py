@@ -83,21 +83,25 @@ class Where:
 
     @property
     def points(self) -> tuple[str, ...]:
-        """Names of the points that are meant, of the architectures that there are, in execution order."""
-        return tuple(p.name for p in POINTS.values() if self._made(p) and self._role(p.name))
+        """Names of the points that are meant, in execution order: of the architectures that there are, or of any."""
+        meant = [p for p in POINTS.values() if self._made(p) and self._role(p.name)]
+        return tuple(p.name for p in meant if _is_described(p)) or tuple(p.name for p in meant)
 
     def _made(self, point: Point) -> bool:
         if self.inside not in (None, point.inside):
             return False
-        if self.ops is not None and not any(point.kind in MAKES.get(op, ()) for op in self.ops):
-            return False
-        # No node of llama.cpp is the cache of keys: it is what the scores read.
-        return point.kind is Kind.CACHE or any(point.name in of.NODES.values() for of in ARCHITECTURES.values())
+        return self.ops is None or any(point.kind in MAKES.get(op, ()) for op in self.ops)
 
     @property
     def outside_layers(self) -> bool:
         """Whether no call inside a layer is meant."""
         return set(self.points) <= set(OUTSIDE)
+
+
+def _is_described(point: Point) -> bool:
+    """Whether an architecture that is written by hand has a point."""
+    # No node of llama.cpp is the cache of keys: it is what the scores read.
+    return point.kind is Kind.CACHE or any(point.name in of.NODES.values() for of in ARCHITECTURES.values())
 
 
 NORMS = Where((rms_norm, layer_norm))

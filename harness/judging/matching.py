@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.modules import FUSED, points_of, tensors_of
+from firstdiff.dumps.tensors import Tensor
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model
 from firstdiff.model.graph.program import Input, Instruction, Program
@@ -18,6 +19,9 @@ from firstdiff.model.operations import embed
 
 CLOSE = 0.02
 """An embedding that is so near to what the graph makes of it is taken for that; bfloat16 is a tenth of it away."""
+
+ACTIVATIONS = ("ffn_swiglu", "ffn_geglu")
+"""What the last product of a feed-forward network is fed with."""
 
 Place = tuple[str, int | None]
 
@@ -39,7 +43,6 @@ class Places:
     points: frozenset[Place]
     readers: Mapping[str, tuple[Place, Place]]
     operands: Mapping[str, Place]
-    _named: dict[str, Place | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, program: Program) -> Places:
@@ -56,49 +59,59 @@ class Places:
         points = frozenset((made.point, made.layer) for made in program.instructions if made.point)
         return cls(points, readers, operands)
 
-    def place(self, name: str, site: Site) -> Place | None:
-        """The point that a tensor's name means; None where it means none of this graph."""
-        if name not in self._named:
-            self._named[name] = self._place(name, site)
-        return self._named[name]
+    def of_names(self, names: Mapping[str, Site]) -> dict[str, Place]:
+        """The points that a step's tensors are, by their names; what means none of this graph is left out.
 
-    def _place(self, name: str, site: Site) -> Place | None:
-        found = self._of_module(name) or self._of_tensor(name)
-        if found is not None:
+        A name that may mean several points means the first one that no other name can only mean.
+        """
+        meant = {name: found for name, site in names.items() if (found := self._meant(name, site))}
+        places = {name: found[0] for name, found in meant.items() if len(found) == 1}
+        taken = set(places.values())
+        for name, found in meant.items():
+            if len(found) > 1:
+                places[name] = next((place for place in found if place not in taken), found[0])
+                taken.add(places[name])
+        return places
+
+    def _meant(self, name: str, site: Site) -> list[Place]:
+        """The points that a name may mean, the likeliest first."""
+        if found := self._of_module(name) or self._of_tensor(name):
             return found
         if (site.point, site.layer) in self.points:
-            return site.point, site.layer
-        activation = "ffn_down", "ffn_swiglu", "ffn_geglu"
-        if site.point in activation[1:]:  # by whatever name the graph has it
-            return self.operands.get(f"blk.{site.layer}.ffn_down.weight")
-        return None
+            return [(site.point, site.layer)]
+        if site.point in ACTIVATIONS:  # by whatever name the graph has it
+            fed = self.operands.get(f"blk.{site.layer}.ffn_down.weight")
+            return [] if fed is None else [fed]
+        return []
 
-    def _of_module(self, name: str) -> Place | None:
+    def _of_module(self, name: str) -> list[Place]:
         if (of := points_of(name)) is not None:
             block, points = of
-            return next(((p, block) for p in points if (p, block) in self.points), None)
+            return [(p, block) for p in points if (p, block) in self.points][:1]
         found = tensors_of(name)
         if found is None:
-            return None
+            return []
         layer, tensors, is_input = found
+        places: list[Place] = []
         for tensor in tensors:
             weight = f"{tensor}.weight" if layer is None else f"blk.{layer}.{tensor}.weight"
             if weight in self.readers:
                 last = layer is None and tensor == "token_embd" and tensors[0] == "output"
-                return self.operands.get(weight) if is_input else self.readers[weight][last]
-            if tensor in FUSED and not is_input and self._parted(tensor, layer):
-                return FUSED[tensor], layer
-        return None
+                place = self.operands.get(weight) if is_input else self.readers[weight][last]
+                places += [] if place is None else [place]
+            elif tensor in FUSED and not is_input and self._parted(tensor, layer):
+                places.append((FUSED[tensor], layer))
+        return places[:1] if layer is None else places
 
     def _parted(self, tensor: str, layer: int | None) -> bool:
         """Whether the file has the parts of a fused product apart."""
         part = "attn_q" if tensor == "attn_qkv" else "ffn_gate"
         return f"blk.{layer}.{part}.weight" in self.readers
 
-    def _of_tensor(self, name: str) -> Place | None:
+    def _of_tensor(self, name: str) -> list[Place]:
         """A tensor's own name, with or without what it ends in."""
         weight = name if name in self.readers else f"{name}.weight"
-        return self.readers[weight][0] if weight in self.readers else None
+        return [self.readers[weight][0]] if weight in self.readers else []
 
 
 def _fed(program: Program, made: Instruction) -> Place | None:
@@ -125,17 +138,20 @@ def matched(model: Model, trace: Trace) -> Trace:
     places = Places.of(program)
     names = {one.site: one.name for one in trace.named if one.site is not None}
     unread = {one.name for one in trace.unknown}
-    tensors, understood, strangers = {}, set(), list[str]()
-    for site, tensor in trace.tensors.items():
-        name = names.get(site, site.key)
-        place = places.place(name, site)
-        at = site if place is None else Site(site.step, place[1], place[0])
-        if place is not None:
-            understood.add(name)
-        elif name not in unread:
-            strangers.append(name)
-        if at not in tensors or at == site:
-            tensors[at] = tensor
+    tensors: dict[Site, Tensor] = {}
+    understood, strangers = set[str](), list[str]()
+    for step in range(len(trace.steps)):
+        here = {names.get(site, site.key): site for site in trace.tensors if site.step == step}
+        placed = places.of_names(here)
+        for name, site in here.items():
+            place = placed.get(name)
+            at = site if place is None else Site(step, place[1], place[0])
+            if place is not None:
+                understood.add(name)
+            elif name not in unread:
+                strangers.append(name)
+            if at not in tensors or at == site:
+                tensors[at] = trace.tensors[site]
     unknown = tuple(one for one in trace.unknown if one.name not in understood)
     strangers = [name for name in dict.fromkeys(strangers) if name not in understood]
     notes = (*trace.notes, *([_told(strangers)] if strangers else []))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from firstdiff.model.arithmetic import Array
+from firstdiff.model.graph.moves import top_k
 from firstdiff.model.graph.operation import NodeOperation
-from firstdiff.model.operations import top_k
 from firstdiff.model.probe import Call
 
 

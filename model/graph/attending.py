@@ -190,9 +190,10 @@ def _numbers(reading: Reading, number: int, heads: int, dim: int) -> Writes | No
 def mask_of(
     mask: Numbers, cells: Sequence[int], tokens: int, bias: float, heads: int
 ) -> npt.NDArray[np.float32] | None:
-    """What is added to the scores [head or 1, token, position], of the cells in the order in which they were written.
+    """What is added to the scores, of the cells in the order in which they were written.
 
-    None where it only hides the future. A cell that was written again holds its last token alone.
+    [token, position], or [head, token, position]; None where it only hides the future. A cell that was written again
+    holds its last token alone.
     """
     order = np.array(cells, np.int64)
     last = {cell: place for place, cell in enumerate(cells)}
@@ -204,4 +205,6 @@ def mask_of(
             return np.asarray(slopes(heads, bias)[:, None, None] * seen, np.float32)
     future = np.arange(len(cells)) > np.arange(len(cells) - tokens, len(cells))[:, None]
     plain = np.where(future, -np.inf, 0).astype(np.float32)
-    return None if all(np.array_equal(x, plain) for x in seen) else np.asarray(seen, np.float32)
+    if all(np.array_equal(x, plain) for x in seen):
+        return None
+    return np.asarray(seen[0] if len(seen) == 1 else seen, np.float32)

@@ -9,13 +9,13 @@ from firstdiff.model.errors import ModelError
 from firstdiff.model.graph.attention_calls import attention_calls
 from firstdiff.model.graph.building import Builder, History
 from firstdiff.model.graph.fusing import FUSED
+from firstdiff.model.graph.moves import top_k
 from firstdiff.model.graph.names import is_own, name_of
 from firstdiff.model.graph.nodes import VIEWS, Graph, Node
 from firstdiff.model.graph.operation import NodeOperation
 from firstdiff.model.graph.program import Named, Program, Seen
 from firstdiff.model.graph.table import KERNELS
 from firstdiff.model.moves import columns
-from firstdiff.model.operations import top_k
 
 WHOLE = ("I8", "I16", "I32", "I64")
 """Types of whole numbers."""

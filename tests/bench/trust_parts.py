@@ -12,6 +12,7 @@ from trust_dumps import Garden, Truth, keeps, laid_out, may_be_unjudged, opened,
 from trust_judging import Judged, Outcome, judged
 
 from builders.dump_faults import DUMP_FAULTS, NOTED, PUT_BACK, untouched
+from builders.hypotheses import OF_GRAPHS
 from builders.known_faults import BORDER, called, places
 from firstdiff.dumps import Site, Trace
 from firstdiff.hypotheses import TABLE
@@ -22,8 +23,8 @@ MOST_HIDDEN = 0.05
 """The highest floor that may hide a fault: that of bf16 over a dozen operations that were not recorded."""
 
 OF_FEW_BITS = ("code-table", "digit-order", "scale-exponent", "grid-entry", "sign-mask", "grid-delta", "grid-scale")
-FAULTS = [id_ for id_ in TABLE if id_ not in OF_FEW_BITS]
-"""What is planted: not faults of types that no model here has."""
+FAULTS = [id_ for id_ in TABLE if id_ not in (*OF_FEW_BITS, *OF_GRAPHS)]
+"""What is planted: not faults of types and operations that no model here has."""
 
 TRIES = 40
 """Dumps drawn for a fault until it changes something in one."""

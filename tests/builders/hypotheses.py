@@ -11,6 +11,18 @@ from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.model.arithmetic import F64, Arithmetic
 from firstdiff.model.engine import Model
 
+OF_GRAPHS = {
+    "norm-rms": "gpt2",
+    "norm-bias-missing": "gpt2",
+    "gelu-wrong": "gpt2",
+    "window-missing": "gemma3",
+    "softcap-missing": "gemma2",
+    "sink-missing": "gpt-oss",
+    "expert-missing": "olmoe",
+}
+"""Faults that no architecture of ours that is written by hand can have, and one of tests/data/architectures.json that
+can."""
+
 
 def plant(
     model: Model,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from builders.hypotheses import OF_GRAPHS
 from builders.judging import judge
 from builders.known_faults import Plant, held, plant_known
 from builders.tiny_models import tiny
@@ -43,7 +44,10 @@ WORKING_ON_HEADS = {linear, rms_norm, rope, append, scores}
 TOUCHING = [
     id_
     for id_, h in TABLE.items()
-    if h.where.ops is not None and WORKING_ON_HEADS.intersection(h.where.ops) and not h.outside_layers
+    if h.where.ops is not None
+    and WORKING_ON_HEADS.intersection(h.where.ops)
+    and not h.outside_layers
+    and id_ not in OF_GRAPHS
 ]
 OF_BLOCKS = [id_ for id_ in TOUCHING if TABLE[id_] in blocks.TABLE]
 ELSEWHERE = {
