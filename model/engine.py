@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from firstdiff.model.architecture import Architecture, Hyperparameters, Nodes, Rotation, Tensor
 from firstdiff.model.architectures import llama, qwen2, qwen3
 from firstdiff.model.arithmetic import Array
-from firstdiff.model.errors import ModelError, quoted
+from firstdiff.model.errors import ModelError, NotDescribedError, quoted
 from firstdiff.model.fields import NOT_WHOLE, Fields
 from firstdiff.model.gguf import GGUF, open_gguf
 from firstdiff.model.graph.reference import Capture, GraphArchitecture, hyperparameters
@@ -125,9 +125,10 @@ def open_model(path: str | PathLike[str]) -> Model:
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
         said = "the file names no architecture" if name is None else f"architecture {name!r:.60} is not supported"
-        raise ModelError(
-            f"{gguf.path}: {said} (supported: {known}): take another model; without --candidate, --engine "
-            "and --tier hand, 'firstdiff run MODEL' can still check llama.cpp itself on this one"
+        kind = NotDescribedError if isinstance(name, str) else ModelError
+        raise kind(
+            f"{gguf.path}: {said} (supported: {known}): take another model, "
+            "or leave --tier out, and llama.cpp's own graph is taken"
         )
     architecture = ARCHITECTURES[name]
     fields = Fields(gguf, name)
@@ -137,8 +138,8 @@ def open_model(path: str | PathLike[str]) -> Model:
     return Model(gguf, name, hp, Weights(gguf), architecture)
 
 
-def open_graph(path: str | PathLike[str], capture: Capture) -> Model:
-    """Open a GGUF file of any architecture as a model that llama.cpp's own graph computes.
+def open_graph(path: str | PathLike[str], capture: Capture, *, why: str = "") -> Model:
+    """Open a GGUF file of any architecture as a model that llama.cpp's own graph computes; `why`, in words.
 
     Raises
     ------
@@ -152,7 +153,7 @@ def open_graph(path: str | PathLike[str], capture: Capture) -> Model:
         name if isinstance(name, str) else "unnamed",
         hyperparameters(gguf),
         Weights(gguf),
-        GraphArchitecture(capture),
+        GraphArchitecture(capture, why),
     )
 
 
@@ -178,7 +179,7 @@ def _check_tensors(gguf: GGUF, expected: Iterator[Tensor]) -> None:
     strangers = [n for n in gguf.tensors if n not in known and not n.endswith(HARMLESS)]
     if strangers:
         more = f" (and {len(strangers) - 1:,} more)" if len(strangers) > 1 else ""
-        raise ModelError(
+        raise NotDescribedError(
             f"{gguf.path}: tensor {quoted(strangers[0])}{more} is not one that the reference reads, so its result "
             "would not be this model's: take another model"
         )

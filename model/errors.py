@@ -11,6 +11,10 @@ class ModelError(ValueError):
     """
 
 
+class NotDescribedError(ModelError):
+    """A model that is sound, as far as it was read, and that no architecture file describes."""
+
+
 def quoted(name: str | bytes) -> str:
     """Return a name taken from a file as one short, printable piece of a message."""
     if len(name) <= _LONGEST_NAME:

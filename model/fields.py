@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from firstdiff.model.errors import ModelError, quoted
+from firstdiff.model.errors import ModelError, NotDescribedError, quoted
 from firstdiff.model.gguf import GGUF
 
 LIMIT = 1 << 31
@@ -45,15 +45,16 @@ class Fields:
             )
         return value
 
-    def _fail(self, name: str, value: object, wanted: str) -> ModelError:
-        return ModelError(f"{self.path}: hyperparameter '{self.architecture}.{name}' is {value!r:.80}{wanted}")
+    def _fail(self, name: str, value: object, wanted: str, kind: type[ModelError] = ModelError) -> ModelError:
+        return kind(f"{self.path}: hyperparameter '{self.architecture}.{name}' is {value!r:.80}{wanted}")
 
     def positive(self, name: str, default: int | None = None) -> int:
         """A count of at least 1. An array that gives every layer the same count is that count."""
         value = self._value(name, default)
         if isinstance(value, list) and value:
             if any(each != value[0] for each in value):
-                raise self._fail(name, value, ": layers of different counts are not supported, take another model")
+                wanted = ": layers of different counts are not supported, take another model"
+                raise self._fail(name, value, wanted, NotDescribedError)
             value = value[0]
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < LIMIT:
             raise self._fail(name, value, ", where a whole number of at least 1 is needed: convert the model again")
@@ -70,14 +71,15 @@ class Fields:
         """Refuse a file that states another value than the one that is computed."""
         value = self._value(name, supported)
         if value != supported:
-            raise self._fail(name, value, f", and only {supported} is supported ({why}): take another model")
+            wanted = f", and only {supported} is supported ({why}): take another model"
+            raise self._fail(name, value, wanted, NotDescribedError)
 
     def rope_factor(self) -> float:
         """The factor of linear rope scaling, 1 for none (as llama.cpp reads it)."""
         kind = self._value("rope.scaling.type", "linear")
         if kind not in ("linear", "none"):
             wanted = ", and only 'linear' and 'none' are supported: take a model without this scaling"
-            raise self._fail("rope.scaling.type", kind, wanted)
+            raise self._fail("rope.scaling.type", kind, wanted, NotDescribedError)
         factor = self._value("rope.scaling.factor", self._value("rope.scale_linear", 1.0))
         if kind == "none" or factor == 0:
             return 1.0
@@ -110,7 +112,7 @@ class Fields:
         unread = [name for name in stated if name not in self.asked and not self._harmless(name)]
         if unread:
             more = f" (and {len(unread) - 1:,} more)" if len(unread) > 1 else ""
-            raise ModelError(
+            raise NotDescribedError(
                 f"{self.path}: hyperparameter {quoted(prefix + unread[0])}{more} is {self.stated(unread[0])!r:.80}, "
                 "which the reference does not compute, so its result would not be this model's: take another model"
             )

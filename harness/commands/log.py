@@ -10,9 +10,9 @@ from typing import Any
 from firstdiff.commands.printing import print_result
 from firstdiff.commands.watching import watched
 from firstdiff.dumps.log import read_log
+from firstdiff.engines.opening import open_reference
 from firstdiff.logs.compare import judge_log
 from firstdiff.logs.record import text
-from firstdiff.model.engine import open_model
 
 
 def observe(
@@ -37,7 +37,7 @@ def observe(
     progress("reading the log")
     read = read_log(log, patterns=patterns)
     progress("running the reference")
-    verdict = judge_log(open_model(model), read, tokens, decode, decoded=decoded)
+    verdict = judge_log(open_reference(model), read, tokens, decode, decoded=decoded)
     return text(verdict), verdict.to_dict(), verdict.exit_code
 
 

@@ -81,12 +81,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         help="your engine, to be run: 'CMD --model {model} --tokens {tokens} --decode {decode} --dump {dump}'",
     )
     run.add_argument("--timeout", type=seconds, metavar="S", help="seconds that the engine may take (default: 600)")
-    run.add_argument(
-        "--tier",
-        choices=("hand", "graph"),
-        help="what to judge llama.cpp against: 'hand', firstdiff's own implementation of the model, or 'graph', "
-        "llama.cpp's own operations, each computed again (default: hand if firstdiff implements the model)",
-    )
+    _tier(run, "hand", "graph", "both")
     _names(run)
     _attention(run)
     _budget(run)
@@ -151,6 +146,10 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     _names(names)
     _json(names, "every name and how it was understood")
 
+    points = add("points", "Show what can be dumped of a model, and under which name.")
+    points.add_argument("model", type=Path, metavar="MODEL")
+    _tier(points, "hand", "graph")
+    _json(points, "the points")
     tokens = add("tokens", "Print a text's token ids with their pieces, or compare ids with llama.cpp's.")
     tokens.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
     tokens.add_argument("--prompt", required=True, metavar="TEXT", help="a text, tokenised by llama.cpp")
@@ -255,6 +254,15 @@ def _html(parser: argparse.ArgumentParser) -> None:
 def _names(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--names", metavar="MAP", help="names in the dump: firstdiff, llama.cpp, hf, or a TOML or JSON table"
+    )
+
+
+def _tier(parser: argparse.ArgumentParser, *tiers: str) -> None:
+    parser.add_argument(
+        "--tier",
+        choices=tiers,
+        help="what judges: firstdiff's own description of the architecture, or llama.cpp's graph (default: the first, "
+        "if there is one); both: say where they disagree",
     )
 
 

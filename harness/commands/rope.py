@@ -10,8 +10,8 @@ from typing import Any
 from firstdiff.commands.printing import print_result
 from firstdiff.dumps import open_trace
 from firstdiff.engines.identity import check_trace, identity
+from firstdiff.engines.opening import open_reference
 from firstdiff.errors import UsageError
-from firstdiff.model.engine import open_model
 from firstdiff.rope.fit import describe as describe_fit
 from firstdiff.rope.fit import fits_of
 from firstdiff.rope.table import describe, rope_table
@@ -47,7 +47,7 @@ def rope_command(
     ModelError, TraceError
         For files that cannot be read, or a trace of another model.
     """
-    opened = open_model(model)
+    opened = open_reference(model)
     turned = rotation_of(opened).dim
     if (pair := next((p for p in pairs or () if not 0 <= p < turned // 2), None)) is not None:
         raise UsageError(f"--pairs {pair}: a head of {turned} has pairs 0 to {turned // 2 - 1}")

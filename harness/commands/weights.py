@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from firstdiff.commands.printing import print_result
-from firstdiff.model.engine import open_model
+from firstdiff.engines.opening import open_reference
 from firstdiff.preflight.weight_statistics import describe as describe_statistics
 from firstdiff.preflight.weight_statistics import weight_statistics
 from firstdiff.preflight.weights import FILE, WeightsCheck, check_weights, describe
@@ -30,7 +30,7 @@ def weights_command(
     -------
     Text, JSON, and exit code: 1 where a tensor is wrong, 4 where none could be compared.
     """
-    opened = open_model(model)
+    opened = open_reference(model)
     if against is None:
         found = weight_statistics(opened, names)
         return describe_statistics(found), {"tensors": [w.plain() for w in found]}, 0

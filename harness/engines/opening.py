@@ -7,7 +7,9 @@ from typing import Literal
 
 from firstdiff.engines.llamacpp import version
 from firstdiff.engines.llamacpp_graph import capture_of
+from firstdiff.errors import CaptureError
 from firstdiff.model.engine import ARCHITECTURES, Model, open_graph, open_model
+from firstdiff.model.errors import NotDescribedError
 from firstdiff.model.gguf import architecture_of, open_gguf
 
 Tier = Literal["hand", "graph"]
@@ -33,10 +35,42 @@ def open_reference(path: str | PathLike[str], *, tier: Tier | None = None, threa
     CaptureError
         Where the graph is needed, and llama.cpp is not installed.
     """
-    if tier is None:
-        named = architecture_of(path)
-        tier = "hand" if named is None or named in ARCHITECTURES else "graph"
-    if tier == "hand":
-        return open_model(path)
+    why = ""
+    if tier != "graph":
+        try:
+            return open_model(path)
+        except NotDescribedError as e:
+            if tier == "hand":
+                raise
+            why = _why(e, path)
     version()  # fails where there is no llama.cpp
-    return open_graph(path, capture_of(open_gguf(path), threads=threads))
+    return open_graph(path, capture_of(open_gguf(path), threads=threads), why=why)
+
+
+def is_described(path: str | PathLike[str]) -> bool:
+    """Whether a file of ours describes a model.
+
+    Raises
+    ------
+    ModelError
+        For a file that cannot be read, and for one that only llama.cpp could compute, which is not installed.
+    """
+    try:
+        open_model(path)
+    except NotDescribedError as e:
+        _why(e, path)
+        return False
+    return True
+
+
+def _why(error: NotDescribedError, path: str | PathLike[str]) -> str:
+    """Why llama.cpp's graph is taken, in words for a report."""
+    try:
+        version()
+    except CaptureError as none:
+        raise NotDescribedError(f"{error}; llama.cpp's own graph would do, but {none}") from None
+    named = architecture_of(path)
+    if named not in ARCHITECTURES:
+        return f"firstdiff does not describe the architecture {named!r:.60} itself"
+    reason = str(error).removeprefix(f"{path}: ").partition(", so its result")[0].partition(": take a")[0]
+    return f"firstdiff's own description of {named} does not cover this file ({reason})"

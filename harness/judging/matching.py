@@ -81,13 +81,14 @@ class Places:
             return [(site.point, site.layer)]
         if site.point in ACTIVATIONS:  # by whatever name the graph has it
             fed = self.operands.get(f"blk.{site.layer}.ffn_down.weight")
-            return [] if fed is None else [fed]
+            return [fed] if fed is not None else []
         return []
 
     def _of_module(self, name: str) -> list[Place]:
         if (of := points_of(name)) is not None:
             block, points = of
-            return [(p, block) for p in points if (p, block) in self.points][:1]
+            placed: list[Place] = [(p, block) for p in points if (p, block) in self.points]
+            return placed[:1]
         found = tensors_of(name)
         if found is None:
             return []

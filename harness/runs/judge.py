@@ -26,6 +26,7 @@ from firstdiff.judging.segment_levels import without_unknown
 from firstdiff.judging.sensitivity import sensitivity
 from firstdiff.model.arithmetic import F32, Array
 from firstdiff.model.engine import Model
+from firstdiff.model.graph.reference import GraphArchitecture
 from firstdiff.preflight.agreeing_logits import suspicion
 from firstdiff.preflight.dump import not_judged, readings, without
 from firstdiff.preflight.unused import unused
@@ -35,8 +36,8 @@ from firstdiff.runs.run import Run
 from firstdiff.verdict import CounterCheck, DumpFinding, Explanation, SiteVerdict, Status, Verdict, Witness, broken
 
 BELIEVED = (
-    "firstdiff does not describe this architecture itself: it took llama.cpp's list of operations, its graph, as right,"
-    " so that an operation, order or parameter that llama.cpp has wrong is not seen"
+    "llama.cpp's own list of operations, its graph, was taken as right; an operation, order or parameter that"
+    " llama.cpp has wrong is not seen"
 )
 
 
@@ -149,7 +150,7 @@ def judge(
             *padded,
             *filter(None, [not_taken(model, trace)]),
             *done.notes,
-            *([BELIEVED] if model.tier == "graph" else []),
+            *([believed(model.written)] if isinstance(model.written, GraphArchitecture) else []),
             *(f"witness: {n}" for n in (witness.notes if witness else ())),
         ),
         pieces=candidate.pieces or (witness.pieces if witness else ()),
@@ -230,6 +231,11 @@ def _explained(
     if details is not None:
         replayed_in(run.model, trace, own, done.alignment, run.progress, details)
     return second
+
+
+def believed(graph: GraphArchitecture) -> str:
+    """Say that the graph is llama.cpp's, and why it was taken."""
+    return f"{graph.why}: {BELIEVED}" if graph.why else BELIEVED
 
 
 def described(model: Model) -> dict[str, object]:

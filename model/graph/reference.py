@@ -58,9 +58,12 @@ class GraphArchitecture:
     ----------
     capture
         Gives the graphs of some steps.
+    why
+        Why it is taken, in words; empty where it was asked for.
     """
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: Capture, why: str = "") -> None:
+        self.why = why
         self.NODES: Nodes = {}
         self._capture = capture
         self._programs: deque[tuple[tuple[Tokens, ...], tuple[Program, ...]]] = deque(maxlen=4)

@@ -197,9 +197,9 @@ def test_every_node_has_a_site_of_its_own() -> None:
     assert list(map(str, sites_of(1, nodes))) == [
         "norm-0@1",
         "attn_norm-0@1",
+        "Qcur_mul_mat-0@1",
         "Qcur-0@1",
-        "Qcur_add-0@1",
-        "Qcur_add_2-0@1",
+        "Qcur_2-0@1",
         "Qcur_rope-0@1",
         "attn_output-0@1",
         "add-0@1",
