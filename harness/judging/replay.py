@@ -22,7 +22,7 @@ from firstdiff.judging.measure import locate, measure, overflowing, stands_in_f1
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.partial import Cut
 from firstdiff.judging.rows import Mask, along, both, counted, hidden, of_rows
-from firstdiff.judging.selections import picked, selects
+from firstdiff.judging.selections import close_calls, picked, selects
 from firstdiff.judging.traced import Look, Traced, Upstream
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.moves import MOVES
@@ -51,6 +51,7 @@ class Replay(Judging):
     phases: Fingerprint | None = None  # gives arithmetic and levels by step, where they differ
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
     cut: dict[Site, Cut] = field(default_factory=dict, init=False)  # tensors of other rows than the step's tokens
+    close: dict[Site, int] = field(default_factory=dict, init=False)  # tokens whose experts may have been others
 
     @classmethod
     def of(cls, found: Fingerprint, trace: Trace, alignment: Alignment, **rest: Any) -> Self:  # noqa: ANN401 - its fields
@@ -105,6 +106,8 @@ class Replay(Judging):
             return self._compared(call, upstream, computed, recorded, mask)
         status = Status.NOT_COMPARABLE if reason else Status.NOT_RECORDED
         self.sites.append(_named(site, call, status, inputs_right=not upstream.wrong, reason=reason))
+        if upstream.pending and (tokens := close_calls(call, self.floor(upstream.calls(call), own=0, inputs=0))):
+            self.close[site] = tokens
         scaled = self.alignment.scaled_query(self.trace, site, computed)
         return upstream.computed(call, computed, self._off(call), scaled)
 
@@ -118,7 +121,7 @@ class Replay(Judging):
         dtype = self.alignment.dtype(self.trace, site)
         own = floors.stored(self.arithmetic, call, dtype, held)
         half = dtype == "f16" and own > 0
-        calls = (*(done.call for done in upstream.pending), call)
+        calls = upstream.calls(call)
         tight = self.floor(calls, own=own, inputs=upstream.lost) + (upstream.free if leans else 0.0)
         floor = max(tight, self.levels.floor(calls))
         recorded = raw

@@ -86,6 +86,10 @@ class Upstream:
             free=max((x.free for x in inputs), default=0.0),
         )
 
+    def calls(self, call: Call) -> tuple[Call, ...]:
+        """The calls since the last recorded values, and then this one."""
+        return (*(done.call for done in self.pending), call)
+
     def off(self, by: float) -> float:
         """By how much rows may be off that are computed from these inputs, by a call that adds so much."""
         return self.free + by if self.free == np.inf else min(floors.MOST, self.free + by)

@@ -12,10 +12,10 @@ from firstdiff.engines.identity import identity
 from firstdiff.engines.llamacpp import PLAIN, Attention, LlamaCpp, version
 from firstdiff.engines.llamacpp_capture import capture, greedy, written
 from firstdiff.engines.llamacpp_graph import PointHook
+from firstdiff.engines.opening import open_reference
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic, arithmetic_named
-from firstdiff.model.engine import open_model
 from firstdiff.model.errors import ModelError
 from firstdiff.model.graph.reference import GraphArchitecture
 from firstdiff.progress import QUIET, Progress
@@ -46,6 +46,11 @@ def record_llama(run: Run, source: Input | Sequence[Sequence[int]], out: Path, *
     The trace, with notes on the capture and the text of each token of step 0.
     """
     model, threads, attention = run.model, run.threads, run.attention
+    if model.tier == "graph" and attention != PLAIN:
+        raise UsageError(
+            "--flash-attention and --kv: llama.cpp's graph is followed with plain attention and a cache in f16: leave "
+            "them out"
+        )
     steps = [tokens_of(model, source)] if isinstance(source, Input) else [list(s) for s in source]
     model.check_tokens([t for s in steps for t in s], decode=decode)
     attention.check(model.hp.head_dim)
@@ -100,7 +105,7 @@ def record(
     to run and to decode from.
     """
     progress.say("opening the model")
-    model = open_model(path)
+    model = open_reference(path)
     for plant in planted:
         if plant.layer is not None and plant.layer >= model.hp.n_layer and not plant.hypothesis.outside_layers:
             raise UsageError(

@@ -13,6 +13,7 @@ from firstdiff.explaining.arithmetic_or_fault import common_fault, has_faults
 from firstdiff.explaining.collecting import Judged
 from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
+from firstdiff.judging import selections
 from firstdiff.judging.arithmetic import Fingerprint, declared, fits
 from firstdiff.judging.arithmetic_search import fingerprint
 from firstdiff.judging.arithmetic_segments import of_segments
@@ -40,13 +41,15 @@ ROUNDS = 3
 class Replayed:
     """A trace's sites judged, and the arithmetic and layouts that they were judged in.
 
-    `cut` are the tensors that have other rows than their step has tokens.
+    `cut` are the tensors that have other rows than their step has tokens, `close` those where experts may have been
+    others, and for how many tokens.
     """
 
     found: Fingerprint
     sites: list[SiteVerdict]
     alignment: Alignment
     cut: Mapping[Site, Cut] = field(default_factory=dict)
+    close: Mapping[Site, int] = field(default_factory=dict)
 
     @property
     def diverging(self) -> int:
@@ -56,7 +59,8 @@ class Replayed:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know of how the trace was read."""
-        return (*rows_told(self.cut), *told(self.found.levels.segments), *self.found.notes)
+        chosen = selections.told(self.close)
+        return (*rows_told(self.cut), *told(self.found.levels.segments), *chosen, *self.found.notes)
 
 
 @np.errstate(all="ignore")
@@ -251,4 +255,4 @@ def replayed_in(
     probe = Replay.of(found, trace, alignment, details=details)
     probe.watch = progress.layers(model.hp.n_layer, len(trace.steps))
     run_trace(model, trace, probe, wanted)
-    return Replayed(found, probe.settled(), alignment, probe.cut)
+    return Replayed(found, probe.settled(), alignment, probe.cut, probe.close)

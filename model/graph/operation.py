@@ -74,7 +74,11 @@ class NodeOperation:
         with np.errstate(all="ignore"):
             if self.node.op == "SET_ROWS" and arithmetic.ggml_products:
                 read = (stored(read[0], kind), *read[1:])  # of what is there already nothing is rounded again
-            y = KERNELS[self.node.op].op(*read, arithmetic=arithmetic, **attributes)
+            try:
+                y = KERNELS[self.node.op].op(*read, arithmetic=arithmetic, **attributes)
+            except (ValueError, IndexError, ZeroDivisionError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                raise ModelError(f"firstdiff cannot compute llama.cpp's {self.node.op}: {reason:.100}") from error
             if arithmetic.ggml_products and kind.name != "F32" and self.node.op != "SET_ROWS":
                 y = stored(y, kind)
         return y.reshape(self.shape)
