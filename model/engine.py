@@ -153,7 +153,7 @@ def open_graph(path: str | PathLike[str], capture: Capture, *, why: str = "") ->
         name if isinstance(name, str) else "unnamed",
         hyperparameters(gguf),
         Weights(gguf),
-        GraphArchitecture(capture, why),
+        GraphArchitecture(gguf, capture, why),
     )
 
 

@@ -31,7 +31,9 @@ def lowered(graph: Graph, tokens: int, history: History) -> Program:
     """
     try:
         return _lowered(Builder(graph, tokens, history))
-    except (KeyError, StopIteration, ValueError, IndexError) as error:
+    except ModelError:
+        raise
+    except Exception as error:
         raise ModelError(
             f"llama.cpp's graph is not one that firstdiff can follow ({type(error).__name__}: {error})"
         ) from error

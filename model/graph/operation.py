@@ -70,17 +70,22 @@ class NodeOperation:
         """
         if self.node.op not in KERNELS:
             raise ModelError(f"firstdiff does not compute llama.cpp's operation {self.node.op} yet")
-        read, kind = self._operands(inputs), self.node.tensor.kind
-        with np.errstate(all="ignore"):
-            if self.node.op == "SET_ROWS" and arithmetic.ggml_products:
-                read = (stored(read[0], kind), *read[1:])  # of what is there already nothing is rounded again
-            try:
-                y = KERNELS[self.node.op].op(*read, arithmetic=arithmetic, **attributes)
-            except (ValueError, IndexError, ZeroDivisionError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise ModelError(f"firstdiff cannot compute llama.cpp's {self.node.op}: {reason:.100}") from error
-            if arithmetic.ggml_products and kind.name != "F32" and self.node.op != "SET_ROWS":
-                y = stored(y, kind)
+        try:
+            with np.errstate(all="ignore"):
+                return self._computed(self._operands(inputs), arithmetic, attributes)
+        except ModelError:
+            raise
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ModelError(f"firstdiff cannot compute llama.cpp's {self.node.op}: {reason:.100}") from error
+
+    def _computed(self, read: tuple[Any, ...], arithmetic: Arithmetic, attributes: dict[str, Any]) -> Numbers:
+        kind = self.node.tensor.kind
+        if self.node.op == "SET_ROWS" and arithmetic.ggml_products:
+            read = (stored(read[0], kind), *read[1:])  # of what is there already nothing is rounded again
+        y = KERNELS[self.node.op].op(*read, arithmetic=arithmetic, **attributes)
+        if arithmetic.ggml_products and kind.name != "F32" and self.node.op != "SET_ROWS":
+            y = stored(y, kind)
         return y.reshape(self.shape)
 
     def sizes(self, inputs: tuple[Any, ...], arithmetic: Arithmetic, attributes: dict[str, Any]) -> Array | None:

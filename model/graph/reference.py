@@ -12,6 +12,7 @@ from firstdiff.model.errors import ModelError
 from firstdiff.model.fields import Fields
 from firstdiff.model.gguf import GGUF
 from firstdiff.model.graph.building import History
+from firstdiff.model.graph.checking import check
 from firstdiff.model.graph.lowering import lowered
 from firstdiff.model.graph.nodes import Graph
 from firstdiff.model.graph.program import Held, Input, Instruction, Named, Operand, Program
@@ -56,14 +57,17 @@ class GraphArchitecture:
 
     Parameters
     ----------
+    gguf
+        The file, with whose tensors the graphs must agree.
     capture
         Gives the graphs of some steps.
     why
         Why it is taken, in words; empty where it was asked for.
     """
 
-    def __init__(self, capture: Capture, why: str = "") -> None:
+    def __init__(self, gguf: GGUF, capture: Capture, why: str = "") -> None:
         self.why = why
+        self._weights = {name: four(info.shape) for name, info in gguf.tensors.items()}
         self.NODES: Nodes = {}
         self._capture = capture
         self._programs: deque[tuple[tuple[Tokens, ...], tuple[Program, ...]]] = deque(maxlen=4)
@@ -87,6 +91,8 @@ class GraphArchitecture:
                 return programs[: len(wanted)]
         history = History()
         graphs = self._capture(wanted)
+        for graph in graphs:
+            check(graph, self._weights)
         made = tuple(lowered(g, len(s), history) for g, s in zip(graphs, wanted, strict=True))
         self._programs.append((wanted, made))
         return made
@@ -138,6 +144,11 @@ class GraphArchitecture:
         cache.memories |= {name: values[number] for name, number in program.kept.items()}
         probe.layer = None
         return values[program.result]
+
+
+def four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """A shape with as many leading axes of one as ggml has."""
+    return ((1,) * (4 - len(shape)) + shape)[:4]  # type: ignore[return-value]
 
 
 def _dying(program: Program) -> Mapping[int, list[int]]:
