@@ -124,6 +124,8 @@ class GraphHook:
     failure: BaseException | None = None
     _nodes: list[Node] = field(default_factory=list, init=False)
     _leafs: dict[int, Leaf] = field(default_factory=dict, init=False)
+    _tensors: dict[int, Tensor] = field(default_factory=dict, init=False)
+    _computed: set[int] = field(default_factory=set, init=False)
 
     def __call__(self, address: int, ask: bool, _user: object) -> bool:  # noqa: FBT001 - ggml's signature
         """Note the node that ggml asks for; answer that it is not wanted."""
@@ -135,19 +137,27 @@ class GraphHook:
         return False
 
     def _note(self, address: int) -> None:
-        node = _node(address, _op(address))
+        t = ggml.Tensor.from_address(address)
+        sources = tuple(None if s is None else self._tensor(s) for s in t.src)
+        node = Node(_op(address), self._tensor(address), sources, tuple(t.op_params))
         self._nodes.append(node)
-        for source in node.sources:
+        for source in sources:
             root = None if source is None else source.root
-            if root is not None and root not in self._leafs and _op(root) == "NONE":
-                tensor = _tensor(root)
+            if root is not None and root not in self._computed and root not in self._leafs:
+                tensor = self._tensor(root)
                 lasts = tensor.name in self.weights or tensor.name.startswith("cache_")
                 self._leafs[root] = Leaf(tensor, None if lasts else _values(root))
+        self._computed.add(address)
+
+    def _tensor(self, address: int) -> Tensor:
+        if address not in self._tensors:
+            self._tensors[address] = _tensor(address)
+        return self._tensors[address]
 
     def finish(self) -> Graph:
         """The graph of the step that was run; ready for the next step afterwards."""
         graph = Graph(tuple(self._nodes), dict(self._leafs))
-        self._nodes, self._leafs = [], {}
+        self._nodes, self._leafs, self._tensors, self._computed = [], {}, {}, set()
         return graph
 
 
@@ -222,7 +232,8 @@ class PointHook:
             self.watch(self._step, made.layer)
         source = address if seen.place is None else ggml.Tensor.from_address(address).src[seen.place]
         assert source is not None
-        x = _values(source)
+        assert seen.tensor is not None
+        x = _read(source, seen.tensor)
         if seen.axes != (0, 1, 2):
             x = x[0].transpose(seen.axes)
         if seen.cells is not None:
@@ -273,7 +284,11 @@ def _node(address: int, op: str) -> Node:
 
 def _values(address: int) -> npt.NDArray[Any]:
     """A copy of a tensor's numbers, whatever memory they lie in."""
-    tensor = _tensor(address)
+    return _read(address, _tensor(address))
+
+
+def _read(address: int, tensor: Tensor) -> npt.NDArray[Any]:
+    """A copy of what is known to lie there."""
     raw = np.empty(tensor.nbytes, np.uint8)
     if raw.size:
         ggml.library().ggml_backend_tensor_get(address, raw.ctypes.data, 0, raw.size)

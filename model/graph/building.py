@@ -11,7 +11,7 @@ import numpy as np
 from firstdiff.model import moves
 from firstdiff.model.graph.names import Name, is_own, name_of, told_apart
 from firstdiff.model.graph.nodes import Graph, Tensor
-from firstdiff.model.graph.program import Held, Instruction, Named, Operand, Program, Seen, Shape
+from firstdiff.model.graph.program import Held, Instruction, Named, Operand, Program, Seen, Shape, located
 from firstdiff.model.graph.reading import Reading
 from firstdiff.model.graph.roles import role_of
 from firstdiff.model.operations import Operation
@@ -185,7 +185,8 @@ class Builder:
         instructions = []
         for number, made in enumerate(self.made):
             point, layer = places.get(number, ("", layer))
-            instructions.append(replace(made, point=point, layer=layer))
+            seen = located(made.seen, self.graph) if point and made.seen is not None else None
+            instructions.append(replace(made, point=point, layer=layer, seen=seen))
         return Program(tuple(instructions), result, self.kept)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
+from firstdiff.model.graph.nodes import Graph, Tensor
 from firstdiff.model.operations import Operation
 
 Shape = tuple[int, ...]
@@ -53,6 +54,8 @@ class Seen:
         Of positions the cells that hold them, along the result's axis `along`; None for all.
     factor
         What llama.cpp has multiplied the result by.
+    tensor
+        The tensor, as far as it is needed.
     """
 
     node: int
@@ -61,6 +64,7 @@ class Seen:
     cells: tuple[int, ...] | None = None
     along: int = 0
     factor: float = 1.0
+    tensor: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,3 +127,17 @@ class Program:
         for number in (self.result, *self.kept.values()):
             last[number] = len(self.instructions)
         object.__setattr__(self, "last", tuple(last))
+
+
+def located(seen: Seen, graph: Graph) -> Seen:
+    """Where llama.cpp has a result, with the tensor that holds it, cut to the cells that are in use."""
+    node = graph.nodes[seen.node]
+    tensor = node.tensor if seen.place is None else node.sources[seen.place]
+    if tensor is None:
+        return seen
+    if seen.cells is not None:
+        axis = 1 + seen.axes[seen.along]
+        shape = tuple(min(n, max(seen.cells) + 1) if i == axis else n for i, n in enumerate(tensor.shape))
+        if axis < 3 or tensor.kind.block == 1:  # noqa: PLR2004 - the last axis, whose numbers may lie in blocks
+            tensor = replace(tensor, shape=shape)  # type: ignore[arg-type]
+    return replace(seen, tensor=tensor)

@@ -67,6 +67,7 @@ class GraphArchitecture:
 
     def __init__(self, gguf: GGUF, capture: Capture, why: str = "") -> None:
         self.why = why
+        self._read: set[str] = set()
         self._weights = {name: four(info.shape) for name, info in gguf.tensors.items()}
         self.NODES: Nodes = {}
         self._capture = capture
@@ -93,9 +94,19 @@ class GraphArchitecture:
         graphs = self._capture(wanted)
         for graph in graphs:
             check(graph, self._weights)
+            self._read |= {leaf.tensor.name for leaf in graph.leafs.values()}
         made = tuple(lowered(g, len(s), history) for g, s in zip(graphs, wanted, strict=True))
         self._programs.append((wanted, made))
         return made
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Tensors of the file that no graph has read yet."""
+        return tuple(name for name in self._weights if name not in self._read)
+
+    def forget(self) -> None:
+        """Forget the calls of all steps."""
+        self._programs.clear()
 
     def read(self, fields: Fields) -> Hyperparameters:
         """Read what the usual keys say; what is not there is taken from the shapes, or 1."""

@@ -193,7 +193,7 @@ def test_a_model_that_is_not_supported_says_why(
     firstdiff: Command, tmp_path: Path, metadata: dict[str, Any], words: list[str]
 ) -> None:
     path = synthetic(tmp_path / "bad.gguf", TINY, metadata=metadata)
-    assert_refused(firstdiff("run", path), 3, str(path), *words)
+    assert_refused(firstdiff("run", path, "--tier", "hand"), 3, str(path), *words)
 
 
 def test_an_architecture_without_a_reference_is_named(firstdiff: Command, tmp_path: Path) -> None:
@@ -244,7 +244,8 @@ def test_heads_that_cannot_be_rotated_in_pairs_never_reach_llama_cpp(firstdiff: 
 def test_a_tensor_that_the_reference_would_ignore_is_refused(firstdiff: Command, tmp_path: Path) -> None:
     extra = stored(np.ones(16, np.float32))
     path = synthetic(tmp_path / "bad.gguf", TINY, tensors={f"blk.{i}.attn_q_norm.weight": extra for i in range(2)})
-    assert_refused(firstdiff("run", path), 3, str(path), "'blk.0.attn_q_norm.weight' (and 1 more)", "another model")
+    words = "'blk.0.attn_q_norm.weight' (and 1 more)", "another model"
+    assert_refused(firstdiff("run", path, "--tier", "hand"), 3, str(path), *words)
 
 
 @pytest.mark.llama

@@ -55,10 +55,12 @@ def test_a_text_is_tokenised_by_llama_cpp(firstdiff: Command, gemma: Path) -> No
 def test_what_only_a_reference_written_by_hand_can_do_is_refused(
     firstdiff: Command, gemma: Path, model: Path, trace: Path
 ) -> None:
-    for arguments in (("--tier", "hand"), ("--candidate", trace)):
-        assert_refused(firstdiff("run", gemma, *arguments), 3, "'gemma3'", "supported: llama", "without --candidate")
-    ran = firstdiff("run", model, "--tier", "graph", "--candidate", trace)
-    assert_refused(ran, 2, "--tier graph", "--candidate")
+    ran = firstdiff("run", gemma, "--tier", "hand")
+    assert_refused(ran, 3, "'gemma3'", "supported: llama", "leave --tier out")
+    assert_refused(firstdiff("run", gemma, "--tier", "both"), 2, "does not describe the architecture 'gemma3' itself")
+    plain = "run", model, "--tier", "graph", "--candidate", trace
+    assert_refused(firstdiff(*plain, "--kv", "q8_0"), 2, "--flash-attention and --kv", "leave them out")
+    assert firstdiff(*plain).code == firstdiff("run", model, "--candidate", trace).code
 
 
 def test_tokens_that_cannot_be_run_are_refused(firstdiff: Command, gemma: Path) -> None:
