@@ -83,7 +83,24 @@ def _softmax(
 
 
 def _cap(call: Call, _scene: Scene, values: Values) -> Call | None:
-    return with_op(call, _softmax, cap=values["cap"]) if values["cap"] > 0 else None
+    if values["cap"] <= 0 or call.argument("cap") is not None:
+        return None
+    return with_op(call, _softmax, cap=values["cap"])
+
+
+def _other_cap(call: Call, _scene: Scene, values: Values) -> Call | None:
+    right, cap = call.argument("cap"), values["cap"]
+    # What is far above the scores is no cap: "softcap-missing".
+    return None if right is None or not 0 < cap <= 8 * right else call.with_arguments(cap=cap)
+
+
+def _caps(call: Call, scene: Scene) -> tuple[float, ...]:
+    """Gemma 2 caps scores at 50 and logits at 30, which engines take one for the other."""
+    return tuple(c for right in _right_cap(call, scene) for c in (right * 30 / 50, right * 50 / 30, 30.0, 50.0))
+
+
+def _right_cap(call: Call, _scene: Scene) -> tuple[float, ...]:
+    return () if call.argument("cap") is None else (float(call.argument("cap")),)
 
 
 def _sink(call: Call, _scene: Scene, values: Values) -> Call:
@@ -166,6 +183,16 @@ TABLE = (
         "scores without the soft cap that the file has",
         "cap the scaled scores: 'attn_logit_softcapping' times tanh(score / 'attn_logit_softcapping')",
         lambda call, _scene, _values: None if call.argument("cap") is None else call.with_arguments(cap=None),
+        stage=6,
+    ),
+    Hypothesis(
+        "softcap-wrong",
+        SOFTMAX,
+        "scores with another soft cap than the file's",
+        "cap the scaled scores at the file's 'attn_logit_softcapping'; final_logit_softcapping is another number",
+        _other_cap,
+        Numbers(_other_cap, "cap", _caps, without=_right_cap),
+        "scores soft-capped at {cap:.6g} in place of the file's 'attn_logit_softcapping'",
         stage=6,
     ),
     Hypothesis(

@@ -172,24 +172,26 @@ def _embedded(model: Model, program: Program, trace: Trace) -> Trace:
     if number is None or program.instructions[number].operands[0] is not Input.TOKENS:
         return trace
     made = program.instructions[number]
-    after = [x for x in program.instructions if number in x.operands]
-    site = Site(0, made.layer, made.point)
-    scaled = after[0] if len(after) == 1 else None
-    if scaled is None or not scaled.point or scaled.op.__name__ != "scale" or site not in trace:
+    reads = [x for x in program.instructions if number in x.operands]
+    scaled = reads[0] if len(reads) == 1 else None
+    if scaled is None or not scaled.point or scaled.op.__name__ != "scale":
         return trace
     plain = model.weights[made.reads[0]].gather(np.asarray(trace.steps[0].tokens, np.int64))
     behind = scaled.op(plain, arithmetic=F32, **scaled.attributes)
-    recorded = trace[site]
-    if recorded.size != plain.size:
-        return trace
-    before, after_ = (_off(recorded.reshape(plain.shape), x) for x in (plain, behind))
-    if not after_ <= CLOSE < before:
-        return trace
-    moved = {
-        Site(at.step, scaled.layer, scaled.point) if (at.point, at.layer) == (made.point, made.layer) else at: tensor
-        for at, tensor in trace.tensors.items()
-    }
-    return replace(trace, tensors=moved)
+    before, after = (made.point, made.layer), (scaled.point, scaled.layer)
+    for here, there, right, other in ((before, after, behind, plain), (after, before, plain, behind)):
+        site = Site(0, here[1], here[0])
+        recorded = trace[site] if site in trace and Site(0, there[1], there[0]) not in trace else None
+        if recorded is None or recorded.size != plain.size:
+            continue
+        recorded = recorded.reshape(plain.shape)
+        if _off(recorded, right) <= CLOSE < _off(recorded, other):
+            moved = {
+                Site(at.step, there[1], there[0]) if (at.point, at.layer) == here else at: tensor
+                for at, tensor in trace.tensors.items()
+            }
+            return replace(trace, tensors=moved)
+    return trace
 
 
 def _off(x: np.ndarray, right: np.ndarray) -> float:

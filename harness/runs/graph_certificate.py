@@ -19,12 +19,9 @@ from firstdiff.progress import QUIET, Progress
 from firstdiff.runs.folder import make_folder
 from firstdiff.runs.prompt import Input
 from firstdiff.runs.recording import changed
+from firstdiff.runs.tiers import BELIEVED
 from firstdiff.verdict import Verdict
 
-BELIEVED = (
-    "firstdiff took llama.cpp's own list of operations, its graph, as right, and checked that each operation was"
-    " computed correctly: a wrong operation, order or parameter is not seen"
-)
 NO_LOGITS = "this model has no logits: no steps were decoded, and whether watching llama.cpp changed it was not checked"
 
 

@@ -25,7 +25,7 @@ from firstdiff.judging.past import begins_told, missing_past
 from firstdiff.judging.segment_levels import without_unknown
 from firstdiff.judging.sensitivity import sensitivity
 from firstdiff.model.arithmetic import F32, Array
-from firstdiff.model.engine import HARMLESS, Model
+from firstdiff.model.engine import Model
 from firstdiff.model.graph.reference import GraphArchitecture
 from firstdiff.preflight.agreeing_logits import suspicion
 from firstdiff.preflight.dump import not_judged, readings, without
@@ -33,12 +33,8 @@ from firstdiff.preflight.unused import unused
 from firstdiff.runs.admission import Admitted, admitted
 from firstdiff.runs.replaying import Replayed, replayed, replayed_as_found, replayed_in
 from firstdiff.runs.run import Run
+from firstdiff.runs.tiers import believed
 from firstdiff.verdict import CounterCheck, DumpFinding, Explanation, SiteVerdict, Status, Verdict, Witness, broken
-
-BELIEVED = (
-    "llama.cpp's own list of operations, its graph, was taken as right; an operation, order or parameter that"
-    " llama.cpp has wrong is not seen"
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -231,16 +227,6 @@ def _explained(
     if details is not None:
         replayed_in(run.model, trace, own, done.alignment, run.progress, details)
     return second
-
-
-def believed(graph: GraphArchitecture) -> str:
-    """Say that the graph is llama.cpp's, why it was taken, and which tensors of the file it does not read."""
-    said = f"{graph.why}: {BELIEVED}" if graph.why else BELIEVED
-    unread = [name for name in graph.unread if not name.endswith(HARMLESS)]
-    if not unread:
-        return said
-    count = "1 tensor" if len(unread) == 1 else f"{len(unread):,} tensors"
-    return f"{said}; it does not read {count} of the file, such as {unread[0]!r:.80}: perhaps it should"
 
 
 def described(model: Model) -> dict[str, object]:

@@ -5,11 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 
 from firstdiff.errors import UsageError
-from firstdiff.model.engine import ARCHITECTURES
+from firstdiff.model.engine import ARCHITECTURES, HARMLESS
+from firstdiff.model.graph.reference import GraphArchitecture
 from firstdiff.verdict import SiteVerdict, Status, Verdict
 
 JUDGED = (Status.AGREES, Status.INHERITS, Status.DIVERGES)
 SHOWN = 3  # sites that are named
+BELIEVED = (
+    "llama.cpp's own list of operations, its graph, was taken as right; an operation, order or parameter that"
+    " llama.cpp has wrong is not seen"
+)
+
+
+def believed(graph: GraphArchitecture) -> str:
+    """Say that the graph is llama.cpp's, why it was taken, and which tensors of the file it does not read."""
+    said = f"{graph.why}: {BELIEVED}" if graph.why else BELIEVED
+    unread = [name for name in graph.unread if not name.endswith(HARMLESS)]
+    if not unread:
+        return said
+    count = "1 tensor" if len(unread) == 1 else f"{len(unread):,} tensors"
+    return f"{said}; it does not read {count} of the file, such as {unread[0]!r:.80}: perhaps it should"
 
 
 def check_described(architecture: str | None) -> None:

@@ -72,6 +72,22 @@ class Builder:
             self._names[len(self.made) - 1] = name
         return len(self.made) - 1
 
+    def point_of(self, operand: Operand) -> str | None:
+        """What the value is called that an operand shows; None where it has no name."""
+        number = self._named(operand)
+        return None if number is None else self._names[number].point
+
+    def _named(self, operand: Operand) -> int | None:
+        while isinstance(operand, int) and operand not in self._names and self.made[operand].op in moves.MOVES:
+            operand = self.made[operand].operands[0] if self.made[operand].operands else None
+        return operand if isinstance(operand, int) and operand in self._names else None
+
+    def rename(self, operand: Operand, point: str | None) -> None:
+        """Give what an operand shows the name of a point, unless llama.cpp has named it."""
+        number = self._named(operand)
+        if point is not None and number is not None and not self._names[number].own:
+            self._names[number] = replace(self._names[number], point=point, own=True)
+
     def shaped(self, operand: Operand, shape: Shape) -> Operand:
         """An operand in another shape."""
         if not isinstance(operand, int) or self.made[operand].shape == shape:
@@ -179,7 +195,7 @@ class Builder:
 
     def program(self, result: int) -> Program:
         """The instructions with their points."""
-        order = sorted(self._names)
+        order = [i for i in sorted(self._names) if self._names[i].own or self.made[i].reads]
         places = dict(zip(order, told_apart([self._names[i] for i in order]), strict=True))
         layer: int | None = None
         instructions = []

@@ -10,6 +10,7 @@ from firstdiff.model.graph.building import Builder, is_memory
 from firstdiff.model.graph.elementwise import geglu, gelu
 from firstdiff.model.graph.nodes import Node, Tensor
 from firstdiff.model.graph.program import Input, Named, Operand, Shape
+from firstdiff.model.graph.roles import ROTATED
 from firstdiff.model.moves import columns
 from firstdiff.model.operations import Operation, add, embed, layer_norm, linear, rms_norm, rope, swiglu
 
@@ -34,6 +35,8 @@ def norm(b: Builder, number: int, node: Node) -> bool:
     assert source is not None
     shape = b.shape(b.graph.nodes[last].tensor)
     operands: tuple[Operand, ...] = (b.shaped(b.read(source), shape), weight)
+    if weight is not None and weight.name.endswith(".ffn_norm.weight"):
+        b.rename(operands[0], "ffn_inp")
     b.emit_at(last, NORMS[node.op], operands if bias is None else (*operands, bias), shape, eps=float(node.number(0)))
     return True
 
@@ -108,6 +111,7 @@ def rotation(b: Builder, number: int, node: Node) -> bool:
         turned["dim"] = node.params[1]
     operands = operands if of is None else (*operands, of)
     b.emit_at(number, rope, operands, shape, **turned)
+    b.rename(len(b.made) - 1, ROTATED.get(b.point_of(operands[0]) or ""))
     return True
 
 

@@ -12,7 +12,8 @@ _OF_LAYER = re.compile(r"(.+?)-([0-9]{1,6})( .*)?")
 _OF_CACHE = re.compile(r"(cache_[a-z_]+)_l([0-9]{1,6})( .*)?")
 _OF_WEIGHT = re.compile(r"(?:[a-z]+\.)?blk\.([0-9]{1,6})\.(.+?)(?:\.weight)?")
 _OF_MODEL = re.compile(r"([A-Za-z_0-9]+)\.weight")
-_UNNAMED = re.compile(r"(?:node|leaf)_[0-9]+|")
+_MISLEADING = re.compile(r"model\.layers\.\{\}")  # of lfm2, whose ffn_out is the norm before
+_UNNAMED = re.compile(r"(?:node|leaf)_[0-9]+|model\.embed_tokens|")
 _UNSAFE = re.compile(r"[^\x21-\x7e]|[/\\@]")
 _DERIVED = re.compile(r".*\((?:view|reshaped|permuted|transposed|cont|copy)[^)]*\)|")
 
@@ -50,11 +51,13 @@ def name_of(node: Node) -> Name:
     name = node.tensor.name
     read = (source.name for source in node.sources if source is not None)
     of = next((found for each in read if (found := _OF_WEIGHT.fullmatch(each)) is not None), None)
-    weighted = of is not None
+    weighted, said = of is not None, None
     for pattern in (_OF_LAYER, _OF_CACHE):
         if (found := pattern.fullmatch(name)) is not None:
-            return Name(_safe(found[1]), int(found[2]), True, node.op, weighted)
-    layer = None if of is None else int(of[1])
+            if _MISLEADING.match(found[1]) is None:
+                return Name(_safe(found[1]), int(found[2]), True, node.op, weighted)
+            name, said = "", int(found[2])
+    layer = said if of is None else int(of[1])
     if not _UNNAMED.fullmatch(name):
         return Name(_safe(name), layer, True, node.op, weighted)
     whole = next((found[1] for s in node.sources if s is not None and (found := _OF_MODEL.fullmatch(s.name))), None)

@@ -22,6 +22,20 @@ BY_WEIGHT: Mapping[str, str] = {
 }
 """Products without a name, by the weight that they read."""
 
+OTHERS_BY_WEIGHT: Mapping[tuple[str, str], str] = {
+    ("MUL", "attn_q_norm"): "Qcur_normed",
+    ("MUL", "attn_k_norm"): "Kcur_normed",
+    ("MUL", "output_norm"): "result_norm",
+    ("GET_ROWS", "token_embd"): "embd",
+}
+"""What else has no name, by operation and weight."""
+
+ROTATED: Mapping[str, str] = {
+    **dict.fromkeys(("Qcur", "Qcur_normed"), "Qcur_rope"),
+    **dict.fromkeys(("Kcur", "Kcur_normed"), "Kcur_rope"),
+}
+"""What a rotation without a name is of."""
+
 RENAMED: Mapping[str, str] = {
     "sa_out": "ffn_inp",
     "ffn_up_b": "ffn_up",
@@ -40,5 +54,8 @@ def role_of(node: Node, own: Name) -> Name:
     weights = [name.rpartition(".")[2] for name in names]
     if node.op in ("MUL_MAT", "ADD") and not own.own:
         found = next((BY_WEIGHT[w] for w in weights if w in BY_WEIGHT), None)
+        return own if found is None else replace(own, point=found)
+    if not own.own:
+        found = next((OTHERS_BY_WEIGHT[node.op, w] for w in weights if (node.op, w) in OTHERS_BY_WEIGHT), None)
         return own if found is None else replace(own, point=found)
     return replace(own, point=RENAMED.get(own.point, own.point))

@@ -1,7 +1,8 @@
 """llama.cpp judged by its own graph, on a tiny model of every architecture: ``python tests/bench/architectures.py``.
 
 Each architecture is run with weights and caches in several types, with and without flash attention; a line says how
-many nodes were judged, which were not, and the largest error over its floor. The table is kept in tests/data/architectures.txt.
+many nodes were judged, which were not, and the largest error over its floor. The table is kept in
+tests/data/architectures.txt.
 Each model is run in a process of its own: some assertions of llama.cpp end it. The exit code is 1 if a node diverges.
 """
 

@@ -17,6 +17,7 @@ OF_GRAPHS = {
     "gelu-wrong": "gpt2",
     "window-missing": "gemma3",
     "softcap-missing": "gemma2",
+    "softcap-wrong": "gemma2",
     "sink-missing": "gpt-oss",
     "expert-missing": "olmoe",
 }

@@ -10,7 +10,7 @@ import pytest
 from builders.command_line import TOKENS, Command, assert_refused
 from builders.every_architecture import toy
 from builders.tiny_models import tiny
-from firstdiff.runs.graph_certificate import BELIEVED
+from firstdiff.runs.tiers import BELIEVED
 from firstdiff.verdict import Status
 from firstdiff.verdict.reading import read_verdict
 

@@ -21,8 +21,9 @@ from firstdiff.model.errors import ModelError
 from firstdiff.model.graph import table
 from firstdiff.model.graph.nodes import Node, Tensor
 from firstdiff.model.quants import BY_NAME
-from firstdiff.runs.graph_certificate import BELIEVED, NO_LOGITS, certify_graph
+from firstdiff.runs.graph_certificate import NO_LOGITS, certify_graph
 from firstdiff.runs.prompt import Input
+from firstdiff.runs.tiers import BELIEVED
 from firstdiff.verdict import Status, Verdict
 
 pytestmark = pytest.mark.llama
