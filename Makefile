@@ -26,7 +26,7 @@ BEFORE = rm -rf $(LEFTOVERS) $(VENV)/lib/python*/site-packages/firstdiff
 $(shell ls $(VENV)/lib/python*/site-packages/firstdiff/__init__.py >/dev/null 2>&1 || rm -f $(VENV)/package.stamp)
 
 .NOTPARALLEL:
-.PHONY: help demo quick test sweeps lint bench bench-diagnosis bench-trust clean
+.PHONY: help demo quick test sweeps lint bench bench-diagnosis bench-trust bench-graph clean
 
 help:
 	@echo 'make demo    a real model, a planted bug, the whole report'
@@ -37,6 +37,7 @@ help:
 	@echo 'make bench   benchmarks'
 	@echo 'make bench-diagnosis   every hypothesis planted everywhere (hours on two cores), clean engines, smallest changes seen'
 	@echo 'make bench-trust   thousands of dumps of right engines, of engines with one fault, and faulty dumps'
+	@echo 'make bench-graph   tiny models of all architectures judged by llama.cpp'"'"'s graph (half an hour), single faults in them, its cost'
 	@echo 'make clean   remove what make made, .venv and .venv-quick too'
 
 demo: $(VENV)/demo.stamp $(VENV)/package.stamp
@@ -66,6 +67,11 @@ bench-diagnosis: $(VENV)/test.stamp $(VENV)/package.stamp
 
 bench-trust: $(VENV)/test.stamp $(VENV)/package.stamp
 	@$(RUN)/python tests/bench/trust.py $(ARGS)
+
+bench-graph: $(VENV)/test.stamp $(VENV)/package.stamp
+	@$(RUN)/python tests/bench/architectures.py
+	@$(RUN)/python tests/bench/graph_faults.py
+	@$(RUN)/python tests/bench/graph_cost.py
 
 clean:
 	rm -rf $(VENV) $(QUICK) $(LEFTOVERS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
