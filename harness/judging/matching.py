@@ -49,13 +49,19 @@ class Places:
         """The points of a program."""
         readers: dict[str, tuple[Place, Place]] = {}
         operands: dict[str, Place] = {}
-        for made in program.instructions:
+        gives: dict[int, str] = {}
+        for number, made in enumerate(program.instructions):
             for name in made.reads if made.point else ():
                 place = made.point, made.layer
                 first, _ = readers.get(name, (place, place))
                 readers[name] = first, place
+                if first == place:
+                    gives[number] = name
                 if name not in operands and (fed := _fed(program, made)) is not None:
                     operands[name] = fed
+                if (of := gives.get(_first(made), "")) and name in _parts(of):  # a scale or bias of a product's own
+                    readers[of] = place, place
+                    gives[number] = of
         points = frozenset((made.point, made.layer) for made in program.instructions if made.point)
         return cls(points, readers, operands)
 
@@ -113,6 +119,18 @@ class Places:
         """A tensor's own name, with or without what it ends in."""
         weight = name if name in self.readers else f"{name}.weight"
         return [self.readers[weight][0]] if weight in self.readers else []
+
+
+def _first(made: Instruction) -> int:
+    """The instruction whose result is the first operand; -1 for another operand."""
+    operand = made.operands[0] if made.operands else None
+    return operand if isinstance(operand, int) else -1
+
+
+def _parts(weight: str) -> tuple[str, str]:
+    """The tensors that a product with a weight may have beside it."""
+    base = weight.removesuffix(".weight")
+    return f"{base}.scale", f"{base}.bias"
 
 
 def _fed(program: Program, made: Instruction) -> Place | None:

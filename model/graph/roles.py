@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 from firstdiff.model.graph.names import Name
 from firstdiff.model.graph.nodes import Node
+
+_END = re.compile(r"\.(?:weight|bias|scale)$")
 
 BY_WEIGHT: Mapping[str, str] = {
     "attn_q": "Qcur",
@@ -20,7 +23,7 @@ BY_WEIGHT: Mapping[str, str] = {
     "output": "result_output",
     "token_embd": "result_output",
 }
-"""Products without a name, by the weight that they read."""
+"""Products without a name, and what is done with a product's scale and bias, by the weight that they read."""
 
 OTHERS_BY_WEIGHT: Mapping[tuple[str, str], str] = {
     ("MUL", "attn_q_norm"): "Qcur_normed",
@@ -50,12 +53,12 @@ RENAMED: Mapping[str, str] = {
 
 def role_of(node: Node, own: Name) -> Name:
     """A node's name as a point of the table, where it is one."""
-    names = [s.name.removesuffix(".weight").removesuffix(".bias") for s in node.sources if s is not None]
+    if own.own:
+        return replace(own, point=RENAMED.get(own.point, own.point))
+    names = [_END.sub("", s.name) for s in node.sources if s is not None]
     weights = [name.rpartition(".")[2] for name in names]
-    if node.op in ("MUL_MAT", "ADD") and not own.own:
-        found = next((BY_WEIGHT[w] for w in weights if w in BY_WEIGHT), None)
-        return own if found is None else replace(own, point=found)
-    if not own.own:
-        found = next((OTHERS_BY_WEIGHT[node.op, w] for w in weights if (node.op, w) in OTHERS_BY_WEIGHT), None)
-        return own if found is None else replace(own, point=found)
-    return replace(own, point=RENAMED.get(own.point, own.point))
+    products = BY_WEIGHT if node.op in ("MUL_MAT", "MUL", "ADD") else {}
+    for weight in weights:
+        if found := products.get(weight) or OTHERS_BY_WEIGHT.get((node.op, weight)):
+            return replace(own, point=found)
+    return own
