@@ -81,10 +81,12 @@ class Places:
 
     def _meant(self, name: str, site: Site) -> list[Place]:
         """The points that a name may mean, the likeliest first."""
-        if found := self._of_module(name) or self._of_tensor(name):
+        if found := self._of_module(name):
             return found
         if (site.point, site.layer) in self.points:
             return [(site.point, site.layer)]
+        if found := self._of_tensor(name):
+            return found
         if site.point in ACTIVATIONS:  # by whatever name the graph has it
             fed = self.operands.get(f"blk.{site.layer}.ffn_down.weight")
             return [fed] if fed is not None else []

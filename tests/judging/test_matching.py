@@ -73,7 +73,7 @@ def test_a_module_of_another_architecture_means_nothing(folder: Path) -> None:
 
 
 def test_every_name_of_the_graph_means_itself(folder: Path) -> None:
-    for arch in ("gemma3", "phi3", "gpt2", "olmoe", "mamba2", "deepseek2", "lfm2"):
+    for arch in ("gemma3", "phi3", "gpt2", "olmoe", "mamba2", "deepseek2", "lfm2", "kimi-k3"):
         points = Places.of(program(arch, folder))
         names = {f"{p}-{layer}": Site(0, layer, p) for p, layer in points.points}
         of_names = points.of_names(names)
