@@ -39,6 +39,7 @@ class Kind(StrEnum):
     ATTENTION = "attention"  # values weighted by probabilities, heads merged
     ACTIVATION = "activation"  # element by element: a gate and what it lets through, an expert and its weight
     SELECTION = "selection"  # numbers of the experts that were chosen
+    SHARES = "shares"  # weights of the chosen experts
     SUM = "sum"  # of a branch and the residual stream
     EXPERTS = "experts"  # what the chosen experts give, added up
     STATE = "state"  # of a recurrence or a convolution: what the next step begins with
@@ -123,11 +124,11 @@ _TABLE = (
     Point("ffn_moe_probs", _EACH, Kind.PROBABILITIES, ("moe", "probs"), ("moe prob", "router prob", "expert prob")),
     Point("ffn_moe_topk", _EACH, Kind.SELECTION, ("moe", "topk"),
           ("moe topk", "topk", "expert topk", "selected expert")),
-    Point("ffn_moe_weights", _EACH, Kind.PROBABILITIES, ("moe", "weights"),
+    Point("ffn_moe_weights", _EACH, Kind.SHARES, ("moe", "weights"),
           ("moe weight", "router weight", "expert weight", "topk weight")),
-    Point("ffn_moe_weights_norm", _EACH, Kind.PROBABILITIES, ("moe", "wnorm"),
+    Point("ffn_moe_weights_norm", _EACH, Kind.SHARES, ("moe", "wnorm"),
           ("moe weight norm", "router weight norm", "expert weight norm")),
-    Point("ffn_moe_weights_scaled", _EACH, Kind.PROBABILITIES, ("moe", "wscaled"),
+    Point("ffn_moe_weights_scaled", _EACH, Kind.SHARES, ("moe", "wscaled"),
           ("moe weight scaled", "router weight scaled", "expert weight scaled")),
     Point("ffn_moe_gate", _EXPERTS, Kind.PRODUCT, ("moe", "gate"), ("moe gate", "expert gate", "expert gate proj")),
     Point("ffn_moe_up", _EXPERTS, Kind.PRODUCT, ("moe", "up"), ("moe up", "expert up", "expert up proj")),

@@ -1,4 +1,4 @@
-"""Sums gone wrong: of a branch and the residual stream, add(branch, stream), and of experts."""
+"""Sums gone wrong: of a branch and the residual stream, add(branch, stream)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from firstdiff.hypotheses.fitting import Numbers
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, identity, replaced, with_op
-from firstdiff.hypotheses.where import EXPERTS, SUMS
+from firstdiff.hypotheses.where import SUMS
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import add
 from firstdiff.model.probe import Call
@@ -54,20 +54,7 @@ def _bounds(call: Call, scene: Scene, observed: Array | None) -> Iterator[dict[s
         yield {"bound": next((r for r in rounder if round_to(np.array([r]), kind)[0] == bound), bound)}
 
 
-def _one_expert(call: Call, _scene: Scene, values: Values) -> Call:
-    return replaced(call, identity, call.argument("b" if values["expert"] == "first" else "a"))
-
-
 TABLE = (
-    Hypothesis(
-        "expert-missing",
-        EXPERTS,
-        "the share of one of each token's experts not added",
-        "add up the shares of all experts that a token chose",
-        _one_expert,
-        lambda _call, _scene, _observed: ({"expert": which} for which in ("last", "first")),
-        "the share of each token's {expert} expert not added",
-    ),
     Hypothesis(
         "residual-missing",
         SUMS,

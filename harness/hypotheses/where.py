@@ -117,6 +117,8 @@ SUMS = Where((add,), only=(Kind.SUM,))
 """Sums of a branch and the residual stream: which operand is the stream is known of a point only."""
 EXPERTS = Where((add,), only=(Kind.EXPERTS,))
 """The sum of what two experts give; of more experts it is several sums, of which the last one is recorded."""
+SHARES = Where(None, only=(Kind.SHARES,))
+"""Weights of the chosen experts, by llama.cpp's names: the operations are its graph's."""
 GATED = Where((swiglu,))
 GATES = Where((swiglu, geglu))
 GELUS = Where((geglu, gelu))

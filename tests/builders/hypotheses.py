@@ -20,6 +20,8 @@ OF_GRAPHS = {
     "softcap-wrong": "gemma2",
     "sink-missing": "gpt-oss",
     "expert-missing": "olmoe",
+    "expert-weights-not-normalised": "qwen3moe",
+    "expert-weights-normalised": "olmoe",
 }
 """Faults that no architecture of ours that is written by hand can have, and one of tests/data/architectures.json that
 can."""

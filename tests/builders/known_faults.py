@@ -103,7 +103,7 @@ class OwnKnowing(Knowing):
 
 def size_of(point: str, wrong: Array, right: Array) -> float:
     """How large a change is, as a local error."""
-    return measure(wrong, right, axes=axes_of(point), floor=0.0, seen=counted(point, right)).error
+    return measure(wrong, right, axes=axes_of(point, right.ndim), floor=0.0, seen=counted(point, right)).error
 
 
 @dataclass(frozen=True)
