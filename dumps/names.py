@@ -44,15 +44,21 @@ Reader = Callable[[Sequence[str]], dict[str, Meaning]]
 class Convention:
     """A way of naming: what a trace says of it, how it is read, and what the reader of a report should know.
 
-    `note` applies to a trace that has none of the points of `lacks`. `step_of` says the step that a name holds,
-    where names do and files do not.
+    `note` applies to a trace that has none of the points of `lacks`, and no name with the end `unless`. `step_of` says
+    the step that a name holds, where names do and files do not.
     """
 
     label: str | dict[str, str]
     read: Reader
     note: str = ""
     lacks: tuple[str, ...] = ()
+    unless: str = ""
     step_of: Callable[[str], int | None] | None = None
+
+    def noted(self, points: Iterable[str], names: Iterable[str]) -> bool:
+        """Whether the note applies to a trace with some points and names."""
+        ended = self.unless != "" and any(name.endswith(self.unless) for name in names)
+        return self.note != "" and not ended and not {*self.lacks} & {*points}
 
 
 def firstdiff(names: Iterable[str]) -> dict[str, Meaning]:
@@ -197,6 +203,7 @@ CONVENTIONS = {
         "transformers has no module for 'ffn_inp', 'Qcur_rope', 'Kcur_rope', 'kq_soft_max' and 'kqv_out': "
         "dump them under these names, with '-' and the layer, to have them judged on their own",
         lacks=("ffn_inp",),
+        unless=".input",
     ),
 }
 

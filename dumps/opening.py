@@ -138,7 +138,11 @@ def _understood(
     if label is not None and not said:
         understood = sum(one.known for one in named)
         notes.append(f"names are read as {label}'s, which understands {understood} of {len(named)}")
-    if label is not None and chosen is not None and chosen.note and not {*chosen.lacks} & {s.point for s in tensors}:
+    if (
+        label is not None
+        and chosen is not None
+        and chosen.noted((s.point for s in tensors), (one.name for one in named))
+    ):
         notes.append(chosen.note)
     return listing, tensors, named, label, tuple(notes)
 

@@ -61,6 +61,11 @@ def test_module_paths_of_transformers_are_recognised(tmp_path: Path) -> None:
     assert trace.unknown == ()
 
 
+def test_who_records_what_modules_are_fed_is_not_told_what_no_module_gives(tmp_path: Path) -> None:
+    trace = open_trace(dump(tmp_path, *LLAMA, "model.layers.0.mlp.gate_proj.input"))
+    assert not any("no module for" in note for note in trace.notes)
+
+
 def test_gemmas_norm_after_attention_is_told_from_the_one_before_the_block(tmp_path: Path) -> None:
     names = [f"model.layers.2.{x}_layernorm" for x in ("post_attention", "pre_feedforward", "post_feedforward")]
     assert read(tmp_path / "gemma", *names) == dict(
