@@ -141,8 +141,8 @@ def _origin(verdict: Verdict, site: SiteVerdict, where: str | None) -> str:
     dump = _dump(verdict, where)
     if len(segment) == 1:
         return f"Its inputs are not judged: {segment[0]} was {missing}.{dump}"
-    span = f"{segment[0]} … {segment[-1]}"
-    return f"The error arises somewhere in {span}, which were {missing}, or in {site.site} itself.{dump}"
+    before = f"one of the {len(segment):,} tensors before it that were {missing}"
+    return f"The error arises in {site.site} itself, or in {before}.{dump}"
 
 
 def _unseen_rows(site: SiteVerdict) -> str:

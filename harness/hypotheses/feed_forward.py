@@ -152,7 +152,7 @@ TABLE = (
     Hypothesis(
         "gelu-wrong",
         GELUS,
-        "another activation than GELU by its tanh formula",
+        "another activation in place of GELU by its tanh formula",
         "compute GELU by its tanh formula, 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))",
         _other_gelu,
         _other_gelus,

@@ -173,7 +173,7 @@ TABLE = (
     Hypothesis(
         "norm-rms",
         LAYER_NORMS,
-        "the mean not subtracted, as RMS norm does",
+        "RMS norm in place of LayerNorm: the mean is not subtracted",
         "subtract the mean of each row first, as LayerNorm does",
         lambda call, _scene, _values: with_op(call, _rms_norm),
     ),

@@ -189,7 +189,7 @@ TABLE = (
         "softcap-wrong",
         SOFTMAX,
         "scores with another soft cap than the file's",
-        "cap the scaled scores at the file's 'attn_logit_softcapping'; final_logit_softcapping is another number",
+        "cap the scaled scores at the file's 'attn_logit_softcapping'; 'final_logit_softcapping' is for the logits",
         _other_cap,
         Numbers(_other_cap, "cap", _caps, without=_right_cap),
         "scores soft-capped at {cap:.6g} in place of the file's 'attn_logit_softcapping'",

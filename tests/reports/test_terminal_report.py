@@ -204,7 +204,7 @@ def test_other_errors_are_named_while_they_are_few_and_grouped_when_many() -> No
 def test_a_segment_names_its_span_and_what_to_dump_next() -> None:
     report = words(EVERY_KIND["segment"])
     assert (
-        "The error arises somewhere in attn_norm-1 … kqv_out-1, which were not recorded, or in attn_out-1 itself. "
+        "The error arises in attn_out-1 itself, or in one of the 11 tensors before it that were not recorded. "
         "Dump these next: attn_norm-1, Qcur-1, " in report
     )
     gap = [unrecorded(s) if str(s.site) == "Kcur-1" else s for s in sites()]
@@ -213,7 +213,7 @@ def test_a_segment_names_its_span_and_what_to_dump_next() -> None:
     assert "not judged" in one.split("inputs")[-1]
     skipped = [unrecorded(s) if s.layer == 1 and s.point in {"Kcur", "Qcur"} else s for s in sites()]
     two = words(verdict(planted(skipped, named("Kcur_rope-1"), segment=(Site(0, 1, "Qcur"), Site(0, 1, "Kcur")))))
-    assert "which were not recorded, or in Kcur_rope-1 itself. Dump these next: Qcur-1, Kcur-1." in two
+    assert "or in one of the 2 tensors before it that were not recorded. Dump these next: Qcur-1, Kcur-1." in two
 
 
 def test_what_reads_rows_that_the_dump_lacks_is_not_accused_alone() -> None:
@@ -235,7 +235,7 @@ def test_what_was_recorded_in_the_wrong_shape_is_not_asked_for_again() -> None:
     assert "Dump" not in report
     gap = [unrecorded(s) if s.site == Site(0, 1, "Kcur_rope") else s for s in odd]
     both = verdict(planted(gap, named("kq-1"), segment=(Site(0, 1, "Kcur"), Site(0, 1, "Kcur_rope"))))
-    assert "which were not comparable or not recorded, or in kq-1 itself. Dump this next: Kcur_rope-1." in words(both)
+    assert "that were not comparable or not recorded. Dump this next: Kcur_rope-1." in words(both)
 
 
 def logits_alone(layers: int) -> list[SiteVerdict]:
@@ -247,7 +247,7 @@ def test_a_segment_of_many_layers_asks_for_their_outputs_and_these_name_the_laye
     segment = tuple(s.site for s in told[:-1])
     record = verdict(planted(told, named("result_output"), segment=segment))
     assert record.dump_next == tuple(Site(0, n, "l_out") for n in range(29))
-    assert "or in result_output itself. Dump l_out of layers 0-28 next." in words(record)
+    assert "tensors before it that were not recorded. Dump l_out of layers 0-28 next." in words(record)
     spoiled = [replace(s, status=Status.NOT_COMPARABLE) if str(s.site) in {"l_out-3", "kq-3"} else s for s in told]
     gaps = verdict(planted(spoiled, named("result_output"), segment=segment))
     assert "Dump l_out of layers 0-2, 4-28 next." in words(gaps)
