@@ -33,8 +33,9 @@ def _divided(call: Call, _scene: Scene, _values: Values) -> Call | None:
 
     def compute(*inputs: Any, arithmetic: Arithmetic, **attributes: Any) -> Array:  # noqa: ANN401 - the operation's own
         with np.errstate(all="ignore"):
-            weights = of(*inputs, arithmetic=arithmetic, **attributes)
-            return weights / weights.reshape(len(weights), -1).sum(-1).reshape(-1, *[1] * (weights.ndim - 1))
+            weights: Array = of(*inputs, arithmetic=arithmetic, **attributes)
+            total: Array = weights.reshape(len(weights), -1).sum(-1)
+            return weights / total.reshape(-1, *[1] * (weights.ndim - 1))
 
     return replaced(call, Derived(of, compute), *call.inputs, **call.attributes)
 
