@@ -33,10 +33,7 @@ class _Parser(argparse.ArgumentParser):
 def command_line() -> argparse.ArgumentParser:
     """The parser of every command and its options."""
     parser = _Parser(
-        "firstdiff",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "firstdiff", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(command=None)
@@ -143,6 +140,7 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
     names = add("names", "Show how the tensors of a trace were understood.")
     names.add_argument("trace", type=Path, metavar="TRACE", help="a dump of any engine")
+    names.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file that it is of, which says more")
     _names(names)
     _json(names, "every name and how it was understood")
 
@@ -150,6 +148,7 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     points.add_argument("model", type=Path, metavar="MODEL")
     _tier(points, "hand", "graph")
     _json(points, "the points")
+
     tokens = add("tokens", "Print a text's token ids with their pieces, or compare ids with llama.cpp's.")
     tokens.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
     tokens.add_argument("--prompt", required=True, metavar="TEXT", help="a text, tokenised by llama.cpp")

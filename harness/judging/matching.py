@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.modules import FUSED, points_of, tensors_of
 from firstdiff.dumps.tensors import Tensor
+from firstdiff.dumps.understood import NameRow
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model
 from firstdiff.model.graph.program import Input, Instruction, Program
@@ -177,6 +178,26 @@ def matched(model: Model, trace: Trace) -> Trace:
     strangers = [name for name in dict.fromkeys(strangers) if name not in understood]
     notes = (*trace.notes, *([_told(strangers)] if strangers else []))
     return _embedded(model, program, replace(trace, tensors=tensors, unknown=unknown, notes=notes))
+
+
+def meant(model: Model, rows: Sequence[NameRow]) -> list[NameRow]:
+    """How names are understood that are of a model; as they are where a file describes the architecture."""
+    if not isinstance(model.written, GraphArchitecture):
+        return list(rows)
+    places = Places.of(model.written.prepare([(0,)])[0])
+    placed: dict[int, dict[str, Place]] = {}
+    for step in {row.step for row in rows}:
+        placed[step] = places.of_names({row.name: _site(row) for row in rows if row.step == step})
+    found = []
+    for row in rows:
+        point, layer = placed[row.step].get(row.name, (None, row.layer))
+        found.append(replace(row, point=point, layer=layer, nearest=None if point is not None else row.nearest))
+    return found
+
+
+def _site(row: NameRow) -> Site:
+    """Where a trace holds a tensor."""
+    return Site.of_key(row.name, row.step) if row.point is None else Site(row.step, row.layer, row.point)
 
 
 def _told(strangers: list[str]) -> str:
