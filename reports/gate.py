@@ -12,10 +12,15 @@ from firstdiff.reports.explanations import paragraphs
 from firstdiff.reports.terminal import Page, Trimmed
 from firstdiff.verdict.gated import Changes, Checked
 
+NONE = "This part has no case: there are fewer cases than parts."
+
 
 def show(cases: Sequence[Checked], console: Console) -> None:
     """Print cases on a rich console."""
     page = Page(console.width, console.encoding)
+    if not cases:
+        console.print(Trimmed(page.text(NONE, "bold")), highlight=False)
+        return
     wrong = [c for c in cases if not c.passes]
     head = f"{len(wrong)} of {words.counted(len(cases), 'case')} {'does' if len(wrong) == 1 else 'do'} not pass."
     if not wrong:

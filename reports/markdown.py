@@ -68,7 +68,7 @@ def _title(cases: Sequence[Checked]) -> str:
         said = only.verdict.verdict if only.verdict else "could not be judged"
         return f"## firstdiff: {'passes' if only.passes else said}"
     if not wrong:
-        return f"## firstdiff: all {len(cases)} cases pass"
+        return f"## firstdiff: all {len(cases)} cases pass" if cases else "## firstdiff: this part has no case"
     return f"## firstdiff: {len(wrong)} of {len(cases)} cases {'does' if len(wrong) == 1 else 'do'} not pass"
 
 

@@ -24,6 +24,8 @@ def gate_command(
     out: Path,
     only: Sequence[str],
     regen: bool,
+    shard: tuple[int, int] = (1, 1),
+    jobs: int = 1,
     threads: int | None,
     kind: str,
     budget: float,
@@ -38,7 +40,15 @@ def gate_command(
     What is printed in the format `kind` (None for ``text``), the cases, and the worst of their exit codes.
     """
     cases = run_gate(
-        read_config(config), out=out, only=only, regen=regen, threads=threads, budget=budget, progress=progress
+        read_config(config),
+        out=out,
+        only=only,
+        shard=shard,
+        jobs=jobs,
+        regen=regen,
+        threads=threads,
+        budget=budget,
+        progress=progress,
     )
     progress.end()
     text = {"json": to_json(cases)} | {kind: written(cases, kind) for kind in ("markdown", "junit")}
@@ -50,7 +60,7 @@ def gate_command(
         sys.stderr.writelines(f"{line}\n" for line in lines(cases))
     if kind == "html":
         text[kind] = written(cases, kind)
-    return text.get(kind), cases, max(c.code for c in cases)
+    return text.get(kind), cases, max((c.code for c in cases), default=0)
 
 
 def gate(options: argparse.Namespace) -> int:
@@ -62,6 +72,8 @@ def gate(options: argparse.Namespace) -> int:
             out=out,
             only=options.case,
             regen=options.force_regen,
+            shard=options.shard,
+            jobs=options.jobs,
             threads=options.threads,
             kind=options.format,
             budget=budget_of(options),

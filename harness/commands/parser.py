@@ -7,7 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from firstdiff.commands.values import count, seconds, thread_count, token_ids
+from firstdiff.commands.shared_options import (
+    add_attention,
+    add_budget,
+    add_common,
+    add_format,
+    add_html,
+    add_input,
+    add_json,
+    add_names,
+    add_parallel,
+    add_text,
+    add_threads,
+    add_tier,
+)
+from firstdiff.commands.values import count, seconds, token_ids
 from firstdiff.errors import USAGE
 
 DESCRIPTION = """\
@@ -20,8 +34,6 @@ each operation on its own recorded inputs.
 EPILOG = """\
 exit codes: 0 agrees, 1 diverges, 2 wrong usage, 3 unreadable input or failed capture, 4 too little could be compared
 """
-
-FORMATS = ("text", "json", "markdown", "html", "junit")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,12 +69,12 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     demo.add_argument("--model", type=Path, metavar="GGUF", help="another model than SmolLM2")
     demo.add_argument("--decode", type=count, default=1, metavar="N", help="steps to decode (default: %(default)s)")
     demo.add_argument("--list", action="store_true", help="list the bugs that can be planted, and exit")
-    _html(demo)
-    _common(demo)
+    add_html(demo)
+    add_common(demo)
 
     run = add("run", "Judge llama.cpp, or a candidate's trace, against the reference.")
     run.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
-    _input(run)
+    add_input(run)
     run.add_argument("--decode", type=count, metavar="N", help="steps to decode after the prompt (default: 2)")
     run.add_argument(
         "--candidate",
@@ -78,12 +90,12 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         help="your engine, to be run: 'CMD --model {model} --tokens {tokens} --decode {decode} --dump {dump}'",
     )
     run.add_argument("--timeout", type=seconds, metavar="S", help="seconds that the engine may take (default: 600)")
-    _tier(run, "hand", "graph", "both")
-    _names(run)
-    _attention(run)
-    _budget(run)
-    _html(run)
-    _common(run)
+    add_tier(run, "hand", "graph", "both")
+    add_names(run)
+    add_attention(run)
+    add_budget(run)
+    add_html(run)
+    add_common(run)
 
     gate = add("gate", "Judge a matrix of cases, and hold it to limits and to committed baselines.")
     gate.add_argument(
@@ -95,8 +107,9 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         action="store_true",
         help="write the baselines anew, whatever they were: commit them afterwards",
     )
-    _budget(gate)
-    _common(gate, "gate.json")
+    add_parallel(gate)
+    add_budget(gate)
+    add_common(gate, "gate.json")
 
     record = add("record", "Record every intermediate of one engine's run.")
     record.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
@@ -106,7 +119,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         metavar="ENGINE",
         help="llama.cpp:cpu (default), or reference:f64, f32, ggml-cpu, bf16, f16, tf32, f16-operands, bf16-operands",
     )
-    _input(record)
+    add_input(record)
     record.add_argument("--decode", type=count, metavar="N", help="steps to decode after the prompt (default: 2)")
     record.add_argument(
         "--bug",
@@ -116,8 +129,8 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         help="plant a bug in the reference (see demo --list); repeatable",
     )
     record.add_argument("--out", type=Path, required=True, metavar="TRACE", help="folder of the trace")
-    _attention(record)
-    _threads(record)
+    add_attention(record)
+    add_threads(record)
 
 
 def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -128,33 +141,33 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "witness", type=Path, metavar="TRACE_B", help="the trace beside it: exit code 1 if either diverges"
     )
     diff.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file (default: the one that TRACE_A names)")
-    _budget(diff)
-    _format(diff)
+    add_budget(diff)
+    add_format(diff)
 
     _add_explain(add("explain", "Say why a site diverges, with every hypothesis that was tried."))
 
     hypotheses = add("hypotheses", "List the hypotheses: the ways of being wrong that are tried.")
     hypotheses.add_argument("id", nargs="?", metavar="ID", help="one of them, in full")
-    _json(hypotheses, "the hypotheses")
+    add_json(hypotheses, "the hypotheses")
     _add_report(add("report", "Print the report of a verdict.json again, or make its HTML page."))
 
     names = add("names", "Show how the tensors of a trace were understood.")
     names.add_argument("trace", type=Path, metavar="TRACE", help="a dump of any engine")
     names.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file that it is of, which says more")
-    _names(names)
-    _json(names, "every name and how it was understood")
+    add_names(names)
+    add_json(names, "every name and how it was understood")
 
     points = add("points", "Show what can be dumped of a model, and under which name.")
     points.add_argument("model", type=Path, metavar="MODEL")
-    _tier(points, "hand", "graph")
-    _json(points, "the points")
+    add_tier(points, "hand", "graph")
+    add_json(points, "the points")
 
     tokens = add("tokens", "Print a text's token ids with their pieces, or compare ids with llama.cpp's.")
     tokens.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
     tokens.add_argument("--prompt", required=True, metavar="TEXT", help="a text, tokenised by llama.cpp")
     tokens.add_argument("--ids", type=token_ids, metavar="IDS", help="your engine's token ids, to compare")
-    _text(tokens)
-    _json(tokens, "the ids with their pieces, or the comparison,")
+    add_text(tokens)
+    add_json(tokens, "the ids with their pieces, or the comparison,")
 
     rope = add("rope", "Print the rope table, or the angles that a trace was turned by.")
     rope.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
@@ -163,8 +176,8 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     rope.add_argument("--trace", type=Path, metavar="TRACE", help="your dump: its angles beside the expected ones")
     rope.add_argument("--tokens", type=token_ids, metavar="IDS", help="token ids, where the dump has none")
     rope.add_argument("--layer", type=count, default=0, metavar="N", help="layer of the trace (default: %(default)s)")
-    _names(rope)
-    _json(rope, "the table, or the fitted angles,")
+    add_names(rope)
+    add_json(rope, "the table, or the fitted angles,")
 
     weights = add("weights", "Print statistics of the file's weights, or compare your engine's with them.")
     weights.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
@@ -172,7 +185,7 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     weights.add_argument(
         "--against", type=Path, metavar="FILE", help="your weights (safetensors), or a trace with weights.safetensors"
     )
-    _json(weights, "the statistics, or the comparison,")
+    add_json(weights, "the statistics, or the comparison,")
 
     log = add("log", "Hold what an engine printed against the reference.")
     log.add_argument("log", type=Path, metavar="FILE", help="what your engine printed")
@@ -183,7 +196,7 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "--decoded", type=token_ids, default=(), metavar="IDS", help="the tokens it decoded, in place of --decode"
     )
     log.add_argument("--patterns", type=Path, metavar="FILE", help="a TOML file with more spellings")
-    _json(log, "every observation and what was found of it")
+    add_json(log, "every observation and what was found of it")
 
     add("doctor", "Check that this installation is sound.")
 
@@ -192,108 +205,12 @@ def _add_explain(explain: argparse.ArgumentParser) -> None:
     explain.add_argument("path", type=Path, metavar="VERDICT_OR_TRACE", help="verdict.json, a run's folder, or a trace")
     explain.add_argument("site", nargs="?", metavar="SITE", help="such as Kcur_rope-3 (default: every explanation)")
     explain.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file of a trace")
-    _budget(explain)
-    _names(explain)
-    _json(explain, "the explanations")
+    add_budget(explain)
+    add_names(explain)
+    add_json(explain, "the explanations")
 
 
 def _add_report(report: argparse.ArgumentParser) -> None:
     report.add_argument("verdict", type=Path, metavar="VERDICT", help="the verdict.json of a run")
     report.add_argument("--html", type=Path, metavar="FILE", help="write the HTML page in place of printing")
-    _format(report)
-
-
-def _input(parser: argparse.ArgumentParser) -> None:
-    text = parser.add_mutually_exclusive_group()
-    text.add_argument("--prompt", metavar="TEXT", help="a text, tokenised by llama.cpp")
-    text.add_argument("--tokens", type=token_ids, metavar="IDS", help="token ids, such as 1,450,7483")
-    text.add_argument("--long", action="store_true", help="a prompt of 2,048 tokens, for what shows at none shorter")
-    _text(parser)
-
-
-def _text(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--chat", action="store_true", help="put the text into the model's chat template")
-    parser.add_argument(
-        "--no-special",
-        dest="special",
-        action="store_false",
-        help="add no BOS or EOS, read control tokens as plain text",
-    )
-
-
-def _common(parser: argparse.ArgumentParser, kept: str = "verdict.json") -> None:
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder for traces and verdict (default: a new one in firstdiff-runs/)",
-    )
-    _threads(parser)
-    _format(parser, kept)
-
-
-def _budget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--budget",
-        type=count,
-        metavar="SECONDS",
-        help="seconds that the search for what explains may take, per candidate (default: 60)",
-    )
-
-
-def _html(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one HTML page too")
-    parser.add_argument(
-        "--details",
-        action="store_true",
-        help="keep a closer look at each site in verdict.json, for 'report --html' to show later (--html does too)",
-    )
-
-
-def _names(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--names", metavar="MAP", help="names in the dump: firstdiff, llama.cpp, hf, or a TOML or JSON table"
-    )
-
-
-def _tier(parser: argparse.ArgumentParser, *tiers: str) -> None:
-    parser.add_argument(
-        "--tier",
-        choices=tiers,
-        help="what judges: firstdiff's own description of the architecture, or llama.cpp's graph (default: the first, "
-        "if there is one); both: say where they disagree",
-    )
-
-
-def _threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads",
-        type=thread_count,
-        metavar="N",
-        help="threads of llama.cpp (default: one a core, and 1 for files below 1 GiB)",
-    )
-
-
-def _attention(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--flash-attention", action="store_true", help="run llama.cpp with flash attention")
-    parser.add_argument(
-        "--kv",
-        choices=("f16", "bf16", "q8_0", "q4_0"),
-        default="f16",
-        metavar="TYPE",
-        help="type of llama.cpp's KV cache: f16 (default), bf16, q8_0, q4_0; without flash attention the last two "
-        "are the keys' alone",
-    )
-
-
-def _format(parser: argparse.ArgumentParser, kept: str = "verdict.json") -> None:
-    parser.add_argument(
-        "--format", choices=FORMATS, default="text", help="what is printed, to stdout (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--json", dest="format", action="store_const", const="json", help=f"the same as --format json: print {kept}"
-    )
-
-
-def _json(parser: argparse.ArgumentParser, printed: str) -> None:
-    parser.add_argument("--json", action="store_true", help=f"print {printed} as JSON")
+    add_format(report)

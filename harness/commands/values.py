@@ -34,6 +34,23 @@ def thread_count(text: str) -> int:
     return value
 
 
+def job_count(text: str) -> int:
+    """As many processes as are asked for, at least one."""
+    value = int(text) if _is_whole(text, digits=4) else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no count of jobs: give a whole number from 1 on")
+    return value
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """Which part of how many, as in ``2/4``."""
+    words = text.split("/")
+    part, parts = (int(w) if _is_whole(w, digits=6) else 0 for w in words) if len(words) == 2 else (0, 0)  # noqa: PLR2004
+    if not 1 <= part <= parts:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no part: give 1/4 for the first of four parts")
+    return part, parts
+
+
 def token_ids(text: str) -> tuple[int, ...]:
     """Token ids, separated by commas."""
     words = text.replace(",", " ").split()

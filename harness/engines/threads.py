@@ -23,9 +23,12 @@ def physical_cores() -> int:
 SMALL = 1 << 30  # bytes of a model that is run with one thread
 
 
-def threads_for(model: Path | None, asked: int | None = None) -> int:
-    """Threads of llama.cpp. A small model gains less from a second one than waiting for it costs on a busy machine."""
+def threads_for(model: Path | None, asked: int | None = None, *, jobs: int = 1) -> int:
+    """Threads of llama.cpp, where as many `jobs` run side by side.
+
+    A small model gains less from a second one than waiting for it costs on a busy machine.
+    """
     if asked:
         return asked
     small = model is None or not model.exists() or model.stat().st_size < SMALL
-    return 1 if small else min(physical_cores(), MOST_THREADS)
+    return 1 if small else min(max(1, physical_cores() // jobs), MOST_THREADS)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from firstdiff.dumps import Site
 from firstdiff.engines.threads import threads_for
 from firstdiff.engines.user_engine import Engine
-from firstdiff.errors import CaptureError, UsageError, exit_code, told
+from firstdiff.errors import UNREADABLE, CaptureError, UsageError, exit_code, told
 from firstdiff.explaining.budget import SECONDS
 from firstdiff.gate.baseline import Baseline, baseline_of, check_model, check_prompt, compare, read_baseline, to_text
 from firstdiff.gate.config import LLAMA, GateCase, GateConfig
 from firstdiff.gate.limits import held, sites_are
+from firstdiff.gate.side_by_side import side_by_side
 from firstdiff.progress import QUIET, Progress
 from firstdiff.runs import candidates, certificate
 from firstdiff.runs.folder import FILE, keep_verdict
@@ -27,6 +30,10 @@ from firstdiff.verdict.provenance import own_version
 
 NAMED = 4  # sites named one by one in a sentence
 INCOMPARABLE = 4  # the exit code
+ENDED = (
+    "the process that judged this case ended before it was done: 'firstdiff gate {} --case {}' judges it alone, and"
+    " shows what ends it"
+)
 SAME = "every tensor is to the bit what it was in the baseline: the judgement changed, not the engine"
 
 
@@ -35,12 +42,14 @@ def run_gate(
     *,
     out: Path,
     only: Sequence[str] = (),
+    shard: tuple[int, int] = (1, 1),
+    jobs: int = 1,
     regen: bool = False,
     threads: int | None = None,
     budget: float = SECONDS,
     progress: Progress = QUIET,
 ) -> list[Checked]:
-    """Run a gate's cases one after another; a case that cannot be run fails alone.
+    """Run a gate's cases; a case that cannot be run fails alone.
 
     Parameters
     ----------
@@ -50,6 +59,10 @@ def run_gate(
         Folder for traces, verdicts and pages, a folder a case.
     only
         Names of cases; none for all.
+    shard
+        Which part of the cases is run, and of how many: each case is in one of the parts.
+    jobs
+        How many cases are judged side by side, in processes of their own. What comes out does not depend on it.
     regen
         Write every baseline anew.
     threads
@@ -68,15 +81,33 @@ def run_gate(
     for name in only:
         if name not in known:
             raise UsageError(f"--case {name!r:.80}: no such case (there are {', '.join(known)})")
-    cases = [known[name] for name in only] or list(config.cases)
+    part, parts = shard
+    cases = ([known[name] for name in only] or list(config.cases))[part - 1 :: parts]
+    judged = partial(_judged_in, config=config, out=out, regen=regen, threads=threads, budget=budget)
+    if jobs > 1 and len(cases) > 1:
+        return _side_by_side(cases, partial(judged, jobs=jobs), jobs, config, progress)
     done = []
     for number, case in enumerate(cases, 1):
         progress.part(f"{case.name} ({number} of {len(cases)})" if len(cases) > 1 else case.name)
-        folder = out / case.name
-        done.append(
-            check_case(case, config, out=folder, regen=regen, threads=threads, budget=budget, progress=progress)
-        )
+        done.append(judged(case, progress=progress))
     return done
+
+
+def _side_by_side(
+    cases: Sequence[GateCase], judged: Callable[[GateCase], Checked], jobs: int, config: GateConfig, progress: Progress
+) -> list[Checked]:
+    """Judge cases in several processes, and give the results in the order of the cases."""
+    done: dict[int, Checked] = {}
+    progress.say(f"{len(cases):,} cases, {jobs:,} at a time")
+    for number, result in side_by_side(cases, judged, jobs):
+        name = cases[number].name
+        done[number] = result or Checked(name, None, (ENDED.format(config.path, name),), UNREADABLE)
+        progress.say(f"{len(done):,} of {len(cases):,} cases, {jobs:,} at a time")
+    return [done[number] for number in range(len(cases))]
+
+
+def _judged_in(case: GateCase, *, out: Path, **how: Any) -> Checked:  # noqa: ANN401 - as check_case has it
+    return check_case(case, out=out / case.name, **how)
 
 
 def check_case(
@@ -88,10 +119,11 @@ def check_case(
     threads: int | None = None,
     budget: float = SECONDS,
     progress: Progress = QUIET,
+    jobs: int = 1,
 ) -> Checked:
-    """Run one case; what goes wrong is its result."""
+    """Run one case, beside others where there are several `jobs`; what goes wrong is its result."""
     try:
-        return _checked(_Run(case, config, out, regen, threads, budget, progress))
+        return _checked(_Run(case, config, out, regen, threads, budget, progress, jobs))
     except Exception as e:
         code = exit_code(e)
         if code is None:
@@ -108,6 +140,7 @@ class _Run:
     threads: int | None
     budget: float
     progress: Progress
+    jobs: int
 
     @property
     def baseline(self) -> Path:
@@ -118,7 +151,7 @@ def _checked(run: _Run) -> Checked:
     judging = begun(
         run.case.model,
         out=run.out,
-        threads=threads_for(run.case.model, run.threads),
+        threads=threads_for(run.case.model, run.threads, jobs=run.jobs),
         detailed=True,  # for the page, if it fails: SmolLM2 takes 2 s in place of 1
         progress=run.progress,
         budget=run.budget,
