@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def run_gate(
     cases = ([known[name] for name in only] or list(config.cases))[part - 1 :: parts]
     judged = partial(_judged_in, config=config, out=out, regen=regen, threads=threads, budget=budget)
     if jobs > 1 and len(cases) > 1:
-        return _side_by_side(cases, partial(judged, jobs=jobs), jobs, config, progress)
+        return _side_by_side(cases, partial(_sent, partial(judged, jobs=jobs)), jobs, config, progress)
     done = []
     for number, case in enumerate(cases, 1):
         progress.part(f"{case.name} ({number} of {len(cases)})" if len(cases) > 1 else case.name)
@@ -104,6 +104,12 @@ def _side_by_side(
         done[number] = result or Checked(name, None, (ENDED.format(config.path, name),), UNREADABLE)
         progress.say(f"{len(done):,} of {len(cases):,} cases, {jobs:,} at a time")
     return [done[number] for number in range(len(cases))]
+
+
+def _sent(judged: Callable[[GateCase], Checked], case: GateCase) -> Checked:
+    """A case as it comes from another process: its page is written there, and the details that are in it stay."""
+    done = judged(case)
+    return done if done.verdict is None else replace(done, verdict=replace(done.verdict, details={}))
 
 
 def _judged_in(case: GateCase, *, out: Path, **how: Any) -> Checked:  # noqa: ANN401 - as check_case has it

@@ -11,6 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import TypeVar
 
+AHEAD = 2  # cases handed out to each process, so that none waits for its next one
+
 Case = TypeVar("Case")
 Result = TypeVar("Result")
 
@@ -50,11 +52,11 @@ def _pooled(
     jobs: int,
     in_hand: dict[Future[Result], int],
 ) -> Iterator[tuple[int, Result]]:
-    """Judge what is left. No more cases are handed out than there are processes: `in_hand` is what they work at."""
+    """Judge what is left; `in_hand` is what the processes work at, and what they will take next."""
     coming = iter(tuple(left))
     with _pool(min(jobs, len(left))) as pool:
         while True:
-            for number in islice(coming, jobs - len(in_hand)):
+            for number in islice(coming, AHEAD * jobs - len(in_hand)):
                 in_hand[pool.submit(judged, cases[number])] = number
             if not in_hand:
                 return
