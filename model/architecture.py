@@ -12,40 +12,38 @@ from firstdiff.model.value import Value
 from firstdiff.model.weights import Weights
 
 
-class Hyperparameters(Protocol):
-    """What a file says about a model, under llama.cpp's names. An architecture may have more."""
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """What a file says about a model, under llama.cpp's names. An architecture may have more.
 
-    @property
-    def n_vocab(self) -> int:
-        """Tokens of the vocabulary."""
+    Parameters
+    ----------
+    n_vocab
+        Tokens of the vocabulary.
+    n_ctx_train
+        Positions that the model was trained for.
+    n_embd
+        Numbers per token in the residual stream.
+    n_layer
+        Blocks.
+    n_head
+        Query heads per layer.
+    n_head_kv
+        Heads of keys and of values per layer.
+    head_dim
+        Numbers per head.
+    n_ff
+        Numbers per token between the products of the feed-forward network.
+    """
 
-    @property
-    def n_ctx_train(self) -> int:
-        """Positions that the model was trained for."""
-
-    @property
-    def n_embd(self) -> int:
-        """Numbers per token in the residual stream."""
-
-    @property
-    def n_layer(self) -> int:
-        """Blocks."""
-
-    @property
-    def n_head(self) -> int:
-        """Query heads per layer."""
-
-    @property
-    def n_head_kv(self) -> int:
-        """Heads of keys and of values per layer."""
-
-    @property
-    def head_dim(self) -> int:
-        """Numbers per head."""
-
-    @property
-    def n_ff(self) -> int:
-        """Numbers per token between the products of the feed-forward network."""
+    n_vocab: int
+    n_ctx_train: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_ff: int
 
 
 @dataclass(frozen=True, slots=True)

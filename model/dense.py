@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from firstdiff.model import architecture
 from firstdiff.model.architecture import Nodes, Tensor
 from firstdiff.model.errors import ModelError
 from firstdiff.model.fields import Fields
@@ -18,17 +19,9 @@ from firstdiff.model.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
-class Hyperparameters:
-    """What the file says about the model, under llama.cpp's names where it has one."""
+class Hyperparameters(architecture.Hyperparameters):
+    """Those of a decoder whose layers are alike, with rotated heads of one size."""
 
-    n_vocab: int
-    n_ctx_train: int
-    n_embd: int
-    n_layer: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_ff: int
     rms_eps: float
     rope_base: float
     rope_scale: float  # positions are multiplied by it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +13,8 @@ from itertools import islice
 from typing import TypeVar
 
 AHEAD = 2  # cases handed out to each process, so that none waits for its next one
+
+_STOPPED = threading.Event()  # of this process
 
 Case = TypeVar("Case")
 Result = TypeVar("Result")
@@ -57,7 +60,7 @@ def _pooled(
     with _pool(min(jobs, len(left))) as pool:
         while True:
             for number in islice(coming, AHEAD * jobs - len(in_hand)):
-                in_hand[pool.submit(judged, cases[number])] = number
+                in_hand[pool.submit(_unless_stopped, judged, cases[number])] = number
             if not in_hand:
                 return
             for future in wait(in_hand, return_when=FIRST_COMPLETED).done:
@@ -68,7 +71,7 @@ def _pooled(
 def _alone(case: Case, judged: Callable[[Case], Result]) -> Result | None:
     try:
         with _pool(1) as pool:
-            return pool.submit(judged, case).result()
+            return pool.submit(_unless_stopped, judged, case).result()
     except BrokenProcessPool:
         return None
 
@@ -79,5 +82,16 @@ def _pool(processes: int) -> ProcessPoolExecutor:
 
 
 def _begin() -> None:
-    """Let Ctrl-C end the process without a traceback."""
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(128 + signal.SIGINT))
+    """Let Ctrl-C end the case in hand without a traceback, and keep the next one from beginning."""
+    signal.signal(signal.SIGINT, _stop)
+
+
+def _stop(*_: object) -> None:
+    _STOPPED.set()
+    sys.exit(128 + signal.SIGINT)
+
+
+def _unless_stopped(judged: Callable[[Case], Result], case: Case) -> Result:
+    if _STOPPED.is_set():
+        sys.exit(128 + signal.SIGINT)
+    return judged(case)

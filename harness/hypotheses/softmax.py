@@ -95,7 +95,7 @@ def _other_cap(call: Call, _scene: Scene, values: Values) -> Call | None:
 
 
 def _caps(call: Call, scene: Scene) -> tuple[float, ...]:
-    """Gemma 2 caps scores at 50 and logits at 30, which engines take one for the other."""
+    """Gemma 2 caps scores at 50 and logits at 30: one may be taken for the other."""
     return tuple(c for right in _right_cap(call, scene) for c in (right * 30 / 50, right * 50 / 30, 30.0, 50.0))
 
 

@@ -57,6 +57,8 @@ class Where:
         Operands of attention that are meant; empty for any result.
     inside
         Whether only calls inside the layers are meant (True), or only those outside (False).
+    named
+        The one point that is meant; empty for any.
     """
 
     ops: tuple[Operation, ...] | None
@@ -64,6 +66,7 @@ class Where:
     but: tuple[Kind, ...] = ()
     carries: str = ""
     inside: bool | None = None
+    named: str = ""
 
     def matches(self, call: Call) -> bool:
         """Whether a call is meant."""
@@ -76,7 +79,8 @@ class Where:
     def _role(self, name: str) -> bool:
         kind, held = kind_of(name), POINTS[name].carries if name in POINTS else ""
         return (
-            (self.only is None or kind in self.only)
+            self.named in ("", name)
+            and (self.only is None or kind in self.only)
             and kind not in self.but
             and (not self.carries or (held != "" and held in self.carries))
         )
@@ -90,12 +94,17 @@ class Where:
     def _made(self, point: Point) -> bool:
         if self.inside not in (None, point.inside):
             return False
-        return self.ops is None or any(point.kind in MAKES.get(op, ()) for op in self.ops)
+        return self.ops is None or any(_makes(op, point) for op in self.ops)
 
     @property
     def outside_layers(self) -> bool:
         """Whether no call inside a layer is meant."""
         return set(self.points) <= set(OUTSIDE)
+
+
+def _makes(op: Operation, point: Point) -> bool:
+    """Whether a point is an operation's result: activations have theirs in their names."""
+    return point.kind in MAKES.get(op, ()) and (point.kind is not Kind.ACTIVATION or op.__name__ in point.name)
 
 
 def _is_described(point: Point) -> bool:
@@ -117,8 +126,6 @@ SUMS = Where((add,), only=(Kind.SUM,))
 """Sums of a branch and the residual stream: which operand is the stream is known of a point only."""
 EXPERTS = Where((add,), only=(Kind.EXPERTS,))
 """The sum of what two experts give; of more experts it is several sums, of which the last one is recorded."""
-SHARES = Where(None, only=(Kind.SHARES,))
-"""Weights of the chosen experts, by llama.cpp's names: the operations are its graph's."""
 GATED = Where((swiglu,))
 GATES = Where((swiglu, geglu))
 GELUS = Where((geglu, gelu))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from firstdiff.model.architecture import Nodes, Rotation, Tensor
+from firstdiff.model.architecture import Hyperparameters, Nodes, Rotation, Tensor
 from firstdiff.model.errors import ModelError
 from firstdiff.model.fields import Fields
 from firstdiff.model.gguf import GGUF
@@ -28,20 +28,6 @@ class Capture(Protocol):
     """Runs some steps through llama.cpp and returns the graph of each."""
 
     def __call__(self, steps: Sequence[Tokens], /) -> Sequence[Graph]: ...  # noqa: D102
-
-
-@dataclass(frozen=True, slots=True)
-class Hyperparameters:
-    """What a file says, as far as an architecture that nobody has written out says it in the usual keys."""
-
-    n_vocab: int
-    n_ctx_train: int
-    n_embd: int
-    n_layer: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_ff: int
 
 
 @dataclass(slots=True)

@@ -25,6 +25,8 @@ from pathlib import Path
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is: more threads spin while they wait
 sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
+from lines import printed
+
 from builders.every_architecture import ARCHITECTURES, toy
 from builders.models import quantised
 from firstdiff.engines.llamacpp import Attention
@@ -127,15 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row = judged(arch, kind, flash=flash == "1", kv=kv)
         sys.stdout.write(json.dumps({name: getattr(row, name) for name in Row.__slots__}) + "\n")
         return 0
-    lines, alarms = [], 0
-    for line, count in report(options.architectures.split(",")):
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-        lines.append(line)
-        alarms += count
-    if options.out is not None:
-        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return 1 if alarms else 0
+    return 1 if printed(report(options.architectures.split(",")), options.out) else 0
 
 
 if __name__ == "__main__":

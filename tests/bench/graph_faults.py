@@ -24,6 +24,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is: more t
 sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
 import numpy as np
+from lines import printed
 
 from builders.every_architecture import ARCHITECTURES, ENCODER_AND_DECODER, toy
 from firstdiff.dumps import Site, Step, Trace
@@ -152,15 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--faults", type=int, default=10, help="in each architecture (default: 10)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    lines, wrong = [], 0
-    for line, count in report(options.architectures.split(","), options.faults):
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-        lines.append(line)
-        wrong += count
-    if options.out is not None:
-        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return 1 if wrong else 0
+    return 1 if printed(report(options.architectures.split(","), options.faults), options.out) else 0
 
 
 if __name__ == "__main__":

@@ -1,30 +1,24 @@
-"""transformers' models of families that have no file in model/architectures, with the weights of tiny GGUF files.
-
-Names are mapped by the gguf package's own table, in the direction in which it converts models.
-"""
+"""Families of models that have no file in model/architectures: transformers' class, and what its GGUF file has."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
-import numpy.typing as npt
-import torch
-import transformers
-
-from builders.every_architecture import toy
-from builders.hugging_face import by_halves
-
-Array = npt.NDArray[Any]
-Change = Callable[[str, Array], Array]
-Made = Callable[[Mapping[str, Array], str], tuple[Array, tuple[str, ...]]]
-"""Makes a parameter of a layer of the file's tensors; with their names in it."""
-
+from builders.family_tensors import (
+    Change,
+    Made,
+    conv1d,
+    falcon,
+    heads_as_halves,
+    interleaved,
+    joined,
+    keys_and_values,
+    mamba,
+    neox,
+    plus_one,
+    turned,
+)
 
 LEAN = (r"[.]scale$", r"input_scale$")
 """Tensors that no model of transformers has."""
@@ -78,81 +72,11 @@ class Family:
     made: dict[str, Made] = field(default_factory=dict)
 
 
-def _plus_one(name: str, x: Array) -> Array:
-    """Gemma's norms are stored as what is added to 1, but in GGUF files."""
-    return x - 1 if "norm" in name else x
-
-
-def _conv1d(name: str, x: Array) -> Array:
-    """GPT-2 has its matrices the other way round."""
-    return x.T if re.search(r"c_(attn|proj|fc)\.weight$", name) else x
-
-
-def _mamba(name: str, x: Array) -> Array:
-    """Conversion takes the exponential of what makes a state decay."""
-    return np.log(-x) if name.endswith("A_log") else x
-
-
-def _falcon(name: str, x: Array) -> Array:
-    """Falcon has Q, K and V of one KV head after another: [group of q, k, v]."""
-    if "query_key_value" not in name:
-        return x
-    q, k, v = np.split(x, (256, 384))
-    parts = (q.reshape(2, 128, -1), k.reshape(2, 64, -1), v.reshape(2, 64, -1))
-    return np.concatenate(parts, 1).reshape(x.shape)
-
-
-def _neox(name: str, x: Array) -> Array:
-    """GPT-NeoX has Q, K and V of one head after another."""
-    if "query_key_value" not in name:
-        return x
-    return np.stack([part.reshape(4, 64, -1) for part in np.split(x, 3)], 1).reshape(x.shape)
-
-
-def _heads_as_halves(heads: int, kv: int) -> Change:
-    """Undo what conversion does to the rows of Q and K of an architecture that turns neighbours."""
-
-    def change(name: str, x: Array) -> Array:
-        count = {"q_proj": heads, "k_proj": kv}.get(name.split(".")[-2])
-        return x if count is None else by_halves(x, count)
-
-    return change
-
-
-def _joined(*tensors: str) -> Made:
-    """Several tensors of a layer one below the other: a fused product."""
-    return lambda values, layer: (np.concatenate([values[f"blk.{layer}.{t}"] for t in tensors], -2), tensors)
-
-
-def _interleaved(*tensors: str) -> Made:
-    """Gate and up of experts in turn, as gpt-oss has them, and the other way round."""
-
-    def made(values: Mapping[str, Array], layer: str) -> tuple[Array, tuple[str, ...]]:
-        parts = [values[f"blk.{layer}.{t}"] for t in tensors]
-        x = np.stack(parts, 2).reshape(len(parts[0]), -1, *parts[0].shape[2:])
-        return (x.swapaxes(1, 2) if x.ndim == 3 else x), tensors
-
-    return made
-
-
-def _keys_and_values(values: Mapping[str, Array], layer: str) -> tuple[Array, tuple[str, ...]]:
-    """What keys and values are made of, of one head after another; the file has each in a matrix of its own."""
-    tensors = "attn_k_b.weight", "attn_v_b.weight"
-    k, v = (values[f"blk.{layer}.{t}"] for t in tensors)
-    x = np.concatenate([k.swapaxes(1, 2), v], 1)
-    return x.reshape(-1, x.shape[-1]), tensors
-
-
-def _turned(tensor: str) -> Made:
-    """Experts' matrices the other way round."""
-    return lambda values, layer: (values[f"blk.{layer}.{tensor}"].swapaxes(-1, -2), (tensor,))
-
-
 LAYER = r"model\.layers\.(\d+)\."
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 EXPERTS: dict[str, Made] = {
-    LAYER + r"mlp\.experts\.gate_up_proj": _joined("ffn_gate_exps.weight", "ffn_up_exps.weight"),
-    LAYER + r"mlp\.experts\.down_proj": _joined("ffn_down_exps.weight"),
+    LAYER + r"mlp\.experts\.gate_up_proj": joined("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+    LAYER + r"mlp\.experts\.down_proj": joined("ffn_down_exps.weight"),
 }
 OLD = {"n_embd": 256, "n_layer": 2, "n_head": 4, "n_inner": 512, "n_positions": 256, "layer_norm_epsilon": 1e-5}
 
@@ -168,7 +92,7 @@ FAMILIES: dict[str, Family] = {
             "hidden_activation": "gelu_pytorch_tanh",
             "rope_parameters": {"sliding_attention": ROPE, "full_attention": ROPE},
         },
-        change=_plus_one,
+        change=plus_one,
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",
@@ -183,7 +107,7 @@ FAMILIES: dict[str, Family] = {
             "hidden_activation": "gelu_pytorch_tanh",
             "rope_parameters": ROPE,
         },
-        change=_plus_one,
+        change=plus_one,
     ),
     "qwen3moe": Family(
         "Qwen3MoeForCausalLM",
@@ -215,9 +139,9 @@ FAMILIES: dict[str, Family] = {
             LAYER + r"mlp\.experts\.down_proj_bias": "blk.{}.ffn_down_exps.bias",
         },
         made={
-            LAYER + r"mlp\.experts\.gate_up_proj": _interleaved("ffn_gate_exps.weight", "ffn_up_exps.weight"),
-            LAYER + r"mlp\.experts\.gate_up_proj_bias": _interleaved("ffn_gate_exps.bias", "ffn_up_exps.bias"),
-            LAYER + r"mlp\.experts\.down_proj": _turned("ffn_down_exps.weight"),
+            LAYER + r"mlp\.experts\.gate_up_proj": interleaved("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+            LAYER + r"mlp\.experts\.gate_up_proj_bias": interleaved("ffn_gate_exps.bias", "ffn_up_exps.bias"),
+            LAYER + r"mlp\.experts\.down_proj": turned("ffn_down_exps.weight"),
         },
     ),
     "phi3": Family(
@@ -226,7 +150,7 @@ FAMILIES: dict[str, Family] = {
         keys={"attention.sliding_window": 256},
         without=(*BIASES, r"rope_factors"),
         made={
-            LAYER + r"self_attn\.qkv_proj\.weight": _joined("attn_q.weight", "attn_k.weight", "attn_v.weight"),
+            LAYER + r"self_attn\.qkv_proj\.weight": joined("attn_q.weight", "attn_k.weight", "attn_v.weight"),
         },
     ),
     "olmo2": Family(
@@ -244,10 +168,10 @@ FAMILIES: dict[str, Family] = {
             "rope_parameters": ROPE,
         },
         without=(*BIASES, r"rope_freqs"),
-        change=_heads_as_halves(4, 2),
+        change=heads_as_halves(4, 2),
     ),
     "gpt2": Family(
-        "GPT2LMHeadModel", OLD | {"n_head": 4}, keys={"attention.head_count_kv": 4}, without=LEAN, change=_conv1d
+        "GPT2LMHeadModel", OLD | {"n_head": 4}, keys={"attention.head_count_kv": 4}, without=LEAN, change=conv1d
     ),
     "falcon": Family(
         "FalconForCausalLM",
@@ -263,7 +187,7 @@ FAMILIES: dict[str, Family] = {
             "rope_parameters": ROPE,
         },
         without=LEAN,
-        change=_falcon,
+        change=falcon,
     ),
     "starcoder2": Family(
         "Starcoder2ForCausalLM",
@@ -306,7 +230,7 @@ FAMILIES: dict[str, Family] = {
         },
         keys={"attention.head_count_kv": 4},
         without=LEAN,
-        change=_neox,
+        change=neox,
     ),
     "cohere2": Family(
         "Cohere2ForCausalLM",
@@ -320,7 +244,7 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "smollm3": Family(
-        "SmolLM3ForCausalLM", {"no_rope_layers": [1, 1], "rope_parameters": ROPE}, change=_heads_as_halves(4, 2)
+        "SmolLM3ForCausalLM", {"no_rope_layers": [1, 1], "rope_parameters": ROPE}, change=heads_as_halves(4, 2)
     ),
     "nemotron": Family(
         "NemotronForCausalLM",
@@ -398,14 +322,14 @@ FAMILIES: dict[str, Family] = {
             "time_step_limit": (0.0, float("inf")),
         },
         without=LEAN,
-        change=_mamba,
+        change=mamba,
         names={r"backbone\.layers\.(\d+)\.mixer\.dt_bias": "blk.{}.ssm_dt.bias"},
     ),
     "mamba": Family(
         "MambaForCausalLM",
         {"state_size": 128, "expand": 2, "conv_kernel": 4, "time_step_rank": 4, "layer_norm_epsilon": 1e-5},
         without=LEAN,
-        change=_mamba,
+        change=mamba,
     ),
     "deepseek2": Family(
         "DeepseekV3ForCausalLM",
@@ -435,56 +359,7 @@ FAMILIES: dict[str, Family] = {
             LAYER + r"mlp\.experts\.gate_up_proj": "blk.{}.ffn_gate_up_exps.weight",
             LAYER + r"mlp\.experts\.down_proj": "blk.{}.ffn_down_exps.weight",
         },
-        made={LAYER + r"self_attn\.kv_b_proj\.weight": _keys_and_values},
+        made={LAYER + r"self_attn\.kv_b_proj\.weight": keys_and_values},
         without=LEAN,
     ),
 }
-
-
-def family_model(arch: str, folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Path, Any]:
-    """Make a tiny GGUF file, and transformers' model with its weights; every parameter is filled."""
-    family = FAMILIES[arch]
-    path = toy(arch, folder, keys=family.keys, without=family.without)
-    reader = gguf.GGUFReader(path)
-    values = {t.name: np.float32(gguf.dequantize(t.data, t.tensor_type)) for t in reader.tensors}
-    config_kind = getattr(transformers, family.kind).config_class
-    model = getattr(transformers, family.kind)(config_kind(**{**SIZES, **family.config}))
-    names = gguf.get_tensor_name_map(next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == arch), 2)
-    state: dict[str, torch.Tensor] = {}
-    used: set[str | None] = set()
-    tied = model.config.tie_word_embeddings
-    for name, weight in model.state_dict().items():
-        if tied and name == "lm_head.weight":
-            state[name] = state["model.embed_tokens.weight"]
-            continue
-        made = _made(family, values, name)
-        if made is None:
-            of = _file_name(family, names, name)
-            assert of in values, f"{name}: the file has no {of}"
-            made = family.change(name, values[of]), (of,)
-        x = made[0]
-        x = x.reshape(weight.shape) if x.size == weight.numel() and x.ndim != weight.ndim else x
-        used |= set(made[1])
-        assert x.shape == tuple(weight.shape), f"{name}: {x.shape} for {tuple(weight.shape)}"
-        state[name] = torch.tensor(np.ascontiguousarray(x))
-    assert used == set(values), f"not in transformers' model: {sorted(set(values) - used)}"
-    model.load_state_dict(state)
-    for weight in model.parameters():
-        weight.data = weight.data.to(dtype)
-    return path, model.eval()
-
-
-def _file_name(family: Family, names: Any, name: str) -> str | None:
-    for pattern, of in family.names.items():
-        if found := re.fullmatch(pattern, name):
-            return of.format(*found.groups())
-    return names.get_name(name, try_suffixes=(".weight", ".bias"))
-
-
-def _made(family: Family, values: Mapping[str, Array], name: str) -> tuple[Array, tuple[str, ...]] | None:
-    """A parameter that is made of several tensors, and their names."""
-    for pattern, make in family.made.items():
-        if found := re.fullmatch(pattern, name):
-            x, tensors = make(values, found[1])
-            return x, tuple(f"blk.{found[1]}.{t}" for t in tensors)
-    return None

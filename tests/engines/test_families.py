@@ -10,8 +10,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from builders.families import FAMILIES, family_model  # noqa: E402 - torch may be missing
+from builders.families import FAMILIES  # noqa: E402 - torch may be missing
 from builders.family_faults import FAULTS  # noqa: E402
+from builders.family_models import family_model  # noqa: E402
 from firstdiff.runs.candidates import judge_candidates  # noqa: E402
 from firstdiff.runs.prompt import Input  # noqa: E402
 from firstdiff.runs.run import begun  # noqa: E402
