@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.model import quants
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.flash import attended_in_f16, sums_in_f16
+from firstdiff.model.flash import attended_in_f16
+from firstdiff.model.products import Rows, products
 from firstdiff.model.rope import angles
 from firstdiff.model.weights import Weight
 
@@ -110,27 +110,17 @@ def linear(
 ) -> Array:
     """Product with a weight matrix, [T, in] -> [T, out], or [T, heads, out / heads] (``ggml_mul_mat``).
 
-    The weight is dequantised a few rows at a time. With `ggml_products`, activations are first rounded as ggml's
-    CPU backend does for the weight's type; Q4_1 and Q5_1 then take the block sums that ggml stores beside the
-    codes, rounded to f16, for the products with the minima.
+    See :func:`firstdiff.model.products.products`.
     """
-    x = arithmetic.operand(x)
-    sums = None
-    if arithmetic.ggml_products:
-        x, sums = quants.round_activations(np.ascontiguousarray(x, np.float32), weight.kind)
-    y = np.empty((x.shape[0], weight.shape[0]), arithmetic.dtype)
-    buffer = weight.buffer()
-    for start, stop in weight.chunks():
-        rows = arithmetic.operand(arithmetic.keep(arithmetic.widen(weight.rows(start, stop, buffer))))
-        if arithmetic.products == "f16-sums":
-            y[:, start:stop] = sums_in_f16(x, rows)
-        else:
-            np.matmul(x, rows.T, out=y[:, start:stop])
-        if sums is not None and (minima := weight.minima(start, stop)) is not None:
-            y[:, start:stop] += sums @ minima.T
+    (y,) = products(weight, [Rows(x, arithmetic)])
+    return finished(y, bias, heads=heads, arithmetic=arithmetic)
+
+
+def finished(y: Array, bias: Weight | None, *, heads: int | None, arithmetic: Arithmetic) -> Array:
+    """A product [T, out] with its bias, and heads apart."""
     if bias is not None:
         y += arithmetic.keep(arithmetic.widen(bias.values()))
-    return y if heads is None else y.reshape(x.shape[0], heads, -1)
+    return y if heads is None else y.reshape(len(y), heads, -1)
 
 
 def rope(

@@ -6,7 +6,6 @@ numba is imported by the first :func:`dequantize` that needs a kernel, not by th
 
 from __future__ import annotations
 
-import os
 import platform
 import threading
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from firstdiff.model.errors import ModelError
 from firstdiff.model.narrowing import narrowed
+from firstdiff.model.workers import jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +99,7 @@ BY_NAME: dict[str, QuantType] = {kind.name: kind for kind in TYPES.values()}
 SUPPORTED: frozenset[str] = frozenset(kind.name for kind in TYPES.values() if kind.activations is not None)
 """The types that weights can have."""
 
-# Output elements from which a second thread pays: 1 Mi of them take one thread about 0.7 ms, and a thread
+# Output elements beyond which a second thread pays: 1 Mi of them take one thread about 0.7 ms, and a thread
 # starts in about 0.1 ms. More than two threads only wait for memory.
 _SPLIT = 1 << 20
 
@@ -138,7 +138,7 @@ def dequantize(raw: Bytes, kind: QuantType, out: Floats | None = None) -> Floats
         out.view(np.uint8)[:] = raw
         return out
     kernel = _kernel(kind.name)
-    if count < _SPLIT or _processors() == 1:
+    if count <= _SPLIT or jobs() == 1:
         kernel(raw, out)
         return out
     half = raw.size // kind.nbytes // 2  # blocks
@@ -261,13 +261,6 @@ def _check(raw: Bytes, kind: QuantType) -> None:
         raise ValueError(f"raw must be a contiguous uint8 array of one dimension, not {raw.dtype} {raw.shape}")
     if raw.size % kind.nbytes:
         raise ModelError(f"{raw.size} bytes of {kind.name} are no whole number of blocks of {kind.nbytes} bytes")
-
-
-@cache
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -27,9 +28,12 @@ CODES = {  # where a block keeps its codes (ggml-common.h): with these bytes 0, 
 
 Decode = Callable[[npt.NDArray[np.uint8], QuantType], npt.NDArray[np.float32]]
 
-CHUNK = 1 << 18
-"""Elements dequantised at a time: 1 MiB of float32, which a core's second-level cache holds until the product
-has read it."""
+CHUNK = 1 << 20
+"""Elements dequantised at a time, 4 MiB of float32: a product of some tens of rows with fewer of them takes longer to
+arrange its operands than to multiply them, and more of them are read from memory and not from a cache."""
+
+PARTS = 8
+"""Parts that a weight of fewer chunks is divided into, but none gets smaller than such a part of a chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +183,9 @@ class Weight:
         return self.decode(raw.reshape(-1, self.kind.nbytes), self.kind).reshape(-1)
 
     def chunks(self) -> Iterator[tuple[int, int]]:
-        """Bounds of runs of rows of some `CHUNK` elements."""
-        step = max(1, CHUNK // self.shape[-1])
+        """Bounds of runs of rows, each of so many elements that the weight has parts for several workers."""
+        elements = min(CHUNK, max(CHUNK // PARTS, math.prod(self.shape) // PARTS))
+        step = max(1, elements // self.shape[-1])
         for start in range(0, self.shape[0], step):
             yield start, min(start + step, self.shape[0])
 

@@ -10,8 +10,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from firstdiff.engines.threads import physical_cores
 from firstdiff.errors import UNREADABLE, CaptureError
+from firstdiff.model.workers import physical_cores
 
 FEATURES = (
     "sse4_2",

@@ -12,8 +12,8 @@ from firstdiff.hypotheses import Scene
 from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.case import Case
 from firstdiff.judging.layouts import Alignment
-from firstdiff.judging.needed import run_trace
 from firstdiff.judging.own_layout import OwnLayout, own_layout
+from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model

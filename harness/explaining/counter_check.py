@@ -15,8 +15,8 @@ from firstdiff.explaining.covering import Group
 from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import Scene
 from firstdiff.judging.measure import measure
-from firstdiff.judging.needed import run_trace
 from firstdiff.judging.own_layout import OwnLayout
+from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.judging.rows import counted
 from firstdiff.model.arithmetic import Arithmetic, Array
@@ -58,14 +58,14 @@ class Repaired(Replay):
         self._right = call
         return super().silent(self._changed(call) or call)
 
-    def _computed(self, call: Call, arithmetic: Arithmetic) -> Array:
+    def computed(self, call: Call, arithmetic: Arithmetic) -> Array:
         """What the call gives; what the right one gives, where the wrong one cannot be computed."""
         right = self._right
         if right is None or call is right:
-            return super()._computed(call, arithmetic)
+            return super().computed(call, arithmetic)
         with self.failures.at(_site_of(call), *self.faults[(call.step, call.order)].hypotheses):
-            return super()._computed(call, arithmetic)
-        return super()._computed(right, arithmetic)
+            return super().computed(call, arithmetic)
+        return super().computed(right, arithmetic)
 
     def floor(self, calls: Sequence[Call], *, own: float, inputs: float) -> float:
         """At least the floor of the right call: what is made of it may be an operation that floors do not know."""

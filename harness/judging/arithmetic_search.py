@@ -18,7 +18,8 @@ from firstdiff.judging.arithmetic_phases import by_phase, stand_ins
 from firstdiff.judging.arithmetic_trials import CACHE_STEPS, Trials
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.levels import Levels
-from firstdiff.judging.needed import Wanted, run_trace
+from firstdiff.judging.needed import Wanted
+from firstdiff.judging.passes import run_trace
 from firstdiff.model.arithmetic import F32, GGML, STORED
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Change, unchanged

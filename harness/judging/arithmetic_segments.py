@@ -16,7 +16,7 @@ from firstdiff.judging.arithmetic import BY_NAME, STRONG, Fingerprint
 from firstdiff.judging.arithmetic_options import BASES
 from firstdiff.judging.arithmetic_phases import stand_ins
 from firstdiff.judging.layouts import Alignment
-from firstdiff.judging.needed import run_trace
+from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.judging.segment_levels import WHOLE
 from firstdiff.model.arithmetic import GGML, arithmetic_named

@@ -10,7 +10,7 @@ from firstdiff.judging.arithmetic import BY_NAME, Evidence, Fingerprint
 from firstdiff.judging.arithmetic_composing import agreed, composed
 from firstdiff.judging.arithmetic_options import option
 from firstdiff.judging.layouts import Alignment
-from firstdiff.judging.needed import run_trace
+from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import Arithmetic
 from firstdiff.model.engine import Model

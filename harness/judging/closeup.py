@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import isfinite
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.dumps import Site
+from firstdiff.dumps import Site, Trace
 from firstdiff.dumps.points import token_axis
 from firstdiff.judging.measure import Real
 from firstdiff.judging.rows import Mask
@@ -47,10 +48,16 @@ MOST_FULL, MOST = 200, 6000
 
 @dataclass
 class Details:
-    """Collects details site by site, while there is room for them."""
+    """Collects details site by site: of the first of a trace, of all if they are not told, and of some that diverge."""
 
+    first: frozenset[Site] | None = None
     taken: dict[Site, Detail] = field(default_factory=dict)
     _full: int = 0
+
+    @classmethod
+    def of(cls, trace: Trace) -> Self:
+        """Details of so many sites as there is room for."""
+        return cls(frozenset(trace.sites()[:MOST]))
 
     def clear(self) -> None:
         """Begin anew, as a replay does."""
@@ -69,7 +76,7 @@ class Details:
     ) -> None:
         """Measure a site, in full where it diverges."""
         full = status is Status.DIVERGES and self._full < MOST_FULL
-        if full or len(self.taken) < MOST:
+        if full or self.first is None or site in self.first:
             self._full += full
             size = FULL if full else BRIEF
             self.taken[site] = measure_detail(candidate, reference, axes=axes, seen=seen, size=size)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.dumps.points import Kind, axes_of, kind_of
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.measure import relative
 from firstdiff.judging.rows import counted
-from firstdiff.model.arithmetic import Array
+from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.value import Value
 
@@ -24,12 +26,17 @@ class Drift(Probe):
     trace: Trace
     alignment: Alignment = field(default_factory=Alignment)
     drifts: dict[Site, float] = field(default_factory=dict, init=False)
+    logits: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32), init=False)  # [token, n_vocab]
 
     @property
     def all_steps(self) -> Step:
         """The tokens and positions of all steps."""
         steps = self.trace.steps
         return Step(tuple(t for s in steps for t in s.tokens), tuple(p for s in steps for p in s.positions))
+
+    def foreseen(self, _call: Call) -> Arithmetic | None:
+        """In which arithmetic it computes."""
+        return self.arithmetic
 
     def value(self, call: Call) -> Value:
         """Compute, compare each step's part, and go on with the computed value."""
@@ -42,6 +49,8 @@ class Drift(Probe):
             if recorded is not None:
                 seen = counted(call.point, own) if rows is None else rows
                 self.drifts[site] = relative(recorded, own, seen)
+        if kind_of(call.point) is Kind.LOGITS:
+            self.logits = computed
         return Value(computed)
 
 

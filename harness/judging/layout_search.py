@@ -12,7 +12,8 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.judging.layout_fit import PLAUSIBLE
 from firstdiff.judging.layout_trials import Trial
 from firstdiff.judging.layouts import QUERIES, ROTATED, SCORES, Alignment, is_scaled, stated
-from firstdiff.judging.needed import Wanted, run_trace
+from firstdiff.judging.needed import Wanted
+from firstdiff.judging.passes import run_trace
 from firstdiff.judging.rows import Rows
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model

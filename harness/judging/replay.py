@@ -22,6 +22,7 @@ from firstdiff.judging.measure import locate, measure, overflowing, stands_in_f1
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.partial import Cut
 from firstdiff.judging.rows import Mask, along, both, counted, hidden, of_rows
+from firstdiff.judging.scaled_scores import as_scaled, computed_as_scaled
 from firstdiff.judging.selections import close_calls, picked, selects
 from firstdiff.judging.traced import Look, Traced, Upstream
 from firstdiff.model.arithmetic import Arithmetic, Array
@@ -52,6 +53,7 @@ class Replay(Judging):
     sites: list[SiteVerdict] = field(default_factory=list, init=False)
     cut: dict[Site, Cut] = field(default_factory=dict, init=False)  # tensors of other rows than the step's tokens
     close: dict[Site, int] = field(default_factory=dict, init=False)  # tokens whose experts may have been others
+    _places: dict[Site, tuple[int, int]] = field(default_factory=dict, init=False)  # step, and order in it
 
     @classmethod
     def of(cls, found: Fingerprint, trace: Trace, alignment: Alignment, **rest: Any) -> Self:  # noqa: ANN401 - its fields
@@ -60,15 +62,27 @@ class Replay(Judging):
 
     def run(self, call: Call) -> Value:
         """Run a call in the arithmetic of its step."""
-        if self.phases is not None and call.step >= 0:
-            found = self.phases.of(len(self.trace.steps[call.step].tokens))
+        if (found := self._phase(call)) is not None:
             self.arithmetic, self.levels = found.arithmetic, found.levels
+        if call.point and call.step >= 0:
+            self._places[Site(call.step, call.layer, call.point)] = call.step, call.order
         return super().run(call)
+
+    def foreseen(self, call: Call) -> Arithmetic | None:
+        """In which arithmetic a call is judged first."""
+        found = self._phase(call)
+        return None if call.step < 0 else self.arithmetic if found is None else found.arithmetic
+
+    def _phase(self, call: Call) -> Fingerprint | None:
+        """What was found for the step of a call, where steps differ."""
+        if self.phases is None or call.step < 0:
+            return None
+        return self.phases.of(len(self.trace.steps[call.step].tokens))
 
     def silent(self, call: Call) -> Value:
         """Compute what nobody records; it belongs to the segment that it stands in."""
         with np.errstate(all="ignore"):
-            return Upstream.of(call).computed(call, self._computed(call, self.arithmetic), self._off(call))
+            return Upstream.of(call).computed(call, self.computed(call, self.arithmetic), self._off(call))
 
     def unknown(self, call: Call, shape: tuple[int, ...]) -> Value:
         """Stand in for what was computed before the trace begins."""
@@ -98,7 +112,7 @@ class Replay(Judging):
     def value(self, call: Call) -> Value:
         """Compare the computed value with the candidate's at this site, and return the candidate's."""
         with np.errstate(all="ignore"):  # a candidate's NaN and infinities are judged, not warned of
-            computed = self._computed(call, self.arithmetic)
+            computed = self.computed(call, self.arithmetic)
         upstream = Upstream.of(call)
         site = Site(call.step, call.layer, call.point)
         recorded, mask, reason = self.alignment.read_rows(self.trace, site, computed, hidden(call))
@@ -151,7 +165,7 @@ class Replay(Judging):
                 site, call, known, computed, error, floor, 0.0, seen, upstream.pending, half, own, upstream.lost,
                 self.arithmetic,
             )  # fmt: skip
-            self.diverged(self._as_scaled(case))
+            self.diverged(as_scaled(case))
         return Traced(
             recorded,
             upstream.wrong or (unknown is None and diverges),
@@ -184,7 +198,7 @@ class Replay(Judging):
         return BEHIND if leans and upstream.wrong else None
 
     def settled(self) -> list[SiteVerdict]:
-        """The sites, of which none is accused of what may come from rows that were not recorded.
+        """The sites in execution order, of which none is accused of what may come from rows that were not recorded.
 
         Where something is wrong in an earlier layer, or earlier in the same, the rows that nobody recorded are wrong in
         the candidate as well, at whatever step.
@@ -196,8 +210,12 @@ class Replay(Judging):
             replace(s, status=Status.NOT_COMPARABLE, reason=BEHIND, leans=False)
             if s.leans and (_layer(s.site) > first or own <= _layer(s.site))
             else s
-            for s in self.sites
+            for s in sorted(self.sites, key=lambda s: self.place(s.site))
         ]
+
+    def place(self, site: Site) -> tuple[int, int]:
+        """Where a site stands in the order of execution."""
+        return self._places[site]
 
     def _off(self, call: Call) -> float:
         return floors.off(self.arithmetic, call)
@@ -225,7 +243,7 @@ class Replay(Judging):
         rounding = [done for done in upstream.pending if done.call.op not in MOVES]
         if not rounding and floor < difference.error <= DOUBTFUL * floor:
             # Perhaps it is ours: float32 sums of large terms err as well.
-            difference = against(self._computed(call, self.arithmetic.exact))
+            difference = against(self.computed(call, self.arithmetic.exact))
         spanned = (done.call for done in upstream.pending)
         segment = tuple(Site(of.step, of.layer, of.point) for of in spanned if of.point)
         if difference.error <= floor:
@@ -254,22 +272,9 @@ class Replay(Judging):
             segment=segment,
         )
 
-    def _computed(self, call: Call, arithmetic: Arithmetic) -> Array:
+    def computed(self, call: Call, arithmetic: Arithmetic) -> Array:
         """What a call gives; scores of a scaled Q are computed of that, and divided by the scale."""
-        query = _scaled_query(call)
-        if query is None:
-            return call.compute(arithmetic)
-        computed = call.with_arguments(q=query).compute(arithmetic)
-        return np.asarray(computed / computed.dtype.type(query.shape[-1] ** -0.5))
-
-    def _as_scaled(self, case: Case) -> Case:
-        """A case of scores as the candidate computes them: of a scaled Q."""
-        query = _scaled_query(case.call)
-        if query is None:
-            return case
-        call = case.call.with_arguments(q=query)
-        recorded, computed = (x * x.dtype.type(query.shape[-1] ** -0.5) for x in (case.recorded, case.computed))
-        return replace(case, call=call, recorded=recorded, computed=computed)
+        return computed_as_scaled(call, arithmetic)
 
     def _is_normed(self, site: Site, recorded: Array) -> bool:
         """Whether a layer's output is the candidate's own final norm under another name."""
@@ -280,12 +285,6 @@ class Replay(Judging):
 
     def diverged(self, case: Case) -> None:
         """Take note of a site that diverges. What is made of it is the business of an explaining replay."""
-
-
-def _scaled_query(call: Call) -> Array | None:
-    """The query of a call of scores as the candidate scales it; None for any other call."""
-    source = call.sources[0] if kind_of(call.point) is Kind.SCORES and call.sources else None
-    return source.scaled if isinstance(source, Traced) else None
 
 
 def _layer(site: Site) -> int:

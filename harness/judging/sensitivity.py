@@ -20,7 +20,7 @@ from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.chains import Chain, site_of
 from firstdiff.judging.changes import CHANGES, Change, Place, element
 from firstdiff.judging.layouts import Alignment
-from firstdiff.judging.needed import run_trace
+from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.judging.rows import along, both, counted
 from firstdiff.judging.traced import Traced, Upstream

@@ -18,7 +18,7 @@ from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.layout_options import candidates
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.measure import relative
-from firstdiff.judging.needed import run_trace
+from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.judging.rows import counted
 from firstdiff.model.arithmetic import Array

@@ -13,6 +13,7 @@ from firstdiff.engines.user_engine import Engine, EngineTrace, engine_trace
 from firstdiff.errors import CaptureError, UsageError
 from firstdiff.judging.past import missing_past
 from firstdiff.runs.admission import Admitted, admitted
+from firstdiff.runs.first_pass import first_pass
 from firstdiff.runs.judge import Judged, judge
 from firstdiff.runs.prompt import Input, tokens_of, vocabulary_of
 from firstdiff.runs.recording import record_llama
@@ -75,20 +76,25 @@ def _beside_llama(run: Run, subjects: Sequence[Admitted]) -> list[Judged]:
         version()
     except CaptureError as e:
         alone = f"witness: none, judged against the reference only: {e}"
-        noted = [replace(subject, notes=(*subject.notes, alone)) for subject in subjects]
-        return [Judged(subject.trace, judge(run, subject)) for subject in noted]
+        return _judged(run, [(replace(subject, notes=(*subject.notes, alone)), None) for subject in subjects])
     seen: dict[tuple[tuple[int, ...], ...], Admitted] = {}
-    done = []
+    pairs: list[tuple[Admitted, Admitted | None]] = []
     for subject in subjects:
         if missing_past(run.model, subject.trace):  # what went before is not known, so that nobody can run it
-            done.append(Judged(subject.trace, judge(run, subject)))
+            pairs.append((subject, None))
             continue
         steps = tuple(step.tokens for step in subject.trace.steps)
         if steps not in seen:
             run.progress.say("recording llama.cpp")
             seen[steps] = record_llama(run, steps, folder / ("llama.cpp" if not seen else f"llama.cpp-{len(seen) + 1}"))
-        done.append(Judged(subject.trace, judge(run, subject, witness=seen[steps])))
-    return done
+        pairs.append((subject, seen[steps]))
+    return _judged(run, pairs)
+
+
+def _judged(run: Run, pairs: Sequence[tuple[Admitted, Admitted | None]]) -> list[Judged]:
+    """Judge candidates, each with its witness; they go through the weights together."""
+    first = first_pass(run, pairs)
+    return [Judged(subject.trace, judge(run, subject, witness=witness, first=first)) for subject, witness in pairs]
 
 
 def _run_engine(run: Run, engine: Engine, tokens: Sequence[int], names: str | None) -> EngineTrace:

@@ -17,21 +17,23 @@ from firstdiff.explaining.explanations import explain
 from firstdiff.explaining.failures import Failures
 from firstdiff.judging.arithmetic import declared, not_taken
 from firstdiff.judging.closeup import Details
-from firstdiff.judging.drift import Drift, between
+from firstdiff.judging.drift import between
 from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.logits import last_logits, logits_against
 from firstdiff.judging.partial import padding
 from firstdiff.judging.past import begins_told, missing_past
 from firstdiff.judging.segment_levels import without_unknown
 from firstdiff.judging.sensitivity import sensitivity
-from firstdiff.model.arithmetic import F32, Array
+from firstdiff.model.arithmetic import Array
 from firstdiff.model.engine import Model
 from firstdiff.model.graph.reference import GraphArchitecture
 from firstdiff.preflight.agreeing_logits import suspicion
-from firstdiff.preflight.dump import not_judged, readings, without
+from firstdiff.preflight.dump import not_judged, without
 from firstdiff.preflight.unused import unused
 from firstdiff.runs.admission import Admitted, admitted
-from firstdiff.runs.replaying import Replayed, replayed, replayed_as_found, replayed_in
+from firstdiff.runs.first_pass import FirstPass, FreeRun, Read, first_pass, free_run
+from firstdiff.runs.replaying import replayed, replayed_as_found
+from firstdiff.runs.replays import First, Replayed, replayed_in
 from firstdiff.runs.run import Run
 from firstdiff.runs.tiers import believed
 from firstdiff.verdict import CounterCheck, DumpFinding, Explanation, SiteVerdict, Status, Verdict, Witness, broken
@@ -77,7 +79,12 @@ class _Explained:
 
 @np.errstate(all="ignore")  # a candidate's NaN and infinities are judged, not warned of
 def judge(
-    run: Run, candidate: Trace | Admitted, *, witness: Trace | Admitted | None = None, both: bool = False
+    run: Run,
+    candidate: Trace | Admitted,
+    *,
+    witness: Trace | Admitted | None = None,
+    both: bool = False,
+    first: FirstPass | None = None,
 ) -> Verdict:
     """Judge every site of a candidate's trace on its own inputs.
 
@@ -93,6 +100,8 @@ def judge(
         reference runs freely beside the candidate, and the verdict holds no witness.
     both
         Whether the verdict is about the witness too: it diverges if either does.
+    first
+        The first pass over all weights, where it has been made for several candidates together.
 
     Raises
     ------
@@ -104,15 +113,15 @@ def judge(
     if witness is not None:
         witness = witness if isinstance(witness, Admitted) else admitted(run, witness)
         check_same_tokens(candidate.trace, witness.trace)
+    first = first or first_pass(run, [(candidate, witness)])
+    read, failures = first.read[candidate], Failures()
     run.progress.say(f"judging {engine_name(candidate.trace)}")
-    dump, trace = _read(run, candidate.trace)
-    details = Details() if run.detailed else None
-    failures = Failures()
-    done, dump, trace = _replayed(run, trace, dump, details, failures)
+    done, dump, trace = _replayed(run, read, failures)
+    details = read.details
     beside = (
-        _reference(run, trace, done.alignment)
+        _reference(free_run(run, trace, done.alignment, first.free.get(candidate)))
         if witness is None
-        else _judged_too(run, witness, trace, done.alignment, both=both)
+        else _judged_too(run, witness, trace, done.alignment, first.witnesses[witness], both=both)
     )
     told = _explained(run, trace, dump, done, beside, failures, details)
     done, sites = told.done, told.sites
@@ -153,7 +162,7 @@ def judge(
         explanations=told.explanations,
         counter_check=told.counter_check,
         failed=failures.noted,
-        details={} if details is None else details.taken,
+        details={} if details is None else {s.site: details.taken[s.site] for s in sites if s.site in details.taken},
     )
     if verdict.verdict != "agrees":
         return verdict
@@ -162,30 +171,16 @@ def judge(
     return replace(verdict, sensitivity=sensitivity(model, trace, done.found, done.alignment, claimed, done.cut))
 
 
-def _read(run: Run, trace: Trace) -> tuple[tuple[DumpFinding, ...], Trace]:
-    """What is found in a dump, and what it holds: of several readings the first at which least diverges."""
-    found = list(readings(run.model, trace))
-    if len(found) == 1:
-        return found[0]
-    diverging: list[int] = []
-    for _, of in found:
-        diverging.append(replayed_as_found(run.model, of, run.progress).diverging)
-        if not diverging[-1]:
-            break
-    return found[diverging.index(min(diverging))]
-
-
-def _replayed(
-    run: Run, trace: Trace, dump: tuple[DumpFinding, ...], details: Details | None, failures: Failures
-) -> tuple[Replayed, tuple[DumpFinding, ...], Trace]:
+def _replayed(run: Run, read: Read, failures: Failures) -> tuple[Replayed, tuple[DumpFinding, ...], Trace]:
     """Replay a trace, and again without the tensors that the engine did not go on with, where there are any."""
-    replay = partial(replayed, run.model, details=details, table=run.table, failures=failures, progress=run.progress)
-    done = replay(trace)
-    more = unused(run.model, trace, done.found, done.alignment, done.sites)
+    trace, model = read.trace, run.model
+    replay = partial(replayed, model, details=read.details, table=run.table, failures=failures, progress=run.progress)
+    done = replay(trace, first=read.first)
+    more = unused(model, trace, done.found, done.alignment, done.sites)
     if not more:
-        return done, dump, trace
+        return done, read.dump, trace
     trace = without(trace, more)
-    return replay(trace), (*dump, *more), trace
+    return replay(trace), (*read.dump, *more), trace
 
 
 def _explained(
@@ -239,23 +234,20 @@ def described(model: Model) -> dict[str, object]:
     }
 
 
-def _reference(run: Run, trace: Trace, alignment: Alignment) -> _Beside:
-    """Run the reference freely beside the candidate, where all tokens are known."""
-    if missing_past(run.model, trace):
-        return _Beside("reference:f32", {}, [])
-    run.progress.say("running the reference")
-    drift = Drift(F32, trace, alignment)
-    drift.watch = run.progress.layers(run.model.hp.n_layer)
-    (logits,) = run.model.forward([drift.all_steps], drift)
-    ends = np.cumsum([len(step.tokens) for step in trace.steps])
-    return _Beside("reference:f32", drift.drifts, [logits[end - 1] for end in ends])
+def _reference(free: FreeRun | None) -> _Beside:
+    """The reference's own run, where all tokens are known."""
+    return (
+        _Beside("reference:f32", {}, []) if free is None else _Beside("reference:f32", free.drift.drifts, free.logits)
+    )
 
 
-def _judged_too(run: Run, witness: Admitted, candidate: Trace, alignment: Alignment, *, both: bool) -> _Beside:
+def _judged_too(
+    run: Run, witness: Admitted, candidate: Trace, alignment: Alignment, first: First, *, both: bool
+) -> _Beside:
     """Judge the witness, and take its run for the one beside the candidate's, as long as both ran the same tokens."""
     trace, name = witness.trace, engine_name(witness.trace)
     run.progress.say(f"judging {name}")
-    sites = replayed_as_found(run.model, trace, run.progress).sites
+    sites = replayed_as_found(run.model, trace, run.progress, first=first).sites
     pairs = zip(candidate.steps, trace.steps, strict=True)
     alike = sum(1 for _ in takewhile(lambda pair: pair[0].tokens == pair[1].tokens, pairs))
     return _Beside(

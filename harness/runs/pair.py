@@ -12,7 +12,7 @@ from firstdiff.dumps.points import Kind, axes_of, kind_of, token_axis
 from firstdiff.engines.identity import engine_name
 from firstdiff.errors import UsageError
 from firstdiff.judging.layouts import stated
-from firstdiff.judging.needed import run_trace
+from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.judging.rows import Mask, both, counted, of_rows
 from firstdiff.model.arithmetic import Array

@@ -3,64 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 
-from firstdiff.dumps import Site, Trace
+from firstdiff.dumps import Trace
 from firstdiff.explaining.arithmetic_or_fault import common_fault, has_faults
 from firstdiff.explaining.collecting import Judged
 from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.judging import selections
 from firstdiff.judging.arithmetic import Fingerprint, declared, fits
-from firstdiff.judging.arithmetic_search import fingerprint
 from firstdiff.judging.arithmetic_segments import of_segments
 from firstdiff.judging.arithmetic_ties import untied
 from firstdiff.judging.closeup import Details
-from firstdiff.judging.layout_search import align
-from firstdiff.judging.layouts import Alignment, stated
+from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.levels import Segment
-from firstdiff.judging.needed import Wanted, run_trace
-from firstdiff.judging.partial import Cut, rows_told
-from firstdiff.judging.replay import Replay
-from firstdiff.judging.segment_levels import segment_levels, told
-from firstdiff.model.arithmetic import F32
+from firstdiff.judging.segment_levels import segment_levels
 from firstdiff.model.engine import Model
-from firstdiff.model.probe import Change, unchanged
+from firstdiff.model.probe import Change
 from firstdiff.progress import QUIET, Progress
-from firstdiff.runs.representatives import among, handful, misread, narrow, undecided
-from firstdiff.verdict import SiteVerdict, Status
+from firstdiff.runs.planning import planned, sought
+from firstdiff.runs.replays import First, Replayed, make, replayed_in
+from firstdiff.runs.representatives import among, handful, undecided
 
 ROUNDS = 3
 """How often levels of segments are sought: scores, what attends by them, and what is behind that."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Replayed:
-    """A trace's sites judged, and the arithmetic and layouts that they were judged in.
-
-    `cut` are the tensors that have other rows than their step has tokens, `close` those where experts may have been
-    others, and for how many tokens.
-    """
-
-    found: Fingerprint
-    sites: list[SiteVerdict]
-    alignment: Alignment
-    cut: Mapping[Site, Cut] = field(default_factory=dict)
-    close: Mapping[Site, int] = field(default_factory=dict)
-
-    @property
-    def diverging(self) -> int:
-        """How many sites diverge."""
-        return sum(s.status is Status.DIVERGES for s in self.sites)
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader should know of how the trace was read."""
-        chosen = selections.told(self.close)
-        return (*rows_told(self.cut), *told(self.found.levels.segments), *chosen, *self.found.notes)
 
 
 @np.errstate(all="ignore")
@@ -72,11 +39,11 @@ def replayed(
     table: Mapping[str, Hypothesis] = TABLE,
     failures: Failures | None = None,
     progress: Progress = QUIET,
+    first: First | None = None,
 ) -> Replayed:
     """Replay a candidate in its arithmetic; at its own layers' level only where that hides no fault."""
-    return _levelled(
-        model, _replayed(model, candidate, details, table, failures, progress), candidate, details, progress
-    )
+    done = _replayed(model, candidate, details, table, failures, progress, first)
+    return _levelled(model, done, candidate, details, progress)
 
 
 def _levelled(model: Model, done: Replayed, candidate: Trace, details: Details | None, progress: Progress) -> Replayed:
@@ -103,12 +70,14 @@ def _replayed(
     table: Mapping[str, Hypothesis],
     failures: Failures | None,
     progress: Progress,
+    first: First | None,
 ) -> Replayed:
     """Replay a candidate in its arithmetic, without levels of segments."""
-    guess, noted = replayed_as_found(model, candidate, progress, details), Failures() if failures is None else failures
+    guess = replayed_as_found(model, candidate, progress, details, first)
+    noted = Failures() if failures is None else failures
     judged = Judged.of(model, candidate, guess.found, guess.alignment, guess.sites)
     fault = common_fault(judged, failures=noted, table=table)
-    again = None if fault is None else _as_found(model, candidate, progress, None, fault)
+    again = None if fault is None else _with(model, candidate, progress, fault)
     if (
         again is not None
         and again.alignment.described() != guess.alignment.described()
@@ -125,6 +94,16 @@ def _replayed(
     return replayed_in(model, candidate, guess.found.tight, guess.alignment, progress, details)
 
 
+def _with(model: Model, candidate: Trace, progress: Progress, fault: Change) -> Replayed:
+    """Replay a candidate in what is found from calls as a fault has changed them."""
+    plan = planned(model, candidate, progress, None, fault)
+    done = plan.done or replayed_in(model, candidate, plan.found, plan.alignment, progress, None)
+    if plan.settled or plan.found.groups or fits(done.sites):
+        return done
+    found, alignment, other = sought(model, candidate, None, progress, None, fault)
+    return other or replayed_in(model, candidate, found, alignment, progress, None)
+
+
 def _is_better(again: Replayed, guess: Replayed) -> bool:
     """Whether what was found with a known fault is something else, and accuses no more sites."""
     arithmetic = again.found.knows_products and again.found.arithmetic != guess.found.arithmetic
@@ -137,75 +116,42 @@ def replayed_as_found(
     trace: Trace,
     progress: Progress = QUIET,
     details: Details | None = None,
+    first: First | None = None,
 ) -> Replayed:
     """Replay in the arithmetic that the trace declares, or in float32, or in what is found from the data.
 
     Layouts and arithmetic are found first, from a handful of layers where these decide; then each site is judged once.
-    Where several arithmetics fit that handful, what diverges elsewhere may tell which it is.
+    Where several arithmetics fit that handful, what diverges elsewhere may tell which it is. The `first` replay may
+    have been made already.
     """
-    done = _as_found(model, trace, progress, details)
+    if first is None:
+        first = First(planned(model, trace, progress, details), details)
+        make(model, first.passes(model), progress)
+    done = _as_found(model, first, progress, details)
     other = untied(model, trace, done.found, done.alignment, done.sites)
     return done if other is None else replayed_in(model, trace, other, done.alignment, progress, details)
 
 
-def _as_found(
-    model: Model, trace: Trace, progress: Progress, details: Details | None, changed: Change = unchanged
-) -> Replayed:
-    """Replay in the arithmetic that is stated, or found from calls as a fault has `changed` them."""
+def _as_found(model: Model, first: First, progress: Progress, details: Details | None) -> Replayed:
+    """What was found, where the first replay bears it out; or what is found of all layers."""
+    plan, done = first.plan, first.done
+    trace, found, alignment = plan.trace, plan.found, plan.alignment
+    if plan.settled:
+        return done
     layers = handful(trace)
-    wanted = None if layers is None else among(trace, layers)
-    found, alignment, done = _found(model, trace, wanted, progress, details, changed)
-    if layers is None:
-        return done or replayed_in(model, trace, found, alignment, progress, details)
-    if left := undecided(found):
-        found, alignment, _ = _found(model, trace, among(trace, layers, left), progress, details, changed)
-        return replayed_in(model, trace, found, alignment, progress, details)
-    done = replayed_in(model, trace, found, alignment, progress, details)
+    if plan.stated and layers is not None:
+        wanted = among(trace, layers)
+        found, alignment, _ = sought(model, trace, wanted, progress, details, stood=done.among(wanted))
+        if left := undecided(found):
+            found, alignment, _ = sought(model, trace, among(trace, layers, left), progress, details)
+            return replayed_in(model, trace, found, alignment, progress, details)
+        if found != plan.found or alignment != plan.alignment:
+            done = replayed_in(model, trace, found, alignment, progress, details)
     if found.groups or fits(done.sites):
         return done
     # Other layers are not like the handful.
-    found, alignment, done = _found(model, trace, None, progress, details, changed)
-    return done or replayed_in(model, trace, found, alignment, progress, details)
-
-
-def _found(
-    model: Model,
-    trace: Trace,
-    wanted: Wanted | None,
-    progress: Progress = QUIET,
-    details: Details | None = None,
-    changed: Change = unchanged,
-) -> tuple[Fingerprint, Alignment, Replayed | None]:
-    """Find layouts and arithmetic from the `wanted` sites; with these judged, or None where another guess was last.
-
-    The arithmetic that the trace states is taken where it does, and else float32 where that does: `groups` are empty
-    then. What was stored in a narrow dtype fits float32 for that alone, whatever it was computed in, so that it is
-    looked at closely. In a trace that states its arithmetic layouts are sought only where something does not fit: it is
-    mostly a recording of our own.
-    """
-    stands = declared(model, trace)
-    first, alignment = Fingerprint(stands or F32), stated(trace)
-    done: Replayed | None = None
-    if stands is not None:
-        done = replayed_in(model, trace, first, alignment, progress, details, wanted)
-    if done is None or misread(done.sites, [site for site in trace if wanted is None or wanted(site)]):
-        other = align(model, trace, alignment, wanted, changed)
-        if done is None or other != alignment:
-            alignment, done = other, None
-    if stands is not None or not narrow(trace):
-        done = done or replayed_in(model, trace, first, alignment, progress, details, wanted)
-        if fits(done.sites):
-            return first, alignment, done
-    found = fingerprint(model, trace, alignment, wanted, changed)
-    if stands is not None and not found.better:
-        first, done = (first, done) if (held := found.holding(stands)) is None else (held, None)
-        return first, alignment, done
-    if not found.levelled and {found.arithmetic, *(phase.arithmetic for _, phase in found.phases)} == {stands}:
-        return first, alignment, done  # as the trace states
-    if stands is not None and (found.arithmetic != stands or found.phases):
-        found = replace(found, instead=stands.name)
-    same = found.arithmetic == first.arithmetic and not found.levelled and not found.phases
-    return found, alignment, replace(done, found=found) if same and done is not None else None
+    found, alignment, other = sought(model, trace, None, progress, details)
+    return other or replayed_in(model, trace, found, alignment, progress, details)
 
 
 def understood(model: Model, trace: Trace, *, logits: bool = False) -> tuple[Fingerprint, Alignment]:
@@ -228,7 +174,7 @@ def understood(model: Model, trace: Trace, *, logits: bool = False) -> tuple[Fin
 def _understood(trace: Trace, model: Model, *, logits: bool) -> tuple[Fingerprint, Alignment]:
     layers = handful(trace)
     if layers is not None:
-        found, alignment, _ = _found(model, trace, among(trace, layers, logits=logits))
+        found, alignment, _ = sought(model, trace, among(trace, layers, logits=logits))
         if not undecided(found):
             return found, alignment
     return _of_all_layers(trace, model)
@@ -238,21 +184,3 @@ def _understood(trace: Trace, model: Model, *, logits: bool) -> tuple[Fingerprin
 def _of_all_layers(trace: Trace, model: Model) -> tuple[Fingerprint, Alignment]:
     whole = replayed(model, trace)
     return whole.found, whole.alignment
-
-
-def replayed_in(
-    model: Model,
-    trace: Trace,
-    found: Fingerprint,
-    alignment: Alignment,
-    progress: Progress,
-    details: Details | None,
-    wanted: Wanted | None = None,
-) -> Replayed:
-    """Replay in a given arithmetic and given layouts, all sites or the `wanted` ones."""
-    if details is not None:
-        details.clear()
-    probe = Replay.of(found, trace, alignment, details=details)
-    probe.watch = progress.layers(model.hp.n_layer, len(trace.steps))
-    run_trace(model, trace, probe, wanted)
-    return Replayed(found, probe.settled(), alignment, probe.cut, probe.close)

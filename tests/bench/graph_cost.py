@@ -31,7 +31,7 @@ from firstdiff.judging.layouts import Alignment
 from firstdiff.model.arithmetic import GGML_CPU
 from firstdiff.model.graph.reference import GraphArchitecture
 from firstdiff.progress import QUIET
-from firstdiff.runs.replaying import replayed_in
+from firstdiff.runs.replays import replayed_in
 
 PROMPT, DECODE, REPEATS = 33, 8, 5
 

@@ -20,8 +20,8 @@ from firstdiff.hypotheses.planting import Planted
 from firstdiff.judging.closeup import Details
 from firstdiff.judging.layout_options import candidates
 from firstdiff.judging.layouts import HALF, PAIRS, Alignment
-from firstdiff.judging.needed import run_trace
 from firstdiff.judging.own_layout import OwnLayout, own_layout
+from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model, open_model

@@ -252,7 +252,7 @@ def test_a_stated_arithmetic_that_is_none_is_not_ignored_in_silence(tmp_path: Pa
 
 
 def test_a_stated_way_of_holding_weights_is_tried_first(small: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firstdiff.runs.replaying.fingerprint", lambda *_: pytest.fail("searched"))
+    monkeypatch.setattr("firstdiff.runs.planning.fingerprint", lambda *_: pytest.fail("searched"))
     trace = dump(small, PROMPT, arithmetic=arithmetic_named("f32+held=f16"))
     stated = Trace.from_arrays(
         trace.steps, {s: trace[s] for s in trace}, engine={"arithmetic": "f32+held=f16"}, model={}
@@ -319,7 +319,7 @@ def test_names_that_are_none_are_refused(name: str) -> None:
 
 
 def test_a_clean_float32_trace_is_not_searched(small: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("firstdiff.runs.replaying.fingerprint", lambda *_: pytest.fail("searched"))
+    monkeypatch.setattr("firstdiff.runs.planning.fingerprint", lambda *_: pytest.fail("searched"))
     assert judge(small, dump(small, PROMPT, arithmetic=F32)).verdict == "agrees"
     trace = dump(small, PROMPT, ("scale-missing", 2), arithmetic=arithmetic_named("ggml-cpu"))
     stated = Trace.from_arrays(trace.steps, {s: trace[s] for s in trace}, engine={"arithmetic": "ggml-cpu"}, model={})

@@ -257,9 +257,9 @@ def test_two_threads_write_what_one_writes(name: str, monkeypatch: pytest.Monkey
     kind = BY_NAME[name]
     raw = random_blocks(kind, quants._SPLIT // kind.block + 1).ravel()
 
-    monkeypatch.setattr(quants, "_processors", lambda: 1)
+    monkeypatch.setattr(quants, "jobs", lambda: 1)
     one = dequantize(raw, kind)
-    monkeypatch.setattr(quants, "_processors", lambda: 2)
+    monkeypatch.setattr(quants, "jobs", lambda: 2)
     two = dequantize(raw, kind)
 
     assert_same_bits(two, one)

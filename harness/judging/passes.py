@@ -1,0 +1,197 @@
+"""Passes over the weights that several traces make together, with all steps of each: no weight is read twice.
+
+A pass is run layer by layer, and in a layer each step of each trace is a lane of its own: a lane runs its calls in
+order until one is a product. When every lane waits, the weight that comes first is dequantised for all lanes that wait
+for it, and they go on.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from firstdiff.dumps import Site, Step, Trace
+from firstdiff.judging.needed import Judging, Wanted
+from firstdiff.judging.past import missing_past
+from firstdiff.model.engine import Model
+from firstdiff.model.operations import finished, linear
+from firstdiff.model.outline import Awaited, outline, sources
+from firstdiff.model.probe import Call, Probe
+from firstdiff.model.products import Rows, products
+from firstdiff.model.value import Value
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pass:
+    """Some steps that a probe goes through: all calls, or those of the `wanted` sites and what these need.
+
+    The `past` tokens before the first step are not known.
+    """
+
+    model: Model
+    steps: Sequence[Step]
+    probe: Probe
+    wanted: Wanted | None = None
+    past: int = 0
+
+
+def together(passes: Iterable[Pass]) -> None:
+    """Make passes side by side. Each probe has what it has in a pass of its own, but calls of one layer at a time."""
+    under_way = [_UnderWay.of(each) for each in passes]
+    for unit in sorted({unit for each in under_way for unit in each.units}):
+        _through([lane for each in under_way for lane in each.lanes(unit)])
+
+
+def run_trace(
+    model: Model, trace: Trace, probe: Judging, wanted: Wanted | None = None, *, steps: int | None = None
+) -> None:
+    """Run the first `steps` of a trace, or all, through a probe, behind what the trace lacks: one step after another.
+
+    All calls are run, or those of the `wanted` sites and what these need.
+    """
+    each = Pass(model, trace.steps[:steps], probe, wanted, missing_past(model, trace))
+    if wanted is None:
+        for _ in model.forward(each.steps, probe, past=each.past):
+            pass
+        return
+    calls, values = needed(each)
+    for awaited in calls:
+        values[awaited] = probe.run(fed(awaited.call, values))
+
+
+def needed(each: Pass) -> tuple[list[Awaited], dict[Value, Value]]:
+    """The calls that a pass runs, in execution order, and what is known of those that it need not run.
+
+    The calls before a wanted site are run back to those whose values the probe knows from the recording. The probe then
+    has for a wanted site what it has in a whole pass, but for whether anything upstream is wrong.
+    """
+    awaited = outline(each.model, each.steps, past=each.past)
+    if each.wanted is None or not isinstance(each.probe, Judging):
+        return list(awaited), {}
+    calls = (a.call for a in awaited)
+    todo = [c for c in calls if c.point and c.step >= 0 and each.wanted(Site(c.step, c.layer, c.point))]
+    run = set(todo)
+    values: dict[Value, Value] = {}
+    while todo:
+        for source in sources(todo.pop()):
+            if source.call in run or source in values:
+                continue
+            known = each.probe.known(source.call) if source.call.point and source.call.step >= 0 else None
+            if known is None:
+                run.add(source.call)
+                todo.append(source.call)
+            else:
+                values[source] = known
+    return [a for a in awaited if a.call in run], values
+
+
+def fed(call: Call, values: dict[Value, Value]) -> Call:
+    """A call of an outline with values in the place of those that it awaits."""
+    found = tuple(None if source is None else values[source] for source in call.sources)
+    arrays = (x if value is None else value.array for x, value in zip(call.inputs, found, strict=True))
+    return replace(call, inputs=tuple(arrays), sources=found)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _UnderWay:
+    """A pass, the values that it has and that are still read, and the calls of each layer by step."""
+
+    probe: Probe
+    values: dict[Value, Value]
+    reads: Counter[Value]
+    units: dict[int, dict[int, deque[Awaited]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, each: Pass) -> _UnderWay:
+        calls, values = needed(each)
+        made = cls(each.probe, values, Counter(s for a in calls for s in sources(a.call)))
+        of: dict[Value, int] = {}
+        for a in calls:
+            layer = -1 if a.call.layer is None else a.call.layer
+            of[a] = max((layer, *(of.get(source, -1) for source in sources(a.call))))
+            made.units.setdefault(of[a], {}).setdefault(a.call.step, deque()).append(a)
+        return made
+
+    def lanes(self, unit: int) -> Iterator[_Lane]:
+        for calls in self.units.get(unit, {}).values():
+            yield _Lane(self, calls)
+
+    def fed(self, awaited: Awaited) -> Call:
+        return fed(awaited.call, self.values)
+
+    def run(self, awaited: Awaited, call: Call) -> None:
+        self.values[awaited] = self.probe.run(call)
+        for source in sources(awaited.call):
+            self.reads[source] -= 1
+            if not self.reads[source]:
+                del self.values[source]
+        if not self.reads[awaited]:
+            del self.values[awaited]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lane:
+    """The calls of one step in one layer that are still to be run."""
+
+    of: _UnderWay
+    calls: deque[Awaited]
+
+    def advance(self) -> bool:
+        """Run calls up to one that waits for a product, or for another lane; whether any was run."""
+        before = len(self.calls)
+        while self.calls and self.is_ready and self.product is None:
+            awaited = self.calls.popleft()
+            self.of.run(awaited, self.of.fed(awaited))
+        return len(self.calls) < before
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all that the next call reads has been computed."""
+        return all(source in self.of.values for source in sources(self.calls[0].call))
+
+    @property
+    def product(self) -> str | None:
+        """The weight of the next call, where that is a product whose arithmetic is known."""
+        call = self.calls[0].call if self.calls else None
+        if call is None or call.op is not linear or self.of.probe.foreseen(call) is None:
+            return None
+        return str(call.argument("weight").name)
+
+
+def _through(lanes: Sequence[_Lane]) -> None:
+    """Run all calls of a layer."""
+    for lane in lanes:
+        lane.of.probe.watch(*_where(lane))
+    while True:
+        while any(lane.advance() for lane in lanes):
+            pass
+        waiting = [lane for lane in lanes if lane.calls and lane.is_ready]
+        if not waiting:
+            return
+        first = min(waiting, key=lambda lane: lane.calls[0].call.order).product
+        _multiplied([lane for lane in waiting if lane.product == first])
+
+
+def _where(lane: _Lane) -> tuple[int, int | None]:
+    call = lane.calls[0].call
+    return call.step, call.layer
+
+
+def _multiplied(lanes: Sequence[_Lane]) -> None:
+    """Run the products of one weight. Engines may hold it in different ways: each way is made once."""
+    held: dict[tuple[object, ...], list[tuple[_Lane, Call, Rows]]] = {}
+    for lane in lanes:
+        call = lane.of.fed(lane.calls[0])
+        arithmetic = lane.of.probe.foreseen(call)
+        assert arithmetic is not None, "it waits for a product"
+        call = call.held_in(arithmetic)
+        weight = call.argument("weight")
+        of = weight.held, weight.largest, weight.raw.ctypes.data
+        held.setdefault(of, []).append((lane, call, Rows(call.argument("x"), arithmetic, owner=lane.of)))
+    for several in held.values():
+        results = products(several[0][1].argument("weight"), [rows for _, _, rows in several])
+        for (lane, call, rows), y in zip(several, results, strict=True):
+            bias, heads = call.argument("bias"), call.argument("heads")
+            call.prepared(rows.arithmetic, finished(y, bias, heads=heads, arithmetic=rows.arithmetic))
+            lane.of.run(lane.calls.popleft(), call)
