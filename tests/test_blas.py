@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import firstdiff as fd
 from builders.models import synthetic
-from firstdiff import pytest_plugin
+from firstdiff import blas, pytest_plugin
 from firstdiff.blas import one_thread
 from firstdiff.model.probe import Probe
 from firstdiff.model.synthetic import Llama
@@ -122,3 +122,23 @@ def test_the_command_has_one_thread_from_the_start_unless_the_user_says_otherwis
     env |= {} if given is None else {"OPENBLAS_NUM_THREADS": given}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == number
+
+
+WIDE = "avx512f avx512dq avx512cd avx512bw avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("said", "wide"),
+    [
+        (f"vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 {WIDE} fma\n\n", True),
+        (f"vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 {WIDE.replace('avx512vl', '')}\n\n", False),
+        (f"vendor_id\t: GenuineIntel\nflags\t\t: fpu avx2 {WIDE}\n\n", False),  # OpenBLAS knows it
+        ("CPU implementer\t: 0x41\nFeatures\t: fp asimd\n\n", False),
+        (None, False),
+    ],
+)
+def test_amd_processors_with_avx512_are_told_by_what_linux_says(said: str | None, wide: bool, tmp_path: Path) -> None:  # noqa: FBT001 - a case
+    told = tmp_path / "cpuinfo"
+    if said is not None:
+        told.write_text(said)
+    assert blas._is_wide_amd(told) is wide

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from firstdiff.dumps import Trace, TraceError
+from firstdiff.engines.digests import digest
 from firstdiff.errors import UsageError
 from firstdiff.model.engine import Model
 from firstdiff.model.errors import ModelError
@@ -29,23 +29,11 @@ class Identity:
 
 
 def identity(model: Model | GGUF) -> Identity:
-    """Say which model it is. A file that has not changed is read once a process, which takes seconds a gigabyte."""
+    """Say which model it is."""
     gguf = model if isinstance(model, GGUF) else model.gguf
-    digests = [_digest(part, *_version(part)) for part in gguf.files]
+    digests = [digest(part) for part in gguf.files]
     whole = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
     return Identity(gguf.path.name, whole.hex())
-
-
-def _version(file: Path) -> tuple[int, ...]:
-    """What changes where a file is changed or replaced."""
-    stat = file.stat()
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
-@lru_cache(maxsize=64)
-def _digest(path: Path, *_version: int) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
 
 
 def engine_name(trace: Trace) -> str:

@@ -89,7 +89,8 @@ def _experts_metadata() -> dict[str, Any]:
     pieces, scores, kinds = vocabulary(s["n_vocab"])
     keys = {
         "block_count": s["layers"], "context_length": 4096, "embedding_length": s["n_embd"],
-        "feed_forward_length": s["used"] * s["n_ff"], "attention.head_count": s["heads"], "attention.head_count_kv": s["kv_heads"],
+        "feed_forward_length": s["used"] * s["n_ff"],
+        "attention.head_count": s["heads"], "attention.head_count_kv": s["kv_heads"],
         "attention.key_length": s["head_dim"], "attention.value_length": s["head_dim"], "expert_count": s["experts"],
         "expert_used_count": s["used"], "expert_feed_forward_length": s["n_ff"],
     }  # fmt: skip
