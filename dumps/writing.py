@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -38,7 +39,7 @@ _OURS = re.compile(r"(trace\.json|step-[0-9]+(\..+)?\.safetensors)(\.tmp)?")
 
 
 class TraceWriter:
-    """Write a trace, step by step.
+    """Write a trace, step by step; of a large step what is there already, while the rest of it is run.
 
     Used as a context manager it marks the trace complete at the end, or cut short if an exception left it.
 
@@ -74,6 +75,7 @@ class TraceWriter:
             layouts={point: tuple(axes) for point, axes in (layouts or {}).items()},
         )  # fmt: skip
         self._open = True
+        self._ahead = _Ahead()
         parse_manifest(self._text(), self.path / MANIFEST)  # what could not be read back is never written
         _prepare(self.path)
         self._put_manifest()
@@ -93,9 +95,41 @@ class TraceWriter:
         TraceError
             If a key or dtype cannot be recorded, the writer is closed, or the disk refuses.
         """
+        arrays, index = self._checked(tensors), self._index
+        keys = (*self._ahead.keys, *arrays)
+        manifest = with_step(self._manifest, Recorded(step.tokens, step.positions, keys))
+        self._ahead.wait()
+        if arrays or not self._ahead.files:
+            self._put(f"step-{index:03d}.safetensors", lambda path: _save(arrays, step, path))
+        for file in self._ahead.files:
+            _renamed(file, file.with_suffix(""))
+        self._ahead = _Ahead()
+        self._manifest = manifest
+        self._put_manifest()
+
+    def part(self, step: Step, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Write some tensors of the step that is being run, in a thread of its own; :meth:`step` writes the others.
+
+        At most one part is being written at a time. Until the step is done its parts have temporary names.
+
+        Raises
+        ------
+        TraceError
+            As :meth:`step` does, perhaps for the part before.
+        """
+        arrays = self._checked(tensors)
+        name = f"step-{self._index:03d}.part-{len(self._ahead.files):03d}.safetensors.tmp"
+        self._ahead.write(arrays, step, self.path / name)
+
+    @property
+    def _index(self) -> int:
+        return len(self._manifest.steps or ())
+
+    def _checked(self, tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Tensors as they are written."""
         if not self._open:
             raise TraceError(f"{self.path}: the trace is closed: no step can be added")
-        index = len(self._manifest.steps or ())
+        index = self._index
         arrays: dict[str, NDArray[Any]] = {}
         for key, values in tensors.items():
             array = np.asarray(values, order="C")
@@ -106,15 +140,13 @@ class TraceWriter:
             except TraceError as error:
                 raise TraceError(f"{self.path}: step {index}: tensor {key!r}: {error}") from None
             arrays[key] = array
-        manifest = with_step(self._manifest, Recorded(step.tokens, step.positions, tuple(arrays)))
-        self._put(f"step-{index:03d}.safetensors", lambda path: _save(arrays, step, path))
-        self._manifest = manifest
-        self._put_manifest()
+        return arrays
 
     def close(self, complete: bool = True) -> None:  # noqa: FBT001, FBT002 - close(False) is never written
         """Say whether the run is complete, and end the trace. Closing twice does nothing."""
         if self._open:
             self._open = False
+            self._ahead.forget()
             self._manifest = replace(self._manifest, complete=complete)
             self._put_manifest()
 
@@ -141,15 +173,59 @@ class TraceWriter:
 
     def _put(self, name: str, write: Callable[[Path], object]) -> None:
         """Write a file whole under a temporary name, then rename it into place."""
-        target = self.path / name
         temporary = self.path / f"{name}.tmp"
-        try:
-            write(temporary)
-            temporary.replace(target)
-        except (OSError, SafetensorError) as error:
+        _written(temporary, write)
+        _renamed(temporary, self.path / name)
+
+
+class _Ahead:
+    """The parts of the step in hand that are written, the last one perhaps in this moment."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self.files: list[Path] = []
+        self._thread = ThreadPoolExecutor(1, "firstdiff-writer")
+        self._last: Future[None] | None = None
+
+    def write(self, arrays: dict[str, NDArray[Any]], step: Step, file: Path) -> None:
+        """Begin to write a part, once the one before is written."""
+        self.wait()
+        self.keys += arrays
+        self.files.append(file)
+        self._last = self._thread.submit(_written, file, lambda path: _save(arrays, step, path))
+
+    def wait(self) -> None:
+        """Wait until all parts are written."""
+        if self._last is not None:
+            last, self._last = self._last, None
+            last.result()
+
+    def forget(self) -> None:
+        """Remove parts of a step that was not ended."""
+        with contextlib.suppress(TraceError):
+            self.wait()
+        for file in self.files:
             with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise TraceError(f"{target}: cannot be written: {error}") from None
+                file.unlink()
+
+
+def _written(temporary: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name, whole or not at all."""
+    try:
+        write(temporary)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise TraceError(f"{temporary.with_suffix('')}: cannot be written: {error}") from None
+
+
+def _renamed(temporary: Path, target: Path) -> None:
+    try:
+        temporary.replace(target)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise TraceError(f"{target}: cannot be written: {error}") from None
 
 
 def _save(arrays: dict[str, NDArray[Any]], step: Step, path: Path) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 from firstdiff.model import architecture
 from firstdiff.model.architecture import Nodes, Tensor
+from firstdiff.model.attention import append, attend, scores, soft_max
 from firstdiff.model.errors import ModelError
 from firstdiff.model.fields import Fields
-from firstdiff.model.operations import append, attend, linear, scores, soft_max, swiglu
+from firstdiff.model.operations import linear, swiglu
 from firstdiff.model.probe import Probe
 from firstdiff.model.value import Value
 from firstdiff.model.weights import Weights

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.flash import attended_in_f16
 from firstdiff.model.products import Rows, products
 from firstdiff.model.rope import angles
 from firstdiff.model.weights import Weight
@@ -170,108 +169,6 @@ def rope(
     y[first] = keep(x[first] * cos) - keep(x[second] * sin)
     y[second] = keep(x[first] * sin) + keep(x[second] * cos)
     return y
-
-
-def append(past: Array | None, new: Array, *, values: bool = False, arithmetic: Arithmetic) -> Array:
-    """What a layer's cache of keys, or `values`, holds now: [S - T, H_kv, D] and [T, H_kv, D] -> [S, H_kv, D]."""
-    new = arithmetic.enter(new, values=values)
-    return new if past is None else np.concatenate([arithmetic.widen(past), new])
-
-
-def scores(
-    q: Array,
-    keys: Array,
-    *,
-    group: int,
-    factor: float = 1.0,
-    mask: Array | None = None,  # noqa: ARG001 - those who judge the scores read it
-    arithmetic: Arithmetic,
-) -> Array:
-    """Raw attention scores, unscaled: [T, H, D] and [S, H_kv, D] -> [H, T, S]; head h reads KV head h // group.
-
-    Parameters
-    ----------
-    factor
-        What queries are multiplied by before they are rounded for the product, which is divided by it again.
-    mask
-        That of :func:`soft_max`, which says which scores count.
-    """
-    if factor != 1:
-        scaled = scores(arithmetic.widen(q) * arithmetic.dtype(factor), keys, group=group, arithmetic=arithmetic)
-        return np.asarray(scaled / scaled.dtype.type(factor))
-    q = arithmetic.query(q)
-    tokens, heads, dim = q.shape
-    grouped = q.transpose(1, 0, 2).reshape(heads // group, group * tokens, dim)  # [H_kv, group * T, D]
-    kq = grouped @ arithmetic.cached(keys).transpose(1, 2, 0)  # [H_kv, group * T, S]
-    return kq.reshape(heads, tokens, -1)
-
-
-def soft_max(
-    kq: Array,
-    sinks: Weight | None = None,
-    *,
-    scale: float,
-    offset: int = 0,
-    mask: Array | None = None,
-    cap: float | None = None,
-    arithmetic: Arithmetic,
-) -> Array:
-    """Softmax over the keys, [H, T, S] -> [H, T, S]; hidden entries are 0 (``ggml_soft_max_ext``).
-
-    Parameters
-    ----------
-    kq, scale
-        Raw scores, and what they are multiplied by.
-    sinks
-        One more score per head [H], which takes its part of the sum and of which nothing is attended to.
-    offset
-        A query sees the keys up to its own position plus this.
-    mask
-        What is added to the scaled scores instead, [T, S] or [H, T, S]: minus infinity hides.
-    cap
-        A soft cap of the scaled scores: ``cap * tanh(z / cap)`` (Gemma Team 2024); None for none.
-    """
-    z = arithmetic.widen(kq) * arithmetic.dtype(scale)
-    if cap is not None:
-        z = arithmetic.widen(cap * np.tanh(np.asarray(z / arithmetic.dtype(cap), np.float64)))
-    if mask is None:
-        z[:, ~visible(kq.shape[-2], kq.shape[-1], offset)] = -np.inf
-    else:
-        z += arithmetic.widen(mask)
-    top = z.max(-1, keepdims=True)
-    sink = None if sinks is None else arithmetic.widen(sinks.values()).reshape(-1, 1, 1)
-    top = top if sink is None else np.maximum(top, sink)
-    z -= top
-    p = np.exp(z)
-    total = p.sum(-1, keepdims=True, dtype=np.float64)
-    total = total if sink is None else total + np.exp(np.asarray(sink - top, np.float64))
-    return p * arithmetic.widen(1.0 / total)
-
-
-def visible(queries: int, keys: int, offset: int = 0) -> npt.NDArray[np.bool_]:
-    """Which keys a query may see, bool [T, S]: the last `queries` positions of `keys`, each up to itself."""
-    own = np.arange(keys - queries, keys)[:, None]
-    return np.arange(keys)[None, :] <= own + offset
-
-
-def looked_at(shape: tuple[int, ...], mask: Array | None = None) -> npt.NDArray[np.bool_]:
-    """Which scores [H, T, S] count, bool [T, S] or [H, T, S]: those that no mask hides, or not of the future."""
-    return visible(*shape[-2:]) if mask is None else np.isfinite(mask)
-
-
-def attend(p: Array, values: Array, *, group: int, arithmetic: Arithmetic) -> Array:
-    """Attention output with heads merged: [H, T, S] and [S, H_kv, D] -> [T, H * D].
-
-    ggml's flash attention never makes `p`; with values in f16 it also adds up in f16, but for tiles of many queries.
-    """
-    heads, tokens, keys = p.shape
-    grouped = arithmetic.probabilities(p).reshape(heads // group, group * tokens, keys)  # [H_kv, group * T, S]
-    held = arithmetic.cached(values).transpose(1, 0, 2)  # [H_kv, S, D]
-    if arithmetic.attends_in_f16(tokens):
-        out = arithmetic.widen(attended_in_f16(grouped, held, arithmetic.chunks(tokens, keys)))
-    else:
-        out = grouped @ held  # [H_kv, group * T, D]
-    return np.ascontiguousarray(out.reshape(heads, tokens, -1).transpose(1, 0, 2)).reshape(tokens, -1)
 
 
 def add(a: Array, b: Array, *, arithmetic: Arithmetic) -> Array:

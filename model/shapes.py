@@ -5,23 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from firstdiff.model.attention import append, attend, scores, soft_max
 from firstdiff.model.graph.elementwise import geglu, gelu
 from firstdiff.model.graph.moves import top_k
 from firstdiff.model.graph.operation import NodeOperation
 from firstdiff.model.moves import given, head_columns, heads_first, put, remembered, reshaped, viewed
-from firstdiff.model.operations import (
-    Operation,
-    add,
-    append,
-    attend,
-    layer_norm,
-    linear,
-    rms_norm,
-    rope,
-    scores,
-    soft_max,
-    swiglu,
-)
+from firstdiff.model.operations import Operation, add, layer_norm, linear, rms_norm, rope, swiglu
 from firstdiff.model.probe import Call
 
 Shape = tuple[int, ...]

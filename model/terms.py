@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.model.arithmetic import F64, Array
+from firstdiff.model.attention import attend, scores
 from firstdiff.model.graph.operation import NodeOperation
-from firstdiff.model.operations import Derived, add, attend, layer_norm, linear, scores, swiglu
+from firstdiff.model.operations import Derived, add, layer_norm, linear, swiglu
 from firstdiff.model.probe import Call
 
 SIGMOID = 2.0**-102

@@ -7,21 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.model.attention import append, attend, scores, soft_max
 from firstdiff.model.graph.elementwise import geglu, gelu
-from firstdiff.model.operations import (
-    Operation,
-    add,
-    append,
-    attend,
-    embed,
-    layer_norm,
-    linear,
-    rms_norm,
-    rope,
-    scores,
-    soft_max,
-    swiglu,
-)
+from firstdiff.model.operations import Operation, add, embed, layer_norm, linear, rms_norm, rope, swiglu
 from firstdiff.model.probe import Call
 
 ROWS: Mapping[Operation, tuple[str, ...]] = {

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -84,7 +85,8 @@ def shared_out(work: Callable[[Sequence[_Part]], None], parts: Sequence[_Part]) 
         finally:
             _workers.busy.here = False
 
-    others = [_workers.threads(count - 1).submit(busy, parts[i::count]) for i in range(1, count)]
+    # In the context of who asks: what numpy warns of is a part of it.
+    others = [_workers.threads(count - 1).submit(copy_context().run, busy, parts[i::count]) for i in range(1, count)]
     try:
         busy(parts[::count])
     finally:

@@ -6,7 +6,6 @@ import argparse
 
 from firstdiff.commands.options import DECODE, attention_of, source_of
 from firstdiff.commands.watching import watched
-from firstdiff.engines.threads import threads_for
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses.planting import planted
 from firstdiff.runs import recording
@@ -28,7 +27,7 @@ def record(options: argparse.Namespace) -> int:
             options.out,
             engine=options.engine,
             decode=decode,
-            threads=threads_for(options.model, options.threads),
+            threads=options.threads,
             attention=attention_of(options),
             planted=plants,
             progress=progress,

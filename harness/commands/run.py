@@ -102,7 +102,7 @@ def _begun(options: argparse.Namespace, out: Path, progress: Progress, tier: Tie
     return begun(
         options.model,
         out=out,
-        threads=threads_for(options.model, options.threads),
+        threads=options.threads,
         attention=attention_of(options),
         detailed=detailed,
         progress=progress,

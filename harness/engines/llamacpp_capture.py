@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,13 +29,26 @@ MOST_SCORES = 1 << 23
 a layer twice. What is made of them, ``kqv_out``, is judged all the same."""
 
 
+MOST_HELD = 1 << 26
+"""Bytes of tensors beyond which those of the layers that are done are written before the step ends."""
+
+Spill = Callable[[dict[str, Array]], None]
+"""Takes tensors of layers that are done."""
+
+
+def size(tensors: Mapping[str, Array]) -> int:
+    """Bytes of some tensors."""
+    return sum(x.nbytes for x in tensors.values())
+
+
 @dataclass
 class Hook:
     """The eval callback: decides which nodes are wanted and copies them out.
 
     `nodes` says which node is which point. `tensors` holds the current step's, by key (``Kcur_rope-3``), in execution
-    order. `tokens` is how many tokens the step has, and `keys` how many cached positions exist then, to which
-    llama.cpp's padded attention tensors are cut. `watch` is called with the suffix of each layer that begins (``-3``).
+    order; with `spill` those of layers that are done go there when they are many. `tokens` is how many tokens the step
+    has, and `keys` how many cached positions exist then, to which llama.cpp's padded attention tensors are cut. `watch`
+    is called with the suffix of each layer that begins (``-3``).
     """
 
     nodes: Nodes
@@ -41,6 +56,7 @@ class Hook:
     tokens: int = 0
     keys: int = 0
     watch: Callable[[str], None] = lambda _layer: None
+    spill: Spill | None = None
     head_dim: int = field(default=0, init=False)
     tensors: dict[str, Array] = field(default_factory=dict)
     failure: BaseException | None = None
@@ -80,14 +96,14 @@ class Hook:
         return self._wanted[key]
 
     def _take(self, address: int, point: str, layer: str) -> None:
-        if layer != self._layer:
-            self._layer = layer
-            self.watch(layer)
+        self._enter(layer)
         if point == "v_cache":  # the first operand of kqv, transposed
             self._keep_cache(point + layer, _source(address).transpose(0, 1, 3, 2), values=True)
             return
         if point == "kq":
             self._keep_cache("k_cache" + layer, _source(address))
+        if "query" in axes_of(point) and math.prod(ggml.Tensor.from_address(address).ne) > MOST_SCORES:
+            return
         x = ggml.read(address)[0]
         if point == "kqv_out":
             if flash := ggml.Tensor.from_address(address).src[0] if self.attention.flash else None:
@@ -96,12 +112,19 @@ class Hook:
             if (run := turned(self.attention.values, self.head_dim, values=True)) is not None:
                 x = turn(x, run)  # llama.cpp turns it back in a node of no name
         if "query" in axes_of(point):  # [H, T, padded S] -> [H, T, S]
-            if x.shape[0] * x.shape[1] * self.keys > MOST_SCORES:
-                return
             x = x[:, :, : self.keys]
         elif x.shape[:2] == (1, self.tokens):  # [1, T, n] -> [T, n]
             x = x[0]
         self.tensors[point + layer] = np.ascontiguousarray(x)
+
+    def _enter(self, layer: str) -> None:
+        """Say that a layer begins, where one does, and hand on what there is of those before if that is much."""
+        if layer == self._layer:
+            return
+        self._layer = layer
+        if self.spill is not None and size(self.tensors) > MOST_HELD:
+            self.spill(self.finish())
+        self.watch(layer)
 
     def _keep_cache(self, key: str, cache: Array, *, values: bool = False) -> None:
         """Keep a cache [1, H_kv, padded S, D] as [S, H_kv, D], in the basis of keys and values."""
@@ -115,7 +138,7 @@ class Hook:
         self.tokens, self.keys, self.step = tokens, keys, self.step + 1
 
     def finish(self) -> dict[str, Array]:
-        """The step's tensors with their heads apart; ready for the next step afterwards."""
+        """The step's tensors with their heads apart; ready for more of them afterwards."""
         tensors, self.tensors = self.tensors, {}
         for key, x in tensors.items():
             point, dash, layer = key.partition("-")
@@ -193,6 +216,7 @@ class StepHook(Protocol):
     """An eval callback that copies out what it wants of each step."""
 
     failure: BaseException | None
+    spill: Spill | None
 
     def __call__(self, address: int, ask: bool, user: object, /) -> bool:  # noqa: FBT001 - ggml's signature
         """Answer ggml whether a node is wanted (`ask`), and then, with its data ready, whether to go on."""
@@ -201,7 +225,7 @@ class StepHook(Protocol):
         """Get ready for a step of so many tokens, after which so many positions are cached."""
 
     def finish(self) -> dict[str, Array]:
-        """The step's tensors by key, in execution order."""
+        """The step's tensors by key, in execution order, but for those that were spilled."""
 
 
 def written(
@@ -224,9 +248,11 @@ def written(
             if index == len(steps):
                 steps.append([int(logits[-1][-1].argmax())])
             tokens = steps[index]
+            step = Step(tuple(tokens), tuple(range(position, position + len(tokens))))
             hook.begin(len(tokens), position + len(tokens))
+            hook.spill = partial(writer.part, step)
             logits.append(context.decode(tokens, position))
-            writer.step(Step(tuple(tokens), tuple(range(position, position + len(tokens)))), hook.finish())
+            writer.step(step, hook.finish())
             position += len(tokens)
     return difference(engine, steps, logits, total, widest)
 
@@ -252,8 +278,10 @@ def difference(engine: LlamaCpp, steps: list[list[int]], hooked: list[Array], to
     with engine.context(total, widest, None) as context:
         for tokens, seen in zip(steps, hooked, strict=True):
             plain = context.decode(tokens, position)
-            if not (np.isfinite(plain).all() and np.isfinite(seen).all()):
-                return None
-            worst = max(worst, float(np.abs(plain - seen).max()))
+            for a, b in zip(plain, seen, strict=True):
+                apart = float(np.abs(a - b).max())
+                if not np.isfinite(apart):
+                    return None
+                worst = max(worst, apart)
             position += len(tokens)
     return worst

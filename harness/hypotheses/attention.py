@@ -11,7 +11,8 @@ import numpy.typing as npt
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_op
 from firstdiff.hypotheses.where import Where
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import Derived, Operation, attend, scores
+from firstdiff.model.attention import attend, scores
+from firstdiff.model.operations import Derived, Operation
 from firstdiff.model.probe import Call
 
 # Which KV head a head reads

@@ -12,7 +12,8 @@ from firstdiff.dumps import Site
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, telling, with_op
 from firstdiff.hypotheses.where import SOFTMAX, Where
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import Derived, attend, scores, visible
+from firstdiff.model.attention import attend, scores, visible
+from firstdiff.model.operations import Derived
 from firstdiff.model.probe import Call
 
 FEW = 8

@@ -9,7 +9,7 @@ import numpy as np
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, telling, with_op
 from firstdiff.hypotheses.where import APPENDS
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import append
+from firstdiff.model.attention import append
 from firstdiff.model.probe import Call
 
 

@@ -6,7 +6,7 @@ from firstdiff.hypotheses import rope_angles, rope_turning
 from firstdiff.hypotheses.fitting import Numbers
 from firstdiff.hypotheses.hypothesis import Apart, Hypothesis, identity, replaced
 from firstdiff.hypotheses.where import ROTATIONS, Where
-from firstdiff.model.operations import append
+from firstdiff.model.attention import append
 
 PAIRING, BASE, ANGLE, SIZE = 3, 4, 5, 6  # stages: two of them can be wrong at once
 

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from firstdiff.hypotheses.hypothesis import Scene, Values, replaced, with_op
 from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.attention import append
 from firstdiff.model.engine import Model
-from firstdiff.model.operations import append, rope
+from firstdiff.model.operations import rope
 from firstdiff.model.probe import Call
 from firstdiff.model.rope import angles
 from firstdiff.model.rounding import round_to

@@ -10,7 +10,7 @@ from firstdiff.hypotheses.fitting import Numbers
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, with_op
 from firstdiff.hypotheses.where import SOFTMAX
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import looked_at, visible
+from firstdiff.model.attention import looked_at, visible
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import Weight
 

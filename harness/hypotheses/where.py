@@ -5,22 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from firstdiff.dumps.points import OUTSIDE, POINTS, Kind, Point, kind_of
+from firstdiff.model.attention import append, attend, scores, soft_max
 from firstdiff.model.engine import ARCHITECTURES
 from firstdiff.model.graph.elementwise import geglu, gelu
-from firstdiff.model.operations import (
-    Operation,
-    add,
-    append,
-    attend,
-    embed,
-    layer_norm,
-    linear,
-    rms_norm,
-    rope,
-    scores,
-    soft_max,
-    swiglu,
-)
+from firstdiff.model.operations import Operation, add, embed, layer_norm, linear, rms_norm, rope, swiglu
 from firstdiff.model.probe import Call
 
 MAKES: dict[Operation, tuple[Kind, ...]] = {

@@ -14,8 +14,9 @@ from firstdiff.judging.arithmetic_options import option
 from firstdiff.judging.measure import measure
 from firstdiff.judging.systematic import rest
 from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.attention import attend, scores, visible
 from firstdiff.model.holding import ELEMENTS, holding, twin
-from firstdiff.model.operations import attend, linear, scores, visible
+from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
 from firstdiff.model.rounding import round_to
 from firstdiff.model.weights import WITH_MINIMA

@@ -21,22 +21,10 @@ from firstdiff.model.arithmetic import (
     Arithmetic,
     ggml_cpu,
 )
+from firstdiff.model.attention import append, attend, scores, soft_max
 from firstdiff.model.graph.elementwise import geglu, gelu
 from firstdiff.model.holding import ELEMENTS
-from firstdiff.model.operations import (
-    Operation,
-    add,
-    append,
-    attend,
-    embed,
-    layer_norm,
-    linear,
-    rms_norm,
-    rope,
-    scores,
-    soft_max,
-    swiglu,
-)
+from firstdiff.model.operations import Operation, add, embed, layer_norm, linear, rms_norm, rope, swiglu
 from firstdiff.model.probe import Call
 from firstdiff.model.rounding import BLOCK, QUANTISED
 

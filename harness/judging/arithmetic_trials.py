@@ -17,8 +17,9 @@ from firstdiff.judging.measure import holds_numbers
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.rows import Mask, hidden, of_rows
 from firstdiff.model.arithmetic import F32, Array
+from firstdiff.model.attention import append, attend, scores, soft_max
 from firstdiff.model.moves import MOVES
-from firstdiff.model.operations import append, attend, embed, scores, soft_max
+from firstdiff.model.operations import embed
 from firstdiff.model.probe import Call, Change, unchanged
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.token_rows import rows_of

@@ -16,7 +16,8 @@ from firstdiff.judging.measure import measure
 from firstdiff.judging.rows import Mask
 from firstdiff.judging.traced import Upstream
 from firstdiff.model.arithmetic import F32, GGML, Arithmetic, Array
-from firstdiff.model.operations import linear, rope, soft_max
+from firstdiff.model.attention import soft_max
+from firstdiff.model.operations import linear, rope
 from firstdiff.model.probe import Call
 from firstdiff.model.terms import terms
 from firstdiff.model.value import Value

@@ -10,7 +10,8 @@ import numpy as np
 
 from firstdiff.dumps import Site
 from firstdiff.model.arithmetic import F32, Arithmetic, Array
-from firstdiff.model.operations import Operation, embed, linear, rms_norm, rope, soft_max
+from firstdiff.model.attention import soft_max
+from firstdiff.model.operations import Operation, embed, linear, rms_norm, rope
 from firstdiff.model.probe import Call
 from firstdiff.verdict import Fault, SiteVerdict
 

@@ -10,22 +10,11 @@ import numpy as np
 from firstdiff.dumps.points import axes_of
 from firstdiff.judging.measure import SMALLEST_F16
 from firstdiff.model.arithmetic import BF16, F16, GGML, Arithmetic, Array
+from firstdiff.model.attention import append, attend, looked_at, scores, soft_max
 from firstdiff.model.graph.elementwise import geglu
 from firstdiff.model.graph.operation import NodeOperation
 from firstdiff.model.moves import MOVES
-from firstdiff.model.operations import (
-    Operation,
-    append,
-    attend,
-    layer_norm,
-    linear,
-    looked_at,
-    rms_norm,
-    rope,
-    scores,
-    soft_max,
-    swiglu,
-)
+from firstdiff.model.operations import Operation, layer_norm, linear, rms_norm, rope, swiglu
 from firstdiff.model.probe import Call
 
 UNIT = 2.0**-24

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from firstdiff.judging.layouts import SCORES
 from firstdiff.model.arithmetic import Array
-from firstdiff.model.operations import visible
+from firstdiff.model.attention import visible
 
 PLAUSIBLE = 0.1
 """Median error up to which a layout can be the right one: quantised activations alone make up to 0.04."""

@@ -17,9 +17,10 @@ from firstdiff.judging.measure import holds_numbers
 from firstdiff.judging.needed import Judging
 from firstdiff.judging.rows import Rows, partly, placed, usual
 from firstdiff.model.arithmetic import Array
+from firstdiff.model.attention import append, soft_max
 from firstdiff.model.engine import Model
 from firstdiff.model.graph.elementwise import geglu
-from firstdiff.model.operations import append, embed, layer_norm, rms_norm, rope, soft_max, swiglu
+from firstdiff.model.operations import embed, layer_norm, rms_norm, rope, swiglu
 from firstdiff.model.outline import outline
 from firstdiff.model.probe import Call, Change, unchanged
 from firstdiff.model.shapes import shape_of

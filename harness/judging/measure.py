@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from firstdiff.dumps.points import token_axis
 from firstdiff.judging.rows import Mask, shown
+from firstdiff.model.workers import shared_out
 from firstdiff.verdict import Element
 from firstdiff.verdict.ranges import spans
 
@@ -41,6 +42,9 @@ class Difference:
     worst: Element | None
     not_finite: int
 
+
+AT_ONCE = 1 << 18
+"""Elements that are compared at a time, as float64 a few megabytes: a cache holds them."""
 
 SMALL = 1e-10
 """Norm of a token from which float32 holds the squares of errors of 1e-7."""
@@ -117,14 +121,24 @@ def holds_numbers(x: Real) -> bool:
 
 def relative(candidate: Real, reference: Real, seen: Mask | None = None) -> float:
     """The norm of the difference over the norm of the reference, all tokens together; infinite if not finite."""
-    c, r = np.asarray(candidate, np.float64), np.asarray(reference, np.float64)
-    if seen is not None:
-        c, r = np.where(seen, c, 0.0), np.where(seen, r, 0.0)
-    if not np.isfinite(c).all():
+    step = max(1, AT_ONCE * len(reference) // max(1, reference.size))
+    blocks = [slice(start, start + step) for start in range(0, len(reference), step)]
+    squares = np.zeros((len(blocks), 2))
+    shown = None if seen is None else np.broadcast_to(seen, reference.shape)
+
+    def add(some: Sequence[int]) -> None:
+        for i in some:
+            c, r = (np.asarray(x[blocks[i]], np.float64) for x in (candidate, reference))
+            if shown is not None:
+                c, r = np.where(shown[blocks[i]], c, 0.0), np.where(shown[blocks[i]], r, 0.0)
+            finite = np.isfinite(c).all()
+            squares[i] = np.vdot(c - r, c - r) if finite else np.inf, np.vdot(r, r)
+
+    shared_out(add, range(len(blocks)))
+    difference, size = np.sqrt(squares.sum(0))
+    if not np.isfinite(difference):
         return float("inf")
-    size = float(np.sqrt((r**2).sum()))
-    difference = float(np.sqrt(((c - r) ** 2).sum()))
-    return difference / size if size else (float("inf") if difference else 0.0)
+    return float(difference / size) if size else (float("inf") if difference else 0.0)
 
 
 def locate(

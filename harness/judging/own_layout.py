@@ -18,9 +18,10 @@ from firstdiff.judging.layouts import ROTATED, Alignment, is_reordered
 from firstdiff.judging.readers import Indices, order, reordered, restored
 from firstdiff.model.architecture import Rotation
 from firstdiff.model.arithmetic import Arithmetic, Array
+from firstdiff.model.attention import append, scores
 from firstdiff.model.engine import Model
 from firstdiff.model.gguf import GGUF
-from firstdiff.model.operations import Derived, append, linear, rms_norm, rope, scores
+from firstdiff.model.operations import Derived, linear, rms_norm, rope
 from firstdiff.model.outline import outline
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import Weight, Weights

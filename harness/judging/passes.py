@@ -11,6 +11,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.judging.needed import Judging, Wanted
 from firstdiff.judging.past import missing_past
@@ -36,6 +38,7 @@ class Pass:
     past: int = 0
 
 
+@np.errstate(all="ignore")  # a candidate's NaN and infinities are judged, not warned of
 def together(passes: Iterable[Pass]) -> None:
     """Make passes side by side. Each probe has what it has in a pass of its own, but calls of one layer at a time."""
     under_way = [_UnderWay.of(each) for each in passes]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from firstdiff.dumps.points import POINTS, token_axis
 from firstdiff.judging.readers import Read, Shape
 from firstdiff.model.arithmetic import Array
-from firstdiff.model.operations import looked_at
+from firstdiff.model.attention import looked_at
 from firstdiff.model.probe import Call
 
 Mask = npt.NDArray[np.bool_]

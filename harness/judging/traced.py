@@ -14,9 +14,9 @@ from firstdiff.judging import floors
 from firstdiff.judging.case import Done
 from firstdiff.judging.rows import Mask
 from firstdiff.model.arithmetic import F32, Array
+from firstdiff.model.attention import append, attend, scores
 from firstdiff.model.graph.operation import NodeOperation
 from firstdiff.model.moves import MOVES
-from firstdiff.model.operations import append, attend, scores
 from firstdiff.model.probe import Call
 from firstdiff.model.shapes import shape_of
 from firstdiff.model.value import Value

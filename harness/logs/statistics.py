@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from firstdiff.dumps.points import axes_of, token_axis, with_axis
 from firstdiff.model.arithmetic import Arithmetic, Array
-from firstdiff.model.operations import soft_max, visible
+from firstdiff.model.attention import soft_max, visible
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.value import Value
 

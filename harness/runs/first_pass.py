@@ -53,7 +53,9 @@ class FreeRun:
 
     @property
     def logits(self) -> list[Array | None]:
-        """Those of the last token of each step."""
+        """Those of the last token of each step; None for a model that has none."""
+        if not self.drift.logits.size:
+            return [None for _ in self.trace.steps]
         ends = np.cumsum([len(step.tokens) for step in self.trace.steps])
         return [self.drift.logits[end - 1] for end in ends]
 

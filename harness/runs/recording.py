@@ -11,8 +11,9 @@ from firstdiff.dumps import Trace, TraceWriter, open_trace
 from firstdiff.engines.identity import identity
 from firstdiff.engines.llamacpp import PLAIN, Attention, LlamaCpp, version
 from firstdiff.engines.llamacpp_capture import capture, greedy, written
-from firstdiff.engines.llamacpp_graph import PointHook
+from firstdiff.engines.llamacpp_points import PointHook
 from firstdiff.engines.opening import open_reference
+from firstdiff.engines.threads import threads_for
 from firstdiff.errors import UsageError
 from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.model.arithmetic import ARITHMETICS, Arithmetic, arithmetic_named
@@ -45,13 +46,14 @@ def record_llama(run: Run, source: Input | Sequence[Sequence[int]], out: Path, *
     -------
     The trace, with notes on the capture and the text of each token of step 0.
     """
-    model, threads, attention = run.model, run.threads, run.attention
+    model, attention = run.model, run.attention
     if model.tier == "graph" and attention != PLAIN:
         raise UsageError(
             "--flash-attention and --kv: llama.cpp's graph is followed with plain attention and a cache in f16: leave "
             "them out"
         )
     steps = [tokens_of(model, source)] if isinstance(source, Input) else [list(s) for s in source]
+    threads = threads_for(model.gguf.path, run.threads, tokens=max(map(len, steps)))
     model.check_tokens([t for s in steps for t in s], decode=decode)
     attention.check(model.hp.head_dim)
     release = version()  # fails where there is no llama.cpp, before anything is made
@@ -94,7 +96,7 @@ def record(
     *,
     engine: str,
     decode: int,
-    threads: int,
+    threads: int | None,
     attention: Attention = PLAIN,
     planted: Sequence[Planted] = (),
     progress: Progress = QUIET,

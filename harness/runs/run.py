@@ -9,6 +9,7 @@ from pathlib import Path
 from firstdiff.engines.identity import Identity, identity
 from firstdiff.engines.llamacpp import PLAIN, Attention
 from firstdiff.engines.opening import Tier, open_reference
+from firstdiff.engines.threads import threads_for
 from firstdiff.explaining.budget import SECONDS
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.model.engine import Model
@@ -27,7 +28,7 @@ class Run:
     out
         Folder for what is recorded, and for the verdict; None where nothing is kept.
     threads, attention
-        How llama.cpp computes, where it is recorded.
+        How llama.cpp computes, where it is recorded; None for as many threads as model and prompt are worth.
     table
         The hypotheses by which divergences are explained.
     budget
@@ -42,7 +43,7 @@ class Run:
 
     model: Model
     out: Path | None = None
-    threads: int = 1
+    threads: int | None = 1
     attention: Attention = PLAIN
     table: Mapping[str, Hypothesis] = field(default_factory=lambda: TABLE)
     detailed: bool = False
@@ -72,7 +73,7 @@ def begun(
     path: Path,
     *,
     out: Path | None = None,
-    threads: int = 1,
+    threads: int | None = 1,
     attention: Attention = PLAIN,
     detailed: bool = False,
     progress: Progress = QUIET,
@@ -88,5 +89,5 @@ def begun(
         For a file that cannot be read, or a model that is not supported.
     """
     progress.say("opening the model")
-    model = open_reference(path, tier=tier, threads=threads)
+    model = open_reference(path, tier=tier, threads=threads_for(path, threads))
     return Run(model, out, threads, attention, detailed=detailed, progress=progress, budget=budget, only=only)

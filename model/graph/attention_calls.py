@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any
 
 from firstdiff.model import moves
+from firstdiff.model.attention import append, attend, scores, soft_max
 from firstdiff.model.graph.attending import Attention, Writes, attentions, mask_of
 from firstdiff.model.graph.building import Builder
 from firstdiff.model.graph.names import Name, name_of
 from firstdiff.model.graph.nodes import Node, Tensor
 from firstdiff.model.graph.program import Held, Operand, Seen, Shape
-from firstdiff.model.operations import append, attend, scores, soft_max
 
 
 def attention_calls(b: Builder) -> dict[int, Callable[[], None]]:

@@ -24,7 +24,8 @@ from builders.models import SMOLLM2
 from builders.traces import MemoryWriter
 from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.engines.llamacpp_capture import greedy, written
-from firstdiff.engines.llamacpp_graph import GraphHook, PointHook
+from firstdiff.engines.llamacpp_graph import GraphHook
+from firstdiff.engines.llamacpp_points import PointHook
 from firstdiff.engines.opening import open_reference
 from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.layouts import Alignment

@@ -92,7 +92,7 @@ class HeldCall(Call):
 
     @classmethod
     def of(cls, call: Call, kind: str) -> HeldCall:
-        return cls(**{f.name: getattr(call, f.name) for f in fields(Call)}, kind=kind)
+        return cls(**{f.name: getattr(call, f.name) for f in fields(Call) if f.init}, kind=kind)
 
     def compute(self, arithmetic: Arithmetic) -> Values:
         if self.kind == "f32":

@@ -19,8 +19,9 @@ from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, Planting
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import F32, F64, Arithmetic
+from firstdiff.model.attention import attend, scores
 from firstdiff.model.engine import Model
-from firstdiff.model.operations import attend, linear, rms_norm, scores
+from firstdiff.model.operations import linear, rms_norm
 from firstdiff.model.probe import Call
 from firstdiff.model.rounding import round_to
 from firstdiff.model.value import Value

@@ -23,10 +23,13 @@ class MemoryWriter:
         self.tensors: dict[Site, npt.NDArray[Any]] = {}
 
     def step(self, step: Step, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
-        index = len(self.steps)
+        self.part(step, tensors)
         self.steps.append(step)
+
+    def part(self, _step: Step, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
         for key, x in tensors.items():
-            self.tensors[Site.of_key(key, index)] = x.astype(np.float32) if x.dtype == np.float64 else x
+            site = Site.of_key(key, len(self.steps))
+            self.tensors[site] = x.astype(np.float32) if x.dtype == np.float64 else x
 
     def trace(self, **engine: Any) -> Trace:
         return Trace.from_arrays(self.steps, self.tensors, engine={"name": "planted"} | engine, model={})

@@ -20,8 +20,9 @@ from firstdiff.hypotheses import TABLE, Scene
 from firstdiff.hypotheses.masks import BLIND
 from firstdiff.hypotheses.planting import Planted, record_planted
 from firstdiff.model.arithmetic import F32, F64, Array
+from firstdiff.model.attention import visible
 from firstdiff.model.engine import Model, open_model
-from firstdiff.model.operations import linear, rope, signature, visible
+from firstdiff.model.operations import linear, rope, signature
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.value import Value
 from firstdiff.verdict import Explanation

@@ -24,8 +24,9 @@ from firstdiff.judging.own_layout import OwnLayout, own_layout
 from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import F32
+from firstdiff.model.attention import append, scores
 from firstdiff.model.engine import Model, open_model
-from firstdiff.model.operations import append, linear, rms_norm, rope, scores
+from firstdiff.model.operations import linear, rms_norm, rope
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.terms import terms
 from firstdiff.model.value import Value

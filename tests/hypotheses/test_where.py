@@ -14,8 +14,9 @@ from firstdiff.dumps.points import OUTSIDE, Kind
 from firstdiff.hypotheses import TABLE, Scene, where
 from firstdiff.hypotheses.where import LOGITS, MAKES, NORMS, PRODUCTS, SUMS, Where
 from firstdiff.model.arithmetic import F32
+from firstdiff.model.attention import attend
 from firstdiff.model.engine import open_model
-from firstdiff.model.operations import add, attend, linear, rms_norm
+from firstdiff.model.operations import add, linear, rms_norm
 from firstdiff.model.probe import Call
 
 

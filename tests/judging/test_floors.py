@@ -18,9 +18,10 @@ from firstdiff.dumps.tensors import Held
 from firstdiff.judging import floors
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import F16, F32, GGML_CPU, arithmetic_named
+from firstdiff.model.attention import soft_max, visible
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.narrowing import narrowed
-from firstdiff.model.operations import linear, soft_max, visible
+from firstdiff.model.operations import linear
 from firstdiff.model.probe import Call
 from firstdiff.model.quants import BY_NAME
 from firstdiff.model.rounding import round_to

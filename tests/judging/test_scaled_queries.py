@@ -17,8 +17,8 @@ from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted, Planting
 from firstdiff.judging.layouts import HALF, SCALED
 from firstdiff.model.arithmetic import ARITHMETICS, F32, F64, Arithmetic
+from firstdiff.model.attention import soft_max
 from firstdiff.model.engine import Model, open_model
-from firstdiff.model.operations import soft_max
 from firstdiff.model.probe import Call
 from firstdiff.model.value import Value
 from firstdiff.reports.terminal import render

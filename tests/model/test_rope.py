@@ -15,8 +15,9 @@ import pytest
 
 from builders.models import synthetic
 from firstdiff.model.arithmetic import F32, F64, GGML_CPU, Arithmetic, Array
+from firstdiff.model.attention import scores
 from firstdiff.model.engine import open_model
-from firstdiff.model.operations import linear, rope, scores
+from firstdiff.model.operations import linear, rope
 from firstdiff.model.quants import BY_NAME
 from firstdiff.model.rope import angles, frequencies
 from firstdiff.model.synthetic import Llama

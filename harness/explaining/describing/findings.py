@@ -13,7 +13,7 @@ from firstdiff.hypotheses import Scene
 from firstdiff.judging.case import Case
 from firstdiff.judging.rows import shown
 from firstdiff.model.arithmetic import Array
-from firstdiff.model.operations import attend
+from firstdiff.model.attention import attend
 
 
 def findings(case: Case, scene: Scene) -> tuple[str, ...]:
