@@ -6,7 +6,7 @@ Pure functions of arrays and attributes, as those of :mod:`firstdiff.model.opera
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -47,17 +47,17 @@ def scores(
     q = arithmetic.query(q)
     tokens, heads, dim = q.shape
     grouped = q.transpose(1, 0, 2).reshape(heads // group, group * tokens, dim)  # [H_kv, group * T, D]
-    kq = by_heads(grouped, arithmetic.cached(keys).transpose(1, 2, 0))  # [H_kv, group * T, S]
+    kq = by_heads(grouped, arithmetic.cached(keys).transpose(1, 2, 0), arithmetic.widen)  # [H_kv, group * T, S]
     return kq.reshape(heads, tokens, -1)
 
 
-def by_heads(a: Array, b: Array) -> Array:
-    """Products of matrices, one a head: [H, T, n] and [H, n, m] -> [H, T, m]."""
-    y = np.empty((*a.shape[:2], b.shape[-1]), np.result_type(a, b))
+def by_heads(a: Array, b: Array, operand: Callable[[Array], Array]) -> Array:
+    """Products of matrices, one a head: [H, T, n], each made an operand first, and [H, n, m] -> [H, T, m]."""
+    y = np.empty((*a.shape[:2], b.shape[-1]), b.dtype)
 
     def multiply(heads: Sequence[slice]) -> None:
         for of in heads:
-            np.matmul(a[of], b[of], out=y[of])
+            np.matmul(operand(a[of]), b[of], out=y[of])
 
     shared_out(multiply, heads_at_once((len(a), a.shape[1], max(a.shape[2], b.shape[2]))))
     return y
@@ -141,10 +141,11 @@ def attend(p: Array, values: Array, *, group: int, arithmetic: Arithmetic) -> Ar
     ggml's flash attention never makes `p`; with values in f16 it also adds up in f16, but for tiles of many queries.
     """
     heads, tokens, keys = p.shape
-    grouped = arithmetic.probabilities(p).reshape(heads // group, group * tokens, keys)  # [H_kv, group * T, S]
+    grouped = p.reshape(heads // group, group * tokens, keys)  # [H_kv, group * T, S]
     held = arithmetic.cached(values).transpose(1, 0, 2)  # [H_kv, S, D]
     if arithmetic.attends_in_f16(tokens):
-        out = arithmetic.widen(attended_in_f16(grouped, held, arithmetic.chunks(tokens, keys)))
+        rounded = arithmetic.probabilities(grouped)
+        out = arithmetic.widen(attended_in_f16(rounded, held, arithmetic.chunks(tokens, keys)))
     else:
-        out = by_heads(grouped, held)  # [H_kv, group * T, D]
+        out = by_heads(grouped, held, arithmetic.probabilities)  # [H_kv, group * T, D]
     return np.ascontiguousarray(out.reshape(heads, tokens, -1).transpose(1, 0, 2)).reshape(tokens, -1)

@@ -14,6 +14,9 @@ from firstdiff.model.flash import sums_in_f16
 from firstdiff.model.weights import Weight
 from firstdiff.model.workers import shared_out
 
+MANY = 256
+"""Rows from which turning them, and what comes of them, takes longer than it saves."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
@@ -68,7 +71,8 @@ class _Stacked:
     weight: Weight
     arithmetic: Arithmetic
     counts: list[int]
-    x: Array  # [in, row], as the product reads them fastest
+    x: Array  # [row, in]
+    turned: Array | None  # [in, row], as a product of few rows reads them fastest
     y: Array  # [row, out]
     sums: npt.NDArray[np.float32] | None  # [row, in / 32]
 
@@ -82,7 +86,8 @@ class _Stacked:
             sums = np.concatenate([np.zeros((len(x), blocks), np.float32) if of is None else of for x, of in operands])
         arithmetic = rows[0].arithmetic
         y = np.empty((len(x), weight.shape[0]), arithmetic.dtype)
-        return cls(weight, arithmetic, [len(x) for x, _ in operands], np.ascontiguousarray(x.T), y, sums)
+        turned = np.ascontiguousarray(x.T) if len(x) < MANY else None
+        return cls(weight, arithmetic, [len(x) for x, _ in operands], x, turned, y, sums)
 
     def multiply(self, numbers: npt.NDArray[np.float32], start: int, stop: int) -> None:
         """Take rows of the weight, float32 [stop - start, in], into the results."""
@@ -90,11 +95,13 @@ class _Stacked:
         numbers = of.operand(of.keep(of.widen(numbers)))
         y = self.y[:, start:stop]
         if of.products == "f16-sums":
-            y[:] = sums_in_f16(self.x.T, numbers)
+            y[:] = sums_in_f16(self.x, numbers)
+        elif self.turned is None:
+            np.matmul(self.x, numbers.T, out=y)
         elif len(self.y) == 1:
-            y[0] = numbers @ self.x[:, 0]
+            y[0] = numbers @ self.x[0]
         else:
-            y[:] = (numbers @ self.x).T
+            y[:] = (numbers @ self.turned).T
         if self.sums is not None and (minima := self.weight.minima(start, stop)) is not None:
             y += self.sums @ minima.T
 

@@ -26,7 +26,7 @@ class Drift(Probe):
     trace: Trace
     alignment: Alignment = field(default_factory=Alignment)
     drifts: dict[Site, float] = field(default_factory=dict, init=False)
-    logits: Array = field(default_factory=lambda: np.zeros((0, 0), np.float32), init=False)  # [token, n_vocab]
+    logits: list[Array] = field(default_factory=list, init=False)  # of the last token of each step, [n_vocab]
 
     @property
     def all_steps(self) -> Step:
@@ -50,7 +50,8 @@ class Drift(Probe):
                 seen = counted(call.point, own) if rows is None else rows
                 self.drifts[site] = relative(recorded, own, seen)
         if kind_of(call.point) is Kind.LOGITS:
-            self.logits = computed
+            ends = np.cumsum([len(step.tokens) for step in self.trace.steps])
+            self.logits = [computed[end - 1].copy() for end in ends]
         return Value(computed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -169,14 +170,30 @@ def _quick(candidate: Real, reference: Real, rest: tuple[int, ...], seen: Mask |
     """The error in float32, for what nearly always agrees; None where float32 does not do to measure it."""
     if candidate.dtype != np.float32 or reference.dtype != np.float32:
         return None
-    if seen is not None:
-        candidate, reference = np.where(seen, candidate, 0), np.where(seen, reference, 0)
+    kept = next(i for i in range(candidate.ndim) if i not in rest)
+    size, norm = np.zeros((2, candidate.shape[kept]), np.float32)
+    shown = None if seen is None else np.broadcast_to(seen, reference.shape)
+
+    def add(parts: Sequence[tuple[slice, ...]]) -> None:
+        for part in parts:
+            c, r = candidate[part], reference[part]
+            if shown is not None:
+                c, r = np.where(shown[part], c, 0), np.where(shown[part], r, 0)
+            size[part[kept]], norm[part[kept]] = _norm(r, rest), _norm(c - r, rest)
+
     with np.errstate(over="ignore", invalid="ignore"):
-        size = _norm(reference, rest)
-        norm = _norm(candidate - reference, rest)
+        shared_out(add, _along_axis(candidate.shape, kept))
     if not (np.isfinite(norm).all() and size.min() > SMALL):
         return None
     return float((norm / size).max())
+
+
+def _along_axis(shape: tuple[int, ...], axis: int) -> list[tuple[slice, ...]]:
+    """Divide a tensor along an axis into parts of so many elements as are compared at a time."""
+    rest = max(1, math.prod(shape) // max(1, shape[axis]))
+    step = max(1, AT_ONCE // rest)
+    before = (slice(None),) * axis
+    return [(*before, slice(start, start + step)) for start in range(0, shape[axis], step)]
 
 
 def _norm(x: Real, axis: tuple[int, ...]) -> Real:

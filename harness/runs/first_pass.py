@@ -14,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from firstdiff.dumps import Trace
 from firstdiff.engines.identity import engine_name
 from firstdiff.judging.closeup import Details
@@ -54,10 +52,7 @@ class FreeRun:
     @property
     def logits(self) -> list[Array | None]:
         """Those of the last token of each step; None for a model that has none."""
-        if not self.drift.logits.size:
-            return [None for _ in self.trace.steps]
-        ends = np.cumsum([len(step.tokens) for step in self.trace.steps])
-        return [self.drift.logits[end - 1] for end in ends]
+        return [*self.drift.logits] or [None for _ in self.trace.steps]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
