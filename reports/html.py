@@ -37,7 +37,7 @@ def render(verdict: Verdict) -> str:
     script = _source("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
-        _environment()
+        environment()
         .get_template("page.html.jinja")
         .render(
             verdict=verdict,
@@ -50,15 +50,16 @@ def render(verdict: Verdict) -> str:
             run=_run(verdict),
             data=payload(verdict, escaped),
             glyphs={status.value: glyph for status, glyph in GLYPHS.items()},
-            style=Markup(_source("page.css")),  # noqa: S704 - our own file
+            style=style(),
             script=Markup(script),  # noqa: S704 - our own file
             digest=digest,
         )
     )
 
 
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """What pages are written with: all that is put in is escaped."""
+    made = Environment(
         autoescape=True,
         finalize=lambda x: escaped(x) if type(x) is str else x,
         keep_trailing_newline=True,
@@ -67,9 +68,14 @@ def _environment() -> Environment:
         trim_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    environment.filters["number"] = words.number
-    return environment
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    made.filters["number"] = words.number
+    return made
+
+
+def style() -> Markup:
+    """The style of every page."""
+    return Markup(_source("page.css"))  # noqa: S704 - our own file
 
 
 def _source(name: str) -> str:

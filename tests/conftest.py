@@ -34,11 +34,12 @@ from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.model.engine import Model, open_model
 
-COSTLY = ("llama", "smollm2", "compiler", "browser", "torch", "notebook", "slow")
+COSTLY = ("llama", "smollm2", "compiler", "browser", "torch", "notebook", "dask", "slow")
 IMPORTED = {
     **dict.fromkeys(("torch", "transformers", "builders.hugging_face", "builders.logits"), "torch"),
     **dict.fromkeys(("builders.held_weights", "builders.recordings", "builders.right_engines"), "torch"),
     "builders.tiny_models": "llama",
+    "distributed": "dask",
 }
 """What is imported at the top of a module, builders among it, and the mark that its tests have by it."""
 

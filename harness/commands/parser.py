@@ -12,6 +12,7 @@ from firstdiff.commands.shared_options import (
     add_budget,
     add_common,
     add_format,
+    add_history,
     add_html,
     add_input,
     add_json,
@@ -110,6 +111,12 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add_parallel(gate)
     add_budget(gate)
     add_common(gate, "gate.json")
+
+    merge = add("merge", "Make one of the parts of a gate that --shard ran on several machines.")
+    merge.add_argument("part", type=Path, nargs="+", metavar="PART", help="the folder of a part (its --out)")
+    merge.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the whole")
+    add_history(merge)
+    add_format(merge, "gate.json")
 
     record = add("record", "Record every intermediate of one engine's run.")
     record.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")

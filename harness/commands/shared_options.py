@@ -125,5 +125,21 @@ def add_parallel(parser: argparse.ArgumentParser) -> None:
         type=part_of,
         default=(1, 1),
         metavar="I/N",
-        help="only the I-th of N parts of the cases, for N machines that share the work",
+        help="only the I-th of N parts of the cases, for N machines that share the work: see firstdiff merge",
+    )
+    parser.add_argument(
+        "--on", metavar="dask://HOST:PORT", help="judge the cases on the workers of a dask cluster that share the files"
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="take the cases that were judged in --out before, with the same files, options and versions, from there",
+    )
+    add_history(parser)
+
+
+def add_history(parser: argparse.ArgumentParser) -> None:
+    """The file of a gate's runs over time."""
+    parser.add_argument(
+        "--history", type=Path, metavar="FILE", help="add the run to this file, whose runs index.html shows over time"
     )

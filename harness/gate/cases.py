@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from firstdiff.dumps import Site
+from firstdiff.dumps import TraceError
+from firstdiff.engines.identity import identity
 from firstdiff.engines.threads import threads_for
 from firstdiff.engines.user_engine import Engine
-from firstdiff.errors import UNREADABLE, CaptureError, UsageError, exit_code, told
+from firstdiff.errors import UNREADABLE, UsageError, exit_code, told
 from firstdiff.explaining.budget import SECONDS
-from firstdiff.gate.baseline import Baseline, baseline_of, check_model, check_prompt, compare, read_baseline, to_text
+from firstdiff.gate.against_baseline import beside
+from firstdiff.gate.baseline import baseline_of, check_model, check_prompt, read_baseline
+from firstdiff.gate.cluster import on_cluster
 from firstdiff.gate.config import LLAMA, GateCase, GateConfig
-from firstdiff.gate.limits import held, sites_are
+from firstdiff.gate.kept import keep_case, kept_case, key_of
+from firstdiff.gate.limits import held
 from firstdiff.gate.side_by_side import side_by_side
+from firstdiff.model.gguf import open_gguf
+from firstdiff.model.workers import physical_cores, workers
 from firstdiff.progress import QUIET, Progress
 from firstdiff.runs import candidates, certificate
 from firstdiff.runs.folder import FILE, keep_verdict
@@ -25,10 +31,9 @@ from firstdiff.runs.judge import Judged
 from firstdiff.runs.pages import report_of
 from firstdiff.runs.prompt import PROMPT, Input
 from firstdiff.runs.run import Run, begun
-from firstdiff.verdict.gated import Changes, Checked, Moved
+from firstdiff.verdict.gated import Checked
 from firstdiff.verdict.provenance import own_version
 
-NAMED = 4  # sites named one by one in a sentence
 INCOMPARABLE = 4  # the exit code
 ENDED = (
     "the process that judged this case ended before it was done: 'firstdiff gate {} --case {}' judges it alone, and"
@@ -44,7 +49,9 @@ def run_gate(
     only: Sequence[str] = (),
     shard: tuple[int, int] = (1, 1),
     jobs: int = 1,
+    on: str | None = None,
     regen: bool = False,
+    resume: bool = False,
     threads: int | None = None,
     budget: float = SECONDS,
     progress: Progress = QUIET,
@@ -63,8 +70,12 @@ def run_gate(
         Which part of the cases is run, and of how many: each case is in one of the parts.
     jobs
         How many cases are judged side by side, in processes of their own. What comes out does not depend on it.
+    on
+        The address of a cluster that judges them in place of this machine: ``dask://HOST:PORT``.
     regen
         Write every baseline anew.
+    resume
+        Take cases that were judged in `out` before, with the same files, options and versions, as they were judged.
     threads
         Threads of llama.cpp.
     budget
@@ -83,9 +94,12 @@ def run_gate(
             raise UsageError(f"--case {name!r:.80}: no such case (there are {', '.join(known)})")
     part, parts = shard
     cases = ([known[name] for name in only] or list(config.cases))[part - 1 :: parts]
-    judged = partial(_judged_in, config=config, out=out, regen=regen, threads=threads, budget=budget)
+    judged = partial(_judged_in, config=config, out=out, regen=regen, resume=resume, threads=threads, budget=budget)
+    if on is not None:
+        return _ended(on_cluster(cases, partial(_sent, judged), on), cases, config, progress, f"on {on}")
     if jobs > 1 and len(cases) > 1:
-        return _side_by_side(cases, partial(_sent, partial(judged, jobs=jobs)), jobs, config, progress)
+        ended = side_by_side(cases, partial(_sent, partial(judged, jobs=jobs), jobs=jobs), jobs)
+        return _ended(ended, cases, config, progress, f"{jobs:,} at a time")
     done = []
     for number, case in enumerate(cases, 1):
         progress.part(f"{case.name} ({number} of {len(cases)})" if len(cases) > 1 else case.name)
@@ -93,22 +107,27 @@ def run_gate(
     return done
 
 
-def _side_by_side(
-    cases: Sequence[GateCase], judged: Callable[[GateCase], Checked], jobs: int, config: GateConfig, progress: Progress
+def _ended(
+    ended: Iterable[tuple[int, Checked | None]],
+    cases: Sequence[GateCase],
+    config: GateConfig,
+    progress: Progress,
+    how: str,
 ) -> list[Checked]:
-    """Judge cases in several processes, and give the results in the order of the cases."""
+    """Give the results of cases that other processes judge, in the order of the cases."""
     done: dict[int, Checked] = {}
-    progress.say(f"{len(cases):,} cases, {jobs:,} at a time")
-    for number, result in side_by_side(cases, judged, jobs):
+    progress.say(f"{len(cases):,} cases, {how}")
+    for number, result in ended:
         name = cases[number].name
         done[number] = result or Checked(name, None, (ENDED.format(config.path, name),), UNREADABLE)
-        progress.say(f"{len(done):,} of {len(cases):,} cases, {jobs:,} at a time")
+        progress.say(f"{len(done):,} of {len(cases):,} cases, {how}")
     return [done[number] for number in range(len(cases))]
 
 
-def _sent(judged: Callable[[GateCase], Checked], case: GateCase) -> Checked:
+def _sent(judged: Callable[[GateCase], Checked], case: GateCase, jobs: int = 1) -> Checked:
     """A case as it comes from another process: its page is written there, and the details that are in it stay."""
-    done = judged(case)
+    with workers(max(1, physical_cores() // jobs)):
+        done = judged(case)
     return done if done.verdict is None else replace(done, verdict=replace(done.verdict, details={}))
 
 
@@ -122,6 +141,7 @@ def check_case(
     *,
     out: Path,
     regen: bool,
+    resume: bool = False,
     threads: int | None = None,
     budget: float = SECONDS,
     progress: Progress = QUIET,
@@ -129,7 +149,7 @@ def check_case(
 ) -> Checked:
     """Run one case, beside others where there are several `jobs`; what goes wrong is its result."""
     try:
-        return _checked(_Run(case, config, out, regen, threads, budget, progress, jobs))
+        return _kept_or_checked(_Run(case, config, out, regen, threads, budget, progress, jobs), resume=resume)
     except Exception as e:
         code = exit_code(e)
         if code is None:
@@ -151,6 +171,24 @@ class _Run:
     @property
     def baseline(self) -> Path:
         return self.config.baseline / f"{self.case.name}.json"
+
+
+def _kept_or_checked(run: _Run, *, resume: bool) -> Checked:
+    """What came out of the case before, where that is wanted and nothing has changed since; or what does now."""
+    key = _key(run)
+    if resume:
+        with contextlib.suppress(TraceError):  # there is none, or it is of something else
+            return kept_case(run.out, key)
+    done = _checked(run)
+    keep_case(run.out, done, key)
+    return done
+
+
+def _key(run: _Run) -> str:
+    said = identity(open_gguf(run.case.model))
+    threads = threads_for(run.case.model, run.threads, jobs=run.jobs)
+    beside = None if run.regen else run.baseline
+    return key_of(run.case, run.config, said, beside, regen=run.regen, threads=threads, budget=run.budget)
 
 
 def _checked(run: _Run) -> Checked:
@@ -179,7 +217,7 @@ def _checked(run: _Run) -> Checked:
         now = baseline_of(verdict, judged.trace, said, made_by=own_version())
         if was is not None and "tokens" not in verdict.broken:
             check_prompt(run.baseline, was, now.prompt)
-        more, changes = _beside(run, was, now)
+        more, changes = beside(run.baseline, was, now, regen=run.regen)
         failures = (*failures, *more)
         if changes is not None and changes.worsened and changes.same == changes.common:
             notes = (*notes, SAME)
@@ -205,46 +243,3 @@ def _judged(run: _Run, judging: Run) -> Judged:
     traces = [] if case.trace is None else [case.trace]
     (judged,) = candidates.judge_candidates(judging, traces, source, engine=engine, names=run.config.names)
     return judged
-
-
-# The baseline
-
-
-def _beside(run: _Run, was: Baseline | None, now: Baseline) -> tuple[list[str], Changes | None]:
-    """Compare with the baseline, or write it; why that fails, and what changed."""
-    if was is None:
-        _write(run.baseline, to_text(now))
-        if run.regen:
-            return [], None
-        return [f"There was no baseline: {run.baseline} is written now. Look at it, commit it, and run again."], None
-    changes = compare(was, now)
-    failures = []
-    if changes.vanished:
-        many = sites_are(len(changes.vanished), " of the baseline")
-        failures.append(f"{many} no longer judged: {_named(changes.vanished)}.")
-    if changes.worsened:
-        names = [(m.site, _moved(m)) for m in changes.worsened]
-        failures.append(f"{sites_are(len(names))} worse than in the baseline: {_named(names)}.")
-    return failures, changes
-
-
-def _moved(m: Moved) -> str:
-    return f"{m.was}, now {m.now}" if m.was != m.now else f"local error {m.error_was:.2g}, now {m.error:.2g}"
-
-
-def _named(names: Sequence[tuple[Site, str]]) -> str:
-    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(f"{site} ({said})" for site, said in names[:NAMED]) + more
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a baseline whole, or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise CaptureError(f"{path}: the baseline cannot be written ({e.strerror})") from e

@@ -69,6 +69,8 @@ class Checked:
         What else is to be known.
     report
         Path of the page to look at, or of ``verdict.json`` where there is no page.
+    resumed
+        Whether it was judged in an earlier run, and is taken from there.
     """
 
     case: str
@@ -78,6 +80,7 @@ class Checked:
     changes: Changes | None = None
     notes: tuple[str, ...] = ()
     report: str | None = None
+    resumed: bool = False
 
     @property
     def passes(self) -> bool:
@@ -85,11 +88,15 @@ class Checked:
         return self.code == 0
 
 
-def to_json(cases: Sequence[Checked]) -> str:
-    """All cases of a gate, ending in a newline; their whole verdicts are in the files that `report` stands beside."""
+def to_json(cases: Sequence[Checked], every: Sequence[str] | None = None) -> str:
+    """All cases of a gate, ending in a newline; their whole verdicts are in the files that `report` stands beside.
+
+    `every` names all cases of the gate, where these are a part of them.
+    """
     record = {
         "format": FORMAT,
         "version": VERSION,
+        **({"every": every} if every is not None else {}),
         "passes": all(c.passes for c in cases),
         "cases": {c.case: _plain(c) for c in cases},
     }

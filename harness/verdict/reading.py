@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
-from enum import StrEnum
+from dataclasses import fields
 from math import isfinite
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-from firstdiff.dumps import Site, TraceError
+from firstdiff.dumps import TraceError
 from firstdiff.dumps.errors import shown
 from firstdiff.dumps.strict_json import parse_object
+from firstdiff.verdict.records import UnfitError, record, short
 from firstdiff.verdict.sensitivity import misfit
 from firstdiff.verdict.sites import Detail, Histogram, Profile, SiteVerdict, Status
 from firstdiff.verdict.verdict import Verdict
@@ -29,13 +28,6 @@ MOST_BYTES = 1 << 26
 
 JUDGED = (Status.AGREES, Status.INHERITS, Status.DIVERGES)
 ADVICE = "make it again with firstdiff run"
-
-
-class _UnfitError(ValueError):
-    """A value that cannot be: where in the record, and what is wrong."""
-
-    def __init__(self, where: str, what: str) -> None:
-        super().__init__(f"{where.lstrip('.') or 'the record'} {what}")
 
 
 def read_verdict(path: Path) -> Verdict:
@@ -58,7 +50,7 @@ def read_verdict(path: Path) -> Verdict:
         return _verdict(found)
     except RecursionError:
         raise TraceError(f"{path}: is nested too deep to be read: {ADVICE}") from None
-    except _UnfitError as e:
+    except UnfitError as e:
         raise TraceError(f"{path}: {e}: the file was edited or damaged: {ADVICE}") from None
 
 
@@ -76,7 +68,7 @@ def _verdict(found: dict[str, Any]) -> Verdict:
     if told.get("logits") is not None:  # the worst step, and all steps beside it
         told["logits"] = _inside(told, "logits", "steps")
     made = {f.name: told[f.name] for f in fields(Verdict) if f.name in told}
-    verdict: Verdict = _record(Verdict, made | {"logits": made.get("logits") or []}, "", spare=True)
+    verdict: Verdict = record(Verdict, made | {"logits": made.get("logits") or []}, "", spare=True)
     _check_names(verdict.sites, found["sites"])
     _check_sites(verdict.sites)
     _check_details(verdict)
@@ -84,116 +76,33 @@ def _verdict(found: dict[str, Any]) -> Verdict:
     _check_failed(verdict)
     _check_dump(verdict)
     if wrong := misfit(verdict.sensitivity, verdict.verdict, verdict.sites):
-        raise _UnfitError(*wrong)
+        raise UnfitError(*wrong)
     try:
         again = json.loads(verdict.to_json())
     except (KeyError, ValueError, TypeError, OverflowError) as e:
-        raise _UnfitError("", f"cannot be told again ({type(e).__name__})") from None
+        raise UnfitError("", f"cannot be told again ({type(e).__name__})") from None
     different = _different(found, again, "")
     if different is not None:
-        raise _UnfitError(*different)
+        raise UnfitError(*different)
     return verdict
 
 
 def _inside(told: dict[str, Any], name: str, key: str) -> Any:  # noqa: ANN401 - any JSON value
     value = told[name]
     if not isinstance(value, dict) or key not in value:
-        raise _UnfitError(name, f"must hold '{key}', and is {shown(value)}")
+        raise UnfitError(name, f"must hold '{key}', and is {shown(value)}")
     return value[key]
-
-
-# A value of each type that a record's field may have.
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:  # noqa: ANN401 - any type, any JSON value
-    """Give a JSON value the type of a field."""
-    origin, of = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        (inner,) = (k for k in of if k is not NoneType)
-        return None if value is None else _value(inner, value, where)
-    if origin is tuple:
-        return _tuple(of, value, where)
-    if origin is dict:
-        told = [(k, v, f"{where}.{_key(k)}") for k, v in _typed(dict, value, where).items()]
-        return {_value(of[0], k, at): _value(of[1], v, at) for k, v, at in told}
-    return value if kind is Any else _plain(kind, value, where)
-
-
-def _plain(kind: type, value: Any, where: str) -> Any:  # noqa: ANN401 - any JSON value
-    if kind is Site:
-        return _site(value, where)
-    if is_dataclass(kind):
-        spare = where.startswith((".logits[", ".counter_check", ".sites["))
-        return _record(kind, _typed(dict, value, where), where, spare=spare)
-    if issubclass(kind, StrEnum):
-        if value not in list(kind):
-            raise _UnfitError(where, f"is {shown(value)}, and is one of {', '.join(kind)}")
-        return kind(value)
-    return _number(value, where) if kind is float else _typed(kind, value, where)
-
-
-def _site(value: Any, where: str) -> Site:  # noqa: ANN401 - any JSON value
-    text: str = _typed(str, value, where)
-    try:
-        return Site.parse(text)
-    except TraceError as e:
-        raise _UnfitError(where, f"is no site: {e}") from None
-
-
-def _record(kind: Any, told: dict[str, Any], where: str, *, spare: bool = False) -> Any:  # noqa: ANN401 - a record
-    """Build a record; with `spare`, it may hold more than the fields, such as what follows from them."""
-    hints, names = get_type_hints(kind), {f.name for f in fields(kind)}
-    unknown = [name for name in told if name not in names]
-    if unknown and not spare:
-        raise _UnfitError(where, f"has a key {shown(unknown[0])} that nothing is known of")
-    for f in fields(kind):
-        if f.name not in told and f.default is MISSING and f.default_factory is MISSING:
-            raise _UnfitError(where, f"lacks '{f.name}'")
-    return kind(**{n: _value(hints[n], v, f"{where}.{n}") for n, v in told.items() if n in names})
-
-
-def _tuple(of: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:  # noqa: ANN401 - any JSON value
-    items = _typed(list, value, where)
-    kinds = [of[0]] * len(items) if of[1:] == (...,) else list(of)
-    if len(items) != len(kinds):
-        raise _UnfitError(where, f"must hold {len(kinds)} values, and holds {len(items)}")
-    return tuple(_value(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, items, strict=True)))
-
-
-def _typed(kind: type, value: Any, where: str) -> Any:  # noqa: ANN401 - any JSON value
-    if type(value) is not kind:
-        names = {dict: "an object", list: "a list", int: "a whole number", str: "a text", bool: "true or false"}
-        raise _UnfitError(where, f"must be {names[kind]}, and is {shown(value)}")
-    return value
-
-
-def _number(value: Any, where: str) -> float:  # noqa: ANN401 - any JSON value
-    """A number; those that JSON does not have stand as texts."""
-    if value in ("nan", "inf", "-inf"):
-        return float(value)
-    if type(value) not in (int, float):
-        raise _UnfitError(where, f"must be a number, and is {shown(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = float("inf")
-    if not isfinite(number):
-        raise _UnfitError(where, f"must be a number that float64 holds, and is {shown(value)}")
-    return number
-
-
-# What must fit together.
 
 
 def _check_names(sites: tuple[SiteVerdict, ...], told: Sequence[Mapping[str, Any]]) -> None:
     """A site's name says its point, layer and step; what stands beside it must be the same."""
-    for i, (s, record) in enumerate(zip(sites, told, strict=True)):
+    for i, (s, of) in enumerate(zip(sites, told, strict=True)):
         for part in PARTS:
-            if part not in record:
-                raise _UnfitError(f"sites[{i}]", f"lacks '{part}'")
-            own, theirs = getattr(s, part), record[part]
+            if part not in of:
+                raise UnfitError(f"sites[{i}]", f"lacks '{part}'")
+            own, theirs = getattr(s, part), of[part]
             if own != theirs or type(own) is not type(theirs):
-                raise _UnfitError(f"sites[{i}].{part}", f"is {shown(theirs)}, and its site is {shown(str(s.site))}")
+                raise UnfitError(f"sites[{i}].{part}", f"is {shown(theirs)}, and its site is {shown(str(s.site))}")
 
 
 def _check_sites(sites: tuple[SiteVerdict, ...]) -> None:
@@ -201,24 +110,22 @@ def _check_sites(sites: tuple[SiteVerdict, ...]) -> None:
         where, name = f"sites[{i}]", shown(str(s.site))
         if s.status in JUDGED:
             if s.local_error is None or s.floor is None:
-                raise _UnfitError(where, f"({name}) {s.status} without a local error and a floor")
+                raise UnfitError(where, f"({name}) {s.status} without a local error and a floor")
             if (s.status is Status.DIVERGES) != (not s.local_error <= s.floor):
-                raise _UnfitError(
-                    where, f"({name}) {s.status} with local error {s.local_error:g} and floor {s.floor:g}"
-                )
+                raise UnfitError(where, f"({name}) {s.status} with local error {s.local_error:g} and floor {s.floor:g}")
     twice = [site for site, n in Counter(s.site for s in sites).items() if n > 1]
     if twice:
-        raise _UnfitError("sites", f"holds {shown(str(twice[0]))} twice")
+        raise UnfitError("sites", f"holds {shown(str(twice[0]))} twice")
 
 
 def _check_details(verdict: Verdict) -> None:
     known = {s.site for s in verdict.sites}
     for site, detail in verdict.details.items():
-        where = f"details.{_key(str(site))}"
+        where = f"details.{short(str(site))}"
         if site not in known:
-            raise _UnfitError(where, "is of a site that is not there")
+            raise UnfitError(where, "is of a site that is not there")
         if len(detail.axes) != len(detail.shape) or any(len(e.index) != len(detail.shape) for e in detail.worst):
-            raise _UnfitError(where, "has axes and indices that do not fit its shape")
+            raise UnfitError(where, "has axes and indices that do not fit its shape")
         _check_charts(where, detail)
 
 
@@ -226,14 +133,14 @@ def _check_counter_check(verdict: Verdict) -> None:
     check, recorded = verdict.counter_check, verdict.coverage["recorded"]
     if check is not None and check.judged and not len(check.left) <= check.judged <= recorded:
         what = f"is {check.judged}, with {len(check.left)} sites left of {recorded} that were recorded"
-        raise _UnfitError("counter_check.judged", what)
+        raise UnfitError("counter_check.judged", what)
 
 
 def _check_failed(verdict: Verdict) -> None:
     known = {s.site for s in verdict.sites}
     for i, failed in enumerate(verdict.failed):
         if failed.site not in known:
-            raise _UnfitError(f"failed[{i}]", f"is of a site that is not there: {shown(str(failed.site))}")
+            raise UnfitError(f"failed[{i}]", f"is of a site that is not there: {shown(str(failed.site))}")
 
 
 def _check_dump(verdict: Verdict) -> None:
@@ -242,17 +149,17 @@ def _check_dump(verdict: Verdict) -> None:
     for i, finding in enumerate(verdict.dump):
         for site in finding.sites:
             if site not in known:
-                raise _UnfitError(f"dump[{i}]", f"is of a site that is not there: {shown(str(site))}")
+                raise UnfitError(f"dump[{i}]", f"is of a site that is not there: {shown(str(site))}")
             if not finding.judged and known[site].status is not Status.NOT_COMPARABLE:
-                raise _UnfitError(f"dump[{i}]", f"covers {shown(str(site))}, which {known[site].status}")
+                raise UnfitError(f"dump[{i}]", f"covers {shown(str(site))}, which {known[site].status}")
 
 
 def _check_charts(where: str, detail: Detail) -> None:
     for i, profile in enumerate(detail.profiles):
         if not _fits(profile):
-            raise _UnfitError(f"{where}.profiles[{i}]", "has another number of errors than its size and step give")
+            raise UnfitError(f"{where}.profiles[{i}]", "has another number of errors than its size and step give")
     if detail.histogram is not None and not _drawn(detail.histogram):
-        raise _UnfitError(f"{where}.histogram", "has other bars or ends than a histogram has")
+        raise UnfitError(f"{where}.histogram", "has other bars or ends than a histogram has")
 
 
 def _fits(profile: Profile) -> bool:
@@ -275,19 +182,14 @@ def _different(found: Any, again: Any, where: str) -> tuple[str, str] | None:  #
     if isinstance(found, dict) and isinstance(again, dict):
         for key in again:
             if key not in found:
-                return where, f"lacks '{_key(key)}'"
+                return where, f"lacks '{short(key)}'"
         for key in found:
             if key not in again:
                 return where, f"has a key {shown(key)} that nothing is known of"
-        pairs = [(found[k], again[k], f"{where}.{_key(k)}") for k in again]
+        pairs = [(found[k], again[k], f"{where}.{short(k)}") for k in again]
     elif isinstance(found, list) and isinstance(again, list) and len(found) == len(again):
         pairs = [(f, a, f"{where}[{i}]") for i, (f, a) in enumerate(zip(found, again, strict=True))]
     else:
         same = found == again and isinstance(found, bool) == isinstance(again, bool)
         return None if same else (where, f"is {shown(found)}, and what the file holds gives {shown(again)}")
     return next((d for pair in pairs if (d := _different(*pair)) is not None), None)
-
-
-def _key(key: str) -> str:
-    """A key as a message names it: on one line, and short."""
-    return shown(key)[1:-1]

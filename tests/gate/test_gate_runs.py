@@ -90,15 +90,15 @@ def test_on_github_annotations_are_written_to_stderr(based: Repository, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["run", "diff", "report"])
-def test_other_commands_print_these_formats_too(repository: Repository, command: str) -> None:
+@pytest.mark.parametrize("verb", ["run", "diff", "report"])
+def test_other_commands_print_these_formats_too(repository: Repository, verb: str) -> None:
     repository.holds("wrong")
     repository._command("run", "tiny.gguf", "--candidate", "mine", "--out", "ran")
     given = {
         "run": ("run", "tiny.gguf", "--candidate", "mine"),
         "diff": ("diff", "mine", repository.kept / "right", "--model", "tiny.gguf"),
         "report": ("report", "ran/verdict.json"),
-    }[command]
+    }[verb]
     markdown = repository._command(*given, "--format", "markdown")
     assert (markdown.code, markdown.err) == (1, "")
     assert markdown.out.startswith("## firstdiff: diverges\n")
