@@ -10,7 +10,7 @@ another, and where all gates of a token are, so are its results.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from firstdiff.model.attention import attend, scores
 from firstdiff.model.graph.operation import NodeOperation
 from firstdiff.model.operations import Derived, add, layer_norm, linear, swiglu
 from firstdiff.model.probe import Call
+from firstdiff.model.workers import shared_out
 
 SIGMOID = 2.0**-102
 """Of a gate times its up, what counts as a term: the smallest normal float32, 2^-126, over a unit in the last place."""
@@ -44,15 +45,24 @@ def terms(call: Call) -> npt.NDArray[np.float64] | None:
 
 def _linear(call: Call) -> npt.NDArray[np.float64]:
     x, weight = np.asarray(call.argument("x"), np.float64), call.argument("weight")
-    squares = np.empty((x.shape[0], weight.shape[0]))
-    for start, stop in weight.chunks():
-        rows = weight.rows(start, stop).astype(np.float64)
-        squares[:, start:stop] = x**2 @ (rows**2).T
-        minima = weight.minimum_of_each(start, stop)
-        if minima is not None:
-            squares[:, start:stop] += (x @ minima.T) ** 2
+    scale = np.where(np.isfinite(x), np.abs(x), 0).max(-1, keepdims=True, initial=0)
+    scale[scale == 0] = 1
+    unit = (x / scale).astype(np.float32)  # whose squares float32 holds
+    size = np.empty((x.shape[0], weight.shape[0]))
+
+    def fill(bounds: Sequence[tuple[int, int]]) -> None:
+        buffer = weight.buffer()
+        for start, stop in bounds:
+            rows = weight.rows(start, stop, buffer)
+            squares = unit**2 @ (rows**2).T
+            minima = weight.minimum_of_each(start, stop)
+            if minima is not None:
+                squares += (unit @ minima.T) ** 2
+            np.multiply(np.sqrt(squares), scale, out=size[:, start:stop])
+
+    shared_out(fill, list(weight.chunks()))
     heads = call.argument("heads")
-    return np.sqrt(squares if heads is None else squares.reshape(x.shape[0], heads, -1))
+    return size if heads is None else size.reshape(x.shape[0], heads, -1)
 
 
 def _scores(call: Call) -> npt.NDArray[np.float64]:

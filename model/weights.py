@@ -158,13 +158,13 @@ class Weight:
         values = self.decode(blocks, self.kind)
         return values[:, 0].reshape(stop - start, -1) if (values == values[:, :1]).all() else None
 
-    def minimum_of_each(self, start: int, stop: int) -> npt.NDArray[np.float64] | None:
+    def minimum_of_each(self, start: int, stop: int) -> npt.NDArray[np.float32] | None:
         """Of each value of the rows, its block's minimum, [stop - start, in]; None for types without minima."""
         if self.dense is not None or self.kind.name not in CODES:
             return None
         blocks = self.raw_rows(start, stop).reshape(-1, self.kind.nbytes).copy()
         blocks[:, CODES[self.kind.name]] = 0
-        return quants.dequantize(blocks.reshape(-1), self.kind).reshape(stop - start, -1).astype(np.float64)
+        return quants.dequantize(blocks.reshape(-1), self.kind).reshape(stop - start, -1)
 
     def buffer(self) -> npt.NDArray[np.float32] | None:
         """Memory for one of :meth:`chunks`, to be used again for the next; None where values need none."""

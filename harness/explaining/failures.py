@@ -28,6 +28,11 @@ class Failures:
         """What could not be tried, in the order in which it was."""
         return tuple(self._noted.values())
 
+    def take(self, other: Failures) -> None:
+        """Note what others have noted."""
+        for key, failed in other._noted.items():
+            self._noted.setdefault(key, failed)
+
     @contextmanager
     def at(self, site: Site, *parts: Hypothesis) -> Iterator[None]:
         """Note an exception that leaves the block as one of these hypotheses, and go on after the block."""

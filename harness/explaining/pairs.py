@@ -10,6 +10,7 @@ import numpy as np
 
 from firstdiff.explaining.attempt import Attempt, Fault, Means, at_part
 from firstdiff.explaining.residual import Part, computed, part_of
+from firstdiff.explaining.side_by_side import side_by_side
 from firstdiff.hypotheses.hypothesis import Hypothesis, Values
 from firstdiff.judging.case import Case
 from firstdiff.model.operations import linear
@@ -26,12 +27,14 @@ def pairs_of(case: Case, means: Means, singles: Iterable[Attempt]) -> Iterator[A
     if case.segment or not isfinite(case.error):
         return
     applicable = [means.table[a.fault.id] for a in singles]
-    part, scene = part_of(case, *PAIR_LOOK), means.scene
-    for first in sorted(applicable, key=lambda h: h.stage):
+    part = part_of(case, *PAIR_LOOK)
+
+    def tried(first: Hypothesis, means: Means) -> list[Attempt]:
+        found: list[Attempt] = []
         with means.failures.at(case.site, first):
-            for values in islice(first.ways(case.call, scene, None), WAYS):
+            for values in islice(first.ways(case.call, means.scene, None), WAYS):
                 means.budget.check()
-                changed = first.apply(case.call, scene, values)
+                changed = first.apply(case.call, means.scene, values)
                 if changed is None or changed.op is not case.call.op:
                     continue
                 for second in applicable:
@@ -40,7 +43,10 @@ def pairs_of(case: Case, means: Means, singles: Iterable[Attempt]) -> Iterator[A
                     with means.failures.at(case.site, first, second):
                         best = _second(case, means, (first, values), second, changed, part)
                         if best is not None and best.explains and not _adds_nothing(case, means, best):
-                            yield best
+                            found.append(best)
+        return found
+
+    yield from side_by_side(tried, sorted(applicable, key=lambda h: h.stage), means)
 
 
 def _adds_nothing(case: Case, means: Means, pair: Attempt) -> bool:

@@ -11,6 +11,7 @@ from firstdiff.explaining.attempt import ALIKE, Attempt, Fault, Means, attempt, 
 from firstdiff.explaining.budget import OutOfTime
 from firstdiff.explaining.pairs import pairs_of
 from firstdiff.explaining.residual import Part, part_of, rerun
+from firstdiff.explaining.side_by_side import side_by_side
 from firstdiff.hypotheses.fitting import Numbers
 from firstdiff.hypotheses.hypothesis import Hypothesis, Later
 from firstdiff.judging.case import Case
@@ -74,9 +75,15 @@ def _singles(case: Case, means: Means) -> Iterator[Attempt]:
     table = list(means.table.values())
     if is_long(case):  # what most engines have wrong at every layer is no weight
         table.sort(key=lambda h: h.where.ops is None or linear in h.where.ops)
-    for hypothesis in table:
+
+    def tried(hypothesis: Hypothesis, means: Means) -> list[Attempt]:
+        found: list[Attempt] = []
         with means.failures.at(case.site, hypothesis):
-            yield from _best(case, means, hypothesis, part)
+            for attempted in _best(case, means, hypothesis, part):
+                found.append(attempted)  # noqa: PERF402 - what was tried before one fails stands
+        return found
+
+    yield from side_by_side(tried, table, means)
 
 
 def _best(case: Case, means: Means, hypothesis: Hypothesis, part: Part | None) -> Iterator[Attempt]:
