@@ -12,6 +12,7 @@ from firstdiff.blas import one_thread_from_the_start
 from firstdiff.commands.fail import fail
 from firstdiff.commands.parser import command_line
 from firstdiff.errors import UNREADABLE, USAGE, exit_code, told
+from firstdiff.model.workers import workers
 
 INTERRUPTED = 130  # what a shell makes of SIGINT
 
@@ -44,7 +45,9 @@ def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> i
     if options.command is None:
         return _version() if options.version else _usage(parser)
     command = import_module(f"firstdiff.commands.{options.command}")
-    return int(getattr(command, options.command)(options))
+    # A gate's jobs are processes.
+    with workers(None if options.command == "gate" else getattr(options, "jobs", None)):
+        return int(getattr(command, options.command)(options))
 
 
 def _usage(parser: argparse.ArgumentParser) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 _Part = TypeVar("_Part")
 
@@ -39,6 +41,8 @@ class _Workers:
         self.busy = threading.local()
 
     def threads(self, count: int) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor
+
         with self.lock:
             if self.pool is None or self.size < count:
                 self.pool, self.size = ThreadPoolExecutor(count, "firstdiff"), count

@@ -15,6 +15,7 @@ from firstdiff.commands.shared_options import (
     add_history,
     add_html,
     add_input,
+    add_jobs,
     add_json,
     add_names,
     add_parallel,
@@ -95,6 +96,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add_names(run)
     add_attention(run)
     add_budget(run)
+    add_jobs(run)
     add_html(run)
     add_common(run)
 
@@ -148,6 +150,7 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "witness", type=Path, metavar="TRACE_B", help="the trace beside it: exit code 1 if either diverges"
     )
     diff.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file (default: the one that TRACE_A names)")
+    add_jobs(diff)
     add_budget(diff)
     add_format(diff)
 
@@ -194,7 +197,11 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     )
     add_json(weights, "the statistics, or the comparison,")
 
-    log = add("log", "Hold what an engine printed against the reference.")
+    _add_log(add("log", "Hold what an engine printed against the reference."))
+    add("doctor", "Check that this installation is sound.")
+
+
+def _add_log(log: argparse.ArgumentParser) -> None:
     log.add_argument("log", type=Path, metavar="FILE", help="what your engine printed")
     log.add_argument("--model", type=Path, required=True, metavar="MODEL", help="the GGUF file it ran")
     log.add_argument("--tokens", type=token_ids, required=True, metavar="IDS", help="the prompt's token ids")
@@ -205,14 +212,13 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     log.add_argument("--patterns", type=Path, metavar="FILE", help="a TOML file with more spellings")
     add_json(log, "every observation and what was found of it")
 
-    add("doctor", "Check that this installation is sound.")
-
 
 def _add_explain(explain: argparse.ArgumentParser) -> None:
     explain.add_argument("path", type=Path, metavar="VERDICT_OR_TRACE", help="verdict.json, a run's folder, or a trace")
     explain.add_argument("site", nargs="?", metavar="SITE", help="such as Kcur_rope-3 (default: every explanation)")
     explain.add_argument("--model", type=Path, metavar="MODEL", help="the GGUF file of a trace")
     add_budget(explain)
+    add_jobs(explain)
     add_names(explain)
     add_json(explain, "the explanations")
 

@@ -117,6 +117,16 @@ def add_json(parser: argparse.ArgumentParser, printed: str) -> None:
     parser.add_argument("--json", action="store_true", help=f"print {printed} as JSON")
 
 
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """With how many threads a trace is judged."""
+    parser.add_argument(
+        "--jobs",
+        type=job_count,
+        metavar="N",
+        help="threads that judge and explain (default: one a core); what comes out does not depend on it",
+    )
+
+
 def add_parallel(parser: argparse.ArgumentParser) -> None:
     """How many cases are judged side by side, and which."""
     parser.add_argument("--jobs", type=job_count, default=1, metavar="N", help="cases judged side by side (default: 1)")

@@ -11,8 +11,8 @@ from typing import Any
 COMPUTES = ("firstdiff", "numpy", "numba", "llama-cpp-python")
 """Packages whose version can change a number."""
 
-WHERE = {"--out": 1, "--html": 1, "--format": 1, "--json": 0, "--details": 0}
-"""Options that say where results go, and how many values follow: the same judgement must give the same bytes."""
+WHERE = {"--out": 1, "--html": 1, "--format": 1, "--json": 0, "--details": 0, "--jobs": 1}
+"""Options that change no result, and how many values follow: the same judgement must give the same bytes."""
 
 
 def ran(arguments: Sequence[str]) -> dict[str, Any]:
