@@ -44,10 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.command is None:
         return _version() if options.version else _usage(parser)
-    command = import_module(f"firstdiff.commands.{options.command}")
+    name = options.command.replace("-", "_")
+    command = import_module(f"firstdiff.commands.{name}")
     # A gate's jobs are processes.
     with workers(None if options.command == "gate" else getattr(options, "jobs", None)):
-        return int(getattr(command, options.command)(options))
+        return int(getattr(command, name)(options))
 
 
 def _usage(parser: argparse.ArgumentParser) -> int:

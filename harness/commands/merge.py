@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from firstdiff.commands.gate import keep_all, show_all
+from firstdiff.commands.options import budget_of
+from firstdiff.commands.printing import show_verdict
+from firstdiff.commands.watching import watched
+from firstdiff.engines.opening import Tier
+from firstdiff.errors import UsageError
 from firstdiff.gate.merging import merged
+from firstdiff.runs import layers
 from firstdiff.runs.folder import make_folder
+from firstdiff.runs.run import begun
 
 
 def merge(options: argparse.Namespace) -> int:
-    """Make one of the parts of a gate, and print it as the gate does."""
+    """Make one of the parts of a gate, or of a trace that was judged layer by layer."""
+    of_layers = [(part / layers.FILE).is_file() for part in options.part]
+    if any(of_layers):
+        if not all(of_layers):
+            other = options.part[of_layers.index(False)]
+            raise UsageError(f"{other}: holds no layers of a trace ({layers.FILE}), and other parts do: give one kind")
+        return _layers(options)
     make_folder(options.out)
     cases = merged(options.part, options.out)
-    text, code = keep_all(
-        cases, options.out, kind=options.format, every=[c.case for c in cases], history=options.history
-    )
+    every = [c.case for c in cases]
+    text, code = keep_all(cases, options.out, kind=options.format, every=every, history=options.history)
     return show_all(text, cases, code, options.out)
+
+
+def _layers(options: argparse.Namespace) -> int:
+    parts = [(path, layers.read_part(path)) for path in options.part]
+    first = parts[0][1]
+    with watched(options.out) as progress:
+        tier: Tier = "graph" if first.tier == "graph" else "hand"
+        run = begun(Path(first.model), out=options.out, progress=progress, budget=budget_of(options), tier=tier)
+        if run.identity.sha256 != first.sha256:
+            raise UsageError(f"{first.model}: is another file than the one that {parts[0][0]} was judged with")
+        make_folder(options.out)
+        verdict = layers.merged(run, parts)
+    # Whatever the parts were: the command of which one part would have been the whole.
+    witness = () if first.witness is None else ("--witness", first.witness.trace)
+    names = () if first.names is None else ("--names", first.names)
+    given = ["judge-layers", first.model, first.candidate.trace, *witness, *names]
+    options.arguments = [*given, "--tier", "graph"] if tier == "graph" else given
+    return show_verdict(verdict, options, options.out)

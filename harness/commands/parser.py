@@ -23,7 +23,7 @@ from firstdiff.commands.shared_options import (
     add_threads,
     add_tier,
 )
-from firstdiff.commands.values import count, seconds, token_ids
+from firstdiff.commands.values import count, layer_numbers, seconds, token_ids
 from firstdiff.errors import USAGE
 
 DESCRIPTION = """\
@@ -114,10 +114,15 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add_budget(gate)
     add_common(gate, "gate.json")
 
-    merge = add("merge", "Make one of the parts of a gate that --shard ran on several machines.")
+    _add_layers(add("judge-layers", "Judge some layers of a trace, on a machine that others share the work with."))
+
+    merge = add("merge", "Make one of the parts that gate --shard or judge-layers made on several machines.")
     merge.add_argument("part", type=Path, nargs="+", metavar="PART", help="the folder of a part (its --out)")
     merge.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the whole")
     add_history(merge)
+    add_budget(merge)
+    add_jobs(merge)
+    add_html(merge)
     add_format(merge, "gate.json")
 
     record = add("record", "Record every intermediate of one engine's run.")
@@ -199,6 +204,21 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
     _add_log(add("log", "Hold what an engine printed against the reference."))
     add("doctor", "Check that this installation is sound.")
+
+
+def _add_layers(layers: argparse.ArgumentParser) -> None:
+    layers.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
+    layers.add_argument("trace", type=Path, nargs="?", metavar="TRACE", help="your engine's dump, or llama.cpp's")
+    layers.add_argument(
+        "--layers", type=layer_numbers, metavar="A-B", help="such as 0-7 or 0-3,8 (default: all); what is outside the "
+        "layers goes with the first and the last"
+    )  # fmt: skip
+    layers.add_argument("--witness", type=Path, metavar="TRACE", help="another engine's trace of the same tokens")
+    layers.add_argument("--out", type=Path, metavar="PART", help="folder for the part")
+    layers.add_argument("--bytes", action="store_true", help="print which bytes of the file each layer needs, and exit")
+    add_tier(layers, "hand", "graph")
+    add_names(layers)
+    add_jobs(layers)
 
 
 def _add_log(log: argparse.ArgumentParser) -> None:

@@ -51,6 +51,18 @@ def part_of(text: str) -> tuple[int, int]:
     return part, parts
 
 
+def layer_numbers(text: str) -> frozenset[int]:
+    """Layers, such as ``0-7`` or ``0-3,8``."""
+    found: set[int] = set()
+    for word in text.split(","):
+        first, dash, last = word.partition("-")
+        last = last if dash else first
+        if not (_is_whole(first, digits=6) and _is_whole(last, digits=6)) or int(first) > int(last):
+            raise argparse.ArgumentTypeError(f"{text!r:.40} is no range of layers: give 0-7, or 0-3,8")
+        found |= set(range(int(first), int(last) + 1))
+    return frozenset(found)
+
+
 def token_ids(text: str) -> tuple[int, ...]:
     """Token ids, separated by commas."""
     words = text.replace(",", " ").split()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from firstdiff.dumps import Site, Trace
-from firstdiff.dumps.points import Kind, axes_of, kind_of, token_axis
+from firstdiff.dumps.points import axes_of, token_axis
 from firstdiff.judging import floors
 from firstdiff.judging.arithmetic import Fingerprint
 from firstdiff.judging.case import DOUBTFUL, Case
@@ -24,6 +23,7 @@ from firstdiff.judging.partial import Cut
 from firstdiff.judging.rows import Mask, along, both, counted, hidden, of_rows
 from firstdiff.judging.scaled_scores import as_scaled, computed_as_scaled
 from firstdiff.judging.selections import close_calls, picked, selects
+from firstdiff.judging.settling import BEHIND, settled
 from firstdiff.judging.traced import Look, Traced, Upstream
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.moves import MOVES
@@ -35,7 +35,6 @@ from firstdiff.verdict import SiteVerdict, Status
 
 NORMED = "it holds the value after the final norm, as the last of Hugging Face's hidden_states does"
 NO_PAST = "it reads the cache from before the dump begins, which the dump does not hold"
-BEHIND = "it reads rows of other tokens that were not recorded, and an operation before it is wrong: so may they be"
 
 
 @dataclass
@@ -198,20 +197,12 @@ class Replay(Judging):
         return BEHIND if leans and upstream.wrong else None
 
     def settled(self) -> list[SiteVerdict]:
-        """The sites in execution order, of which none is accused of what may come from rows that were not recorded.
+        """The sites in execution order, of which none is accused of what may come from rows that were not recorded."""
+        return settled(self.in_order())
 
-        Where something is wrong in an earlier layer, or earlier in the same, the rows that nobody recorded are wrong in
-        the candidate as well, at whatever step.
-        """
-        wrong = [s for s in self.sites if s.status is Status.DIVERGES]
-        first = min((_layer(s.site) for s in wrong), default=0)
-        own = min((_layer(s.site) for s in wrong if not s.leans), default=first + 1)
-        return [
-            replace(s, status=Status.NOT_COMPARABLE, reason=BEHIND, leans=False)
-            if s.leans and (_layer(s.site) > first or own <= _layer(s.site))
-            else s
-            for s in sorted(self.sites, key=lambda s: self.place(s.site))
-        ]
+    def in_order(self) -> list[SiteVerdict]:
+        """The sites in execution order."""
+        return sorted(self.sites, key=lambda s: self.place(s.site))
 
     def place(self, site: Site) -> tuple[int, int]:
         """Where a site stands in the order of execution."""
@@ -285,11 +276,6 @@ class Replay(Judging):
 
     def diverged(self, case: Case) -> None:
         """Take note of a site that diverges. What is made of it is the business of an explaining replay."""
-
-
-def _layer(site: Site) -> int:
-    """A site's layer; what comes before the layers has -1, and what comes behind them more than any."""
-    return site.layer if site.layer is not None else -1 if kind_of(site.point) is Kind.EMBEDDING else sys.maxsize
 
 
 def _named(site: Site, call: Call, status: Status, **rest: Any) -> SiteVerdict:  # noqa: ANN401 - SiteVerdict's fields

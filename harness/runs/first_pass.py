@@ -69,7 +69,7 @@ def first_pass(run: Run, subjects: Sequence[tuple[Admitted, Admitted | None]]) -
     made, passes = FirstPass(), []
     _say(run, [of for of, _ in subjects])
     for candidate, witness in subjects:
-        dump, trace = _read(run, candidate.trace)
+        dump, trace = as_read(run, candidate.trace)
         details = Details.of(trace) if run.detailed else None
         first = First(planned(run.model, trace, run.progress, details), details)
         made.read[candidate] = Read(dump, trace, first, details)
@@ -101,7 +101,7 @@ def _say(run: Run, candidates: Iterable[Admitted]) -> None:
     run.progress.say(f"judging {', '.join(names)}")
 
 
-def _read(run: Run, trace: Trace) -> tuple[tuple[DumpFinding, ...], Trace]:
+def as_read(run: Run, trace: Trace) -> tuple[tuple[DumpFinding, ...], Trace]:
     """What is found in a dump, and what it holds: of several readings the first at which least diverges."""
     found = list(readings(run.model, trace))
     if len(found) == 1:

@@ -21,10 +21,11 @@ ONE_THREAD = dict.fromkeys(
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A process that has ended: wall clock, peak of its resident memory in bytes, and what it wrote."""
+    """A process that has ended: wall clock, peaks of its resident and of its own memory in bytes, and what it wrote."""
 
     seconds: float
     peak: int
+    own: int
     out: str
     err: str
 
@@ -59,7 +60,7 @@ def run(command: Sequence[str | Path], *, codes: Sequence[int] = (0,), env: Mapp
     said = json.loads(done.stdout.splitlines()[-1])
     if said["code"] not in codes:
         raise RuntimeError(f"{' '.join(arguments)}: exit code {said['code']}\n{done.stderr[-2000:]}")
-    return Child(said["seconds"], said["peak"], said["out"], done.stderr[-2000:])
+    return Child(said["seconds"], said["peak"], said["own"], said["out"], done.stderr[-2000:])
 
 
 def run_in_turn(commands: Mapping[str, Callable[[], Child]], rounds: int) -> dict[str, list[Child]]:
