@@ -45,24 +45,29 @@ def terms(call: Call) -> npt.NDArray[np.float64] | None:
 
 def _linear(call: Call) -> npt.NDArray[np.float64]:
     x, weight = np.asarray(call.argument("x"), np.float64), call.argument("weight")
-    scale = np.where(np.isfinite(x), np.abs(x), 0).max(-1, keepdims=True, initial=0)
-    scale[scale == 0] = 1
-    unit = (x / scale).astype(np.float32)  # whose squares float32 holds
+    scale, unit = _units(x)
     size = np.empty((x.shape[0], weight.shape[0]))
 
     def fill(bounds: Sequence[tuple[int, int]]) -> None:
         buffer = weight.buffer()
         for start, stop in bounds:
-            rows = weight.rows(start, stop, buffer)
+            of, rows = _units(weight.rows(start, stop, buffer))
             squares = unit**2 @ (rows**2).T
             minima = weight.minimum_of_each(start, stop)
             if minima is not None:
-                squares += (unit @ minima.T) ** 2
-            np.multiply(np.sqrt(squares), scale, out=size[:, start:stop])
+                squares += (unit @ (minima / of).T) ** 2
+            np.multiply(np.sqrt(squares), scale * of.T, out=size[:, start:stop])
 
     shared_out(fill, list(weight.chunks()))
     heads = call.argument("heads")
     return size if heads is None else size.reshape(x.shape[0], heads, -1)
+
+
+def _units(x: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.float32]]:
+    """The largest number of each row, and rows in units of it, whose squares float32 holds whatever they are."""
+    largest = np.where(np.isfinite(x), np.abs(x), 0).max(-1, keepdims=True, initial=0)
+    largest[largest == 0] = 1
+    return largest, np.asarray(x / largest, np.float32)
 
 
 def _scores(call: Call) -> npt.NDArray[np.float64]:
