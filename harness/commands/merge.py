@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from firstdiff.commands.gate import keep_all, show_all
@@ -33,13 +34,13 @@ def merge(options: argparse.Namespace) -> int:
 
 
 def _layers(options: argparse.Namespace) -> int:
-    parts = [(path, layers.read_part(path)) for path in options.part]
+    parts = [(path, _here(layers.read_part(path), options)) for path in options.part]
     first = parts[0][1]
     with watched(options.out) as progress:
         tier: Tier = "graph" if first.tier == "graph" else "hand"
-        run = begun(Path(first.model), out=options.out, progress=progress, budget=budget_of(options), tier=tier)
-        if run.identity.sha256 != first.sha256:
-            raise UsageError(f"{first.model}: is another file than the one that {parts[0][0]} was judged with")
+        run = begun(
+            options.model or Path(first.model), out=options.out, progress=progress, budget=budget_of(options), tier=tier
+        )
         make_folder(options.out)
         verdict = layers.merged(run, parts)
     # Whatever the parts were: the command of which one part would have been the whole.
@@ -48,3 +49,12 @@ def _layers(options: argparse.Namespace) -> int:
     given = ["judge-layers", first.model, first.candidate.trace, *witness, *names]
     options.arguments = [*given, "--tier", "graph"] if tier == "graph" else given
     return show_verdict(verdict, options, options.out)
+
+
+def _here(part: layers.Part, options: argparse.Namespace) -> layers.Part:
+    """A part whose traces lie where this machine has them."""
+    if options.trace is not None:
+        part = replace(part, candidate=replace(part.candidate, trace=str(options.trace)))
+    if options.witness is not None and part.witness is not None:
+        part = replace(part, witness=replace(part.witness, trace=str(options.witness)))
+    return part

@@ -119,6 +119,9 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     merge = add("merge", "Make one of the parts that gate --shard or judge-layers made on several machines.")
     merge.add_argument("part", type=Path, nargs="+", metavar="PART", help="the folder of a part (its --out)")
     merge.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the whole")
+    for name in ("model", "trace", "witness"):
+        said = f"the {name} of judged layers, where it lies elsewhere on this machine"
+        merge.add_argument(f"--{name}", type=Path, metavar=name.upper(), help=said)
     add_history(merge)
     add_budget(merge)
     add_jobs(merge)
@@ -215,6 +218,9 @@ def _add_layers(layers: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     layers.add_argument("--witness", type=Path, metavar="TRACE", help="another engine's trace of the same tokens")
     layers.add_argument("--out", type=Path, metavar="PART", help="folder for the part")
+    layers.add_argument(
+        "--partial", action="store_true", help="the file holds these layers only: a trace's SHA-256 is not compared"
+    )
     layers.add_argument("--bytes", action="store_true", help="print which bytes of the file each layer needs, and exit")
     add_tier(layers, "hand", "graph")
     add_names(layers)

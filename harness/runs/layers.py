@@ -18,7 +18,7 @@ from firstdiff.judging.past import missing_past
 from firstdiff.judging.replay import Replay
 from firstdiff.judging.rows import Rows
 from firstdiff.judging.settling import as_one
-from firstdiff.model.engine import Model
+from firstdiff.model.layer_bytes import header_of
 from firstdiff.model.outline import outline
 from firstdiff.runs.admission import Admitted, admitted
 from firstdiff.runs.first_pass import FirstPass, Read, as_read
@@ -34,7 +34,6 @@ from firstdiff.verdict.writing import strict
 FILE = "layers.json"
 FORMAT, VERSION = "firstdiff-layers", 1
 MOST_BYTES = 1 << 28
-GAP = 64  # bytes that alignment may leave between tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +64,13 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some layers of a candidate, and of its witness if it has one."""
+    """Some layers of a candidate, and of its witness if it has one.
+
+    `header` is a digest of all of the model's file but the tensors' bytes.
+    """
 
     model: str
-    sha256: str
+    header: str
     tier: str
     names: str | None
     layers: tuple[int, ...]
@@ -76,8 +78,18 @@ class Part:
     witness: Judged | None = None
 
 
-def judge_layers(run: Run, candidate: Path, layers: frozenset[int], *, witness: Path | None, names: str | None) -> Part:
+def judge_layers(
+    run: Run,
+    candidate: Path,
+    layers: frozenset[int],
+    *,
+    witness: Path | None,
+    names: str | None,
+    partial: bool = False,
+) -> Part:
     """Judge some layers of a trace. What comes before the layers goes with the first, what comes behind with the last.
+
+    Of a `partial` file, which holds these layers only, the SHA-256 that a trace states is not asked for.
 
     Raises
     ------
@@ -90,6 +102,8 @@ def judge_layers(run: Run, candidate: Path, layers: frozenset[int], *, witness: 
     if beyond := sorted(layer for layer in layers if layer > last):
         raise UsageError(f"--layers: there is no layer {beyond[0]}: {run.model.gguf.path.name} has layers 0 to {last}")
     traces = [open_trace(path, names=names) for path in (candidate, *([witness] if witness is not None else []))]
+    if partial:
+        traces = [replace(t, model={k: v for k, v in t.model.items() if k != "sha256"}) for t in traces]
     plans = [_plan(run, admitted(run, trace).trace) for trace in traces]
     probes = [Replay.of(plan.found, plan.trace, plan.alignment) for plan in plans]
 
@@ -104,16 +118,8 @@ def judge_layers(run: Run, candidate: Path, layers: frozenset[int], *, witness: 
     passes[0].probe.watch = run.progress.layers(run.model.hp.n_layer)
     together(passes)
     judged = [_judged(path, plan, probe, layers, last) for path, plan, probe in zip(traces, plans, probes, strict=True)]
-    path, sha256 = str(run.model.gguf.path), run.identity.sha256
-    return Part(
-        path,
-        sha256,
-        run.model.tier,
-        names,
-        tuple(sorted(layers)),
-        judged[0],
-        judged[1] if witness is not None else None,
-    )
+    path, beside = str(run.model.gguf.path), judged[1] if witness is not None else None
+    return Part(path, header_of(run.model), run.model.tier, names, tuple(sorted(layers)), judged[0], beside)
 
 
 def _plan(run: Run, trace: Trace) -> Plan:
@@ -190,7 +196,7 @@ def read_part(folder: Path) -> Part:
 def merged(run: Run, parts: Sequence[tuple[Path, Part]]) -> Verdict:
     """Make one verdict of the parts of a trace: to the byte that of one process that judges all layers.
 
-    What diverges is explained here, from the bytes of the layers where it does.
+    What diverges is explained here, from the bytes of the layers where it does. The traces are where the parts say.
 
     Raises
     ------
@@ -198,8 +204,9 @@ def merged(run: Run, parts: Sequence[tuple[Path, Part]]) -> Verdict:
         For parts of different models or traces, or layers that no part has.
     """
     first_path, first = parts[0]
+    _same("the model's file", header_of(run.model), first.header, run.model.gguf.path, first_path)
     for path, part in parts[1:]:
-        for what in ("sha256", "tier", "names"):
+        for what in ("header", "tier", "names"):
             _same(what, getattr(first, what), getattr(part, what), first_path, path)
         _same("whether there is a witness", first.witness is None, part.witness is None, first_path, path)
     if missing := sorted(set(range(run.model.hp.n_layer)) - {layer for _, part in parts for layer in part.layers}):
@@ -244,35 +251,3 @@ def _whole(run: Run, parts: Sequence[tuple[Path, Judged]], names: str | None) ->
 def _same(what: str, a: Any, b: Any, first: Path, other: Path) -> None:  # noqa: ANN401 - of one kind
     if a != b:
         raise UsageError(f"{other}: is no part of what {first} is a part of: {what} differs ({a!s:.40} and {b!s:.40})")
-
-
-def bytes_of(model: Model) -> dict[str, dict[str, list[tuple[int, int]]]]:
-    """Which bytes each layer needs, of each file.
-
-    Every layer needs those under ``outside`` too: what stands before the tensors, tensors outside the layers, and
-    vectors, by which the dump is checked.
-    """
-    gguf = model.gguf
-    starts = {path: mapped.ctypes.data for path, mapped in gguf.mapped.items()}
-    needed: dict[str, dict[str, list[tuple[int, int]]]] = {"outside": {}}
-    for name, info in gguf.tensors.items():
-        raw = gguf.raw(name)
-        path = max((p for p in starts if starts[p] <= raw.ctypes.data), key=starts.__getitem__)
-        start = raw.ctypes.data - starts[path]
-        layer = name.split(".")[1] if name.startswith("blk.") and len(info.shape) > 1 else "outside"
-        needed.setdefault(layer, {}).setdefault(str(path), []).append((start, start + raw.size))
-    for path in starts:
-        first = min((of[0][0] for files in needed.values() if (of := sorted(files.get(str(path), [])))), default=0)
-        needed["outside"].setdefault(str(path), []).append((0, first))
-    return {layer: {path: _joined(of) for path, of in files.items()} for layer, files in needed.items()}
-
-
-def _joined(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges in order, those that touch made one."""
-    found: list[tuple[int, int]] = []
-    for start, stop in sorted(ranges):
-        if found and start <= found[-1][1] + GAP:
-            found[-1] = found[-1][0], max(stop, found[-1][1])
-        else:
-            found.append((start, stop))
-    return found

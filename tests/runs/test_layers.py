@@ -16,9 +16,9 @@ from builders.models import synthetic
 from builders.traces import rewrite_trace
 from firstdiff.dumps import open_trace
 from firstdiff.model.engine import open_model
+from firstdiff.model.layer_bytes import bytes_of
 from firstdiff.model.synthetic import Llama
 from firstdiff.runs.judge import judge
-from firstdiff.runs.layers import bytes_of
 from firstdiff.runs.run import begun
 
 SHAPE = Llama(n_layer=7, n_embd=64, n_head=4, n_head_kv=2, head_dim=16, n_ff=96)
@@ -108,11 +108,17 @@ def test_a_layer_is_judged_where_no_other_layer_is(command: Command, kept: Path,
             for start, stop in needed[layer][str(path)]:
                 file.seek(start)
                 file.write(whole[start:stop])
-    rewrite_trace(kept / "right", tmp_path / "trace", model={"file": "model.gguf"})
-    for model, out in ((path, "a"), (partial, "b")):
-        assert command("judge-layers", model, "trace", "--layers", "5", "--out", out).code == 0
-    a, b = (json.loads(Path(out, "layers.json").read_text())["candidate"] for out in ("a", "b"))
-    assert a == b
+    given = kept / "wrong", "--layers", "5"
+    assert_refused(command("judge-layers", partial, *given, "--out", "b"), 3, "is a trace of another model")
+    assert command("judge-layers", partial, *given, "--out", "b", "--partial").code == 0
+    assert command("judge-layers", path, *given, "--out", "a").code == 0
+    a, b = (json.loads(Path(out, "layers.json").read_text()) for out in ("a", "b"))
+    assert a | {"model": ""} == b | {"model": ""}
+    command("judge-layers", path, kept / "wrong", "--layers", "0-4,6", "--out", "c")
+    assert command("merge", "c", "b", "--out", "merged").code == 1
+    assert command("merge", "b", "c", "--out", "again", "--model", path).code == 1
+    whole = verdict_of(command, kept, "wrong", (None,))
+    assert Path("merged/verdict.json").read_bytes() == whole
 
 
 def test_the_map_is_printed(command: Command, kept: Path) -> None:
@@ -129,7 +135,7 @@ def changed(part: int, change: Callable[[dict[str, Any]], object]) -> None:
 
 SPOILT: dict[str, tuple[Callable[[], object], int, str]] = {
     "a part is gone": (lambda: Path("part-2/layers.json").unlink(), 2, "part-2: holds no layers of a trace"),
-    "another model": (lambda: changed(1, lambda t: t.update(sha256="0")), 2, "sha256 differs"),
+    "another model": (lambda: changed(1, lambda t: t.update(header="0")), 2, "header differs"),
     "read otherwise": (lambda: changed(1, lambda t: t["candidate"].update(read_as="0")), 2, "was read differs"),
     "a site is missing": (lambda: changed(1, lambda t: t["candidate"]["sites"].pop()), 2, "is in no part"),
     "no part": (lambda: Path("part-1/layers.json").write_text("{}"), 3, "is no part that this firstdiff reads"),
