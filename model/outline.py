@@ -52,7 +52,8 @@ class _Outline(Probe):
         return self.awaited[-1]
 
 
-_kept: deque[tuple[Model, object, tuple[Awaited, ...]]] = deque(maxlen=4)
+_kept: deque[tuple[Model, tuple[int, list[tuple[tuple[int, ...], tuple[int, ...]]]], tuple[Awaited, ...]]]
+_kept = deque(maxlen=4)
 """The outlines that were last asked for: judging one trace asks for the same one a dozen times."""
 
 
@@ -63,8 +64,8 @@ def outline(model: Model, steps: Sequence[StepLike], *, past: int = 0) -> tuple[
     """
     key = past, [(tuple(step.tokens), tuple(step.positions)) for step in steps]
     for of, known, values in list(_kept):
-        if of is model and known == key:
-            return values
+        if of is model and known[0] == past and known[1][: len(steps)] == key[1]:
+            return values if len(known[1]) == len(steps) else tuple(a for a in values if a.call.step < len(steps))
     probe = _Outline(F32)
     for _ in model.forward(steps, probe, past=past):
         pass
