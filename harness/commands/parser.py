@@ -114,9 +114,9 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add_budget(gate)
     add_common(gate, "gate.json")
 
-    _add_layers(add("judge-layers", "Judge some layers of a trace, on a machine that others share the work with."))
+    _add_layers(add("judge-layers", "Judge some layers of a trace, so that several machines can share the work."))
 
-    merge = add("merge", "Make one of the parts that gate --shard or judge-layers made on several machines.")
+    merge = add("merge", "Join what gate --shard or judge-layers found on several machines.")
     merge.add_argument("part", type=Path, nargs="+", metavar="PART", help="the folder of a part (its --out)")
     merge.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the whole")
     for name in ("model", "trace", "witness"):
@@ -213,13 +213,17 @@ def _add_layers(layers: argparse.ArgumentParser) -> None:
     layers.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
     layers.add_argument("trace", type=Path, nargs="?", metavar="TRACE", help="your engine's dump, or llama.cpp's")
     layers.add_argument(
-        "--layers", type=layer_numbers, metavar="A-B", help="such as 0-7 or 0-3,8 (default: all); what is outside the "
-        "layers goes with the first and the last"
-    )  # fmt: skip
+        "--layers",
+        type=layer_numbers,
+        metavar="A-B",
+        help="such as 0-7 or 0-3,8 (default: all); embd goes with layer 0, what is behind the layers with the last one",
+    )
     layers.add_argument("--witness", type=Path, metavar="TRACE", help="another engine's trace of the same tokens")
     layers.add_argument("--out", type=Path, metavar="PART", help="folder for the part")
     layers.add_argument(
-        "--partial", action="store_true", help="the file holds these layers only: a trace's SHA-256 is not compared"
+        "--partial",
+        action="store_true",
+        help="the file holds these layers only: it is not compared with the SHA-256 that the trace states",
     )
     layers.add_argument("--bytes", action="store_true", help="print which bytes of the file each layer needs, and exit")
     add_tier(layers, "hand", "graph")

@@ -71,11 +71,12 @@ def add_names(parser: argparse.ArgumentParser) -> None:
 
 def add_tier(parser: argparse.ArgumentParser, *tiers: str) -> None:
     """What judges."""
+    both = "; both: say where they disagree" if "both" in tiers else ""
     parser.add_argument(
         "--tier",
         choices=tiers,
         help="what judges: firstdiff's own description of the architecture, or llama.cpp's graph (default: the first, "
-        "if there is one); both: say where they disagree",
+        f"if there is one){both}",
     )
 
 
@@ -85,7 +86,7 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=thread_count,
         metavar="N",
-        help="threads of llama.cpp (default: one a core, and 1 for files below 1 GiB)",
+        help="threads of llama.cpp (default: one a core, and 1 for small models and prompts)",
     )
 
 
