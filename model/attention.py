@@ -6,7 +6,11 @@ Pure functions of arrays and attributes, as those of :mod:`firstdiff.model.opera
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -43,12 +47,19 @@ def scores(
     """
     if factor != 1:
         scaled = scores(arithmetic.widen(q) * arithmetic.dtype(factor), keys, group=group, arithmetic=arithmetic)
-        return np.asarray(scaled / scaled.dtype.type(factor))
-    q = arithmetic.query(q)
+        return np.asarray(np.asarray(scaled) / scaled.dtype.type(factor))
+    q, held = arithmetic.query(q), arithmetic.cached(keys).transpose(1, 2, 0)  # [T, H, D], [H_kv, D, S]
     tokens, heads, dim = q.shape
+    if _in_parts.get() and heads * tokens * len(keys) > MANY:
+
+        def part(of: slice, some: slice) -> Array:
+            several = range(*of.indices(heads))
+            return np.stack([q[some, head] @ held[head // group] for head in several])
+
+        parts = InParts((heads, tokens, len(keys)), np.dtype(arithmetic.dtype), part)
+        return cast("Array", parts)
     grouped = q.transpose(1, 0, 2).reshape(heads // group, group * tokens, dim)  # [H_kv, group * T, D]
-    kq = by_heads(grouped, arithmetic.cached(keys).transpose(1, 2, 0), arithmetic.widen)  # [H_kv, group * T, S]
-    return kq.reshape(heads, tokens, -1)
+    return by_heads(grouped, held, arithmetic.widen).reshape(heads, tokens, -1)
 
 
 def by_heads(a: Array, b: Array, operand: Callable[[Array], Array]) -> Array:
@@ -91,31 +102,103 @@ def soft_max(
     sink = None if sinks is None else arithmetic.widen(sinks.values()).reshape(-1, 1, 1)
     added = None if mask is None else arithmetic.widen(mask)
     seen = None if mask is not None else visible(kq.shape[-2], kq.shape[-1], offset)
-    p = np.empty(kq.shape, arithmetic.dtype)
 
-    def fill(heads: Sequence[slice]) -> None:
-        for of in heads:
-            z = np.multiply(arithmetic.widen(kq[of]), arithmetic.dtype(scale), out=p[of])
-            if cap is not None:
-                z[:] = arithmetic.widen(cap * np.tanh(np.asarray(z / arithmetic.dtype(cap), np.float64)))
-            if added is not None:
-                z += added[of] if len(added.shape) > 2 and len(added) > 1 else added  # noqa: PLR2004 - of each head
-            elif seen is not None:
-                np.copyto(z, -np.inf, where=~seen)
-            top = z.max(-1, keepdims=True)
-            top = top if sink is None else np.maximum(top, sink[of])
-            z -= top
-            np.exp(z, out=z)
-            total = z.sum(-1, keepdims=True, dtype=np.float64)
-            total = total if sink is None else total + np.exp(np.asarray(sink[of] - top, np.float64))
-            z *= arithmetic.widen(1.0 / total)
+    def part(of: slice, some: slice) -> Array:
+        z = arithmetic.widen(kq[of, some]) * arithmetic.dtype(scale)
+        if cap is not None:
+            z[:] = arithmetic.widen(cap * np.tanh(np.asarray(z / arithmetic.dtype(cap), np.float64)))
+        if added is not None:
+            z += added[of, some] if len(added.shape) > 2 and len(added) > 1 else added[..., some, :]  # noqa: PLR2004 - of each head
+        elif seen is not None:
+            np.copyto(z, -np.inf, where=~seen[some])
+        top = z.max(-1, keepdims=True)
+        top = top if sink is None else np.maximum(top, sink[of])
+        z -= top
+        np.exp(z, out=z)
+        total = z.sum(-1, keepdims=True, dtype=np.float64)
+        total = total if sink is None else total + np.exp(np.asarray(sink[of] - top, np.float64))
+        z *= arithmetic.widen(1.0 / total)
+        return z
 
-    shared_out(fill, heads_at_once(kq.shape))
-    return p
+    p = InParts(kq.shape, np.dtype(arithmetic.dtype), part)
+    return cast("Array", p) if is_in_parts(kq) else np.asarray(p)
 
 
 AT_ONCE = 1 << 20
 """Scores that an operation works on at a time, if they are of more than one head: a cache holds them."""
+
+
+MANY = 1 << 25
+"""Scores of one call, 128 MiB of float32, beyond which a pass that allows it computes them in parts."""
+
+_in_parts: ContextVar[bool] = ContextVar("scores in parts", default=False)
+
+
+@contextmanager
+def scores_in_parts() -> Iterator[None]:
+    """Have the scores of long prompts computed where they are read, while the block runs.
+
+    What reads them then must do with the parts of an array, or with :func:`numpy.asarray` of it.
+    """
+    token = _in_parts.set(True)
+    try:
+        yield
+    finally:
+        _in_parts.reset(token)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InParts:
+    """Scores [H, T, S] that are computed where they are read: some heads and queries at a time.
+
+    A prompt of 2,048 tokens has 134 million of them for 32 heads, in every layer. It stands for an array: what takes
+    all of it gets one (``np.asarray``).
+
+    Parameters
+    ----------
+    shape, dtype
+        As of an array.
+    part
+        Computes those of some heads and queries, [h, t, S].
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    part: Callable[[slice, slice], Array]
+
+    @property
+    def ndim(self) -> int:
+        """How many axes there are."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Any:  # noqa: ANN401 - as an array's
+        heads, queries, *rest = (*(key if isinstance(key, tuple) else (key,)), slice(None), slice(None))[:3]
+        if isinstance(heads, slice) and isinstance(queries, slice):
+            return self.part(heads, queries)[(slice(None), slice(None), *rest)]
+        return np.asarray(self)[key]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:  # noqa: ANN401, FBT001 - numpy's
+        x = np.empty(self.shape, self.dtype)
+
+        def fill(heads: Sequence[slice]) -> None:
+            for of in heads:
+                x[of] = self.part(of, slice(None))
+
+        shared_out(fill, heads_at_once(self.shape))
+        return x if dtype is None else np.asarray(x, dtype)
+
+
+def is_in_parts(x: object) -> bool:
+    """Whether scores, or what was made of them, are computed where they are read."""
+    return isinstance(x, InParts)
 
 
 def heads_at_once(shape: tuple[int, ...]) -> list[slice]:
@@ -141,11 +224,26 @@ def attend(p: Array, values: Array, *, group: int, arithmetic: Arithmetic) -> Ar
     ggml's flash attention never makes `p`; with values in f16 it also adds up in f16, but for tiles of many queries.
     """
     heads, tokens, keys = p.shape
-    grouped = p.reshape(heads // group, group * tokens, keys)  # [H_kv, group * T, S]
     held = arithmetic.cached(values).transpose(1, 0, 2)  # [H_kv, S, D]
+    if is_in_parts(p) and not arithmetic.attends_in_f16(tokens):
+        return _attended_in_parts(p, held, group, arithmetic)
+    grouped = np.asarray(p).reshape(heads // group, group * tokens, keys)  # [H_kv, group * T, S]
     if arithmetic.attends_in_f16(tokens):
         rounded = arithmetic.probabilities(grouped)
         out = arithmetic.widen(attended_in_f16(rounded, held, arithmetic.chunks(tokens, keys)))
     else:
         out = by_heads(grouped, held, arithmetic.probabilities)  # [H_kv, group * T, D]
     return np.ascontiguousarray(out.reshape(heads, tokens, -1).transpose(1, 0, 2)).reshape(tokens, -1)
+
+
+def _attended_in_parts(p: Array, held: Array, group: int, arithmetic: Arithmetic) -> Array:
+    """Attention output of probabilities that are computed head by head."""
+    heads, tokens, _ = p.shape
+    y = np.empty((tokens, heads, held.shape[-1]), held.dtype)
+
+    def fill(some: Sequence[int]) -> None:
+        for head in some:
+            y[:, head] = arithmetic.probabilities(p[head : head + 1])[0] @ held[head // group]
+
+    shared_out(fill, range(heads))
+    return y.reshape(tokens, -1)

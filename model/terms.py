@@ -51,12 +51,13 @@ def _linear(call: Call) -> npt.NDArray[np.float64]:
     def fill(bounds: Sequence[tuple[int, int]]) -> None:
         buffer = weight.buffer()
         for start, stop in bounds:
-            of, rows = _units(weight.rows(start, stop, buffer))
-            squares = unit**2 @ (rows**2).T
             minima = weight.minimum_of_each(start, stop)
+            largest, rows = _units(weight.rows(start, stop, buffer))
+            squares = (unit**2 @ (rows**2).T) * largest.T**2
             if minima is not None:
-                squares += (unit @ (minima / of).T) ** 2
-            np.multiply(np.sqrt(squares), scale * of.T, out=size[:, start:stop])
+                largest, rows = _units(minima)
+                squares += (unit @ rows.T) ** 2 * largest.T**2
+            np.multiply(np.sqrt(squares), scale, out=size[:, start:stop])
 
     shared_out(fill, list(weight.chunks()))
     heads = call.argument("heads")
@@ -65,9 +66,9 @@ def _linear(call: Call) -> npt.NDArray[np.float64]:
 
 def _units(x: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.float32]]:
     """The largest number of each row, and rows in units of it, whose squares float32 holds whatever they are."""
-    largest = np.where(np.isfinite(x), np.abs(x), 0).max(-1, keepdims=True, initial=0)
+    largest = np.where(np.isfinite(x), np.abs(x), 0).max(-1, keepdims=True, initial=0).astype(np.float64)
     largest[largest == 0] = 1
-    return largest, np.asarray(x / largest, np.float32)
+    return largest, np.asarray(x / largest.astype(x.dtype), np.float32)
 
 
 def _scores(call: Call) -> npt.NDArray[np.float64]:

@@ -44,7 +44,10 @@ class Drift(Probe):
         stop = 0
         for index, step in enumerate(self.trace.steps):
             start, stop = stop, stop + len(step.tokens)
-            site, own = Site(index, call.layer, call.point), _of_step(call.point, computed, start, stop)
+            site = Site(index, call.layer, call.point)
+            if self.alignment.source(site) not in self.trace:
+                continue
+            own = _of_step(call.point, computed, start, stop)
             recorded, rows, _ = self.alignment.read_rows(self.trace, site, own)
             if recorded is not None:
                 seen = counted(call.point, own) if rows is None else rows

@@ -10,7 +10,7 @@ import numpy as np
 from firstdiff.dumps.points import axes_of
 from firstdiff.judging.measure import SMALLEST_F16
 from firstdiff.model.arithmetic import BF16, F16, GGML, Arithmetic, Array
-from firstdiff.model.attention import append, attend, looked_at, scores, soft_max
+from firstdiff.model.attention import append, attend, heads_at_once, looked_at, scores, soft_max
 from firstdiff.model.graph.elementwise import geglu
 from firstdiff.model.graph.operation import NodeOperation
 from firstdiff.model.moves import MOVES
@@ -152,7 +152,8 @@ def _largest_exponent(call: Call) -> float:
     """The largest of a softmax's exponents, but for hidden ones, where engines have a large negative number."""
     kq = call.argument("kq")
     seen = np.broadcast_to(looked_at(kq.shape, call.argument("mask")), kq.shape)
-    return _largest(kq[seen]) * float(call.argument("scale"))
+    parts = (_largest(kq[of][seen[of]]) for of in heads_at_once(kq.shape))
+    return max(parts, default=0.0) * float(call.argument("scale"))
 
 
 def _float32(arithmetic: Arithmetic, call: Call) -> float:  # noqa: PLR0911 - one for each operation

@@ -16,6 +16,7 @@ import numpy as np
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.judging.needed import Judging, Wanted
 from firstdiff.judging.past import missing_past
+from firstdiff.model.attention import scores_in_parts
 from firstdiff.model.engine import Model
 from firstdiff.model.operations import finished, linear
 from firstdiff.model.outline import Awaited, outline, sources
@@ -42,8 +43,9 @@ class Pass:
 def together(passes: Iterable[Pass]) -> None:
     """Make passes side by side. Each probe has what it has in a pass of its own, but calls of one layer at a time."""
     under_way = [_UnderWay.of(each) for each in passes]
-    for unit in sorted({unit for each in under_way for unit in each.units}):
-        _through([lane for each in under_way for lane in each.lanes(unit)])
+    with scores_in_parts():
+        for unit in sorted({unit for each in under_way for unit in each.units}):
+            _through([lane for each in under_way for lane in each.lanes(unit)])
 
 
 def run_trace(

@@ -19,7 +19,7 @@ def computed_as_scaled(call: Call, arithmetic: Arithmetic) -> Array:
     if query is None:
         return call.compute(arithmetic)
     computed = call.with_arguments(q=query).compute(arithmetic)
-    return np.asarray(computed / computed.dtype.type(query.shape[-1] ** -0.5))
+    return np.asarray(np.asarray(computed) / computed.dtype.type(query.shape[-1] ** -0.5))
 
 
 def as_scaled(case: Case) -> Case:
