@@ -31,8 +31,13 @@ class Bent(Recording):
         return Value(x)
 
 
-path, out, *tokens = sys.argv[1:]
-model = open_model(path)
-for name, probe in (("right", Recording(F32)), ("wrong", Bent(F32))):
-    with TraceWriter(Path(out) / name, engine={"name": "mine"}, model=identity(model).stated) as writer:
-        record_reference(model, [*map(int, tokens)], writer, probe=probe, decode=1)
+def main(path: str, out: str, *tokens: str) -> None:
+    """Record both."""
+    model = open_model(path)
+    for name, probe in (("right", Recording(F32)), ("wrong", Bent(F32))):
+        with TraceWriter(Path(out) / name, engine={"name": "mine"}, model=identity(model).stated) as writer:
+            record_reference(model, [*map(int, tokens)], writer, probe=probe, decode=1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

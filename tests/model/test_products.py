@@ -23,7 +23,7 @@ ARITHMETICS = (
 
 
 @pytest.fixture(scope="module", params=["Q4_1", "Q4_K", "F16", "F32"])
-def weight(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Weight:
+def weight(llama: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Weight:
     folder = tmp_path_factory.mktemp(request.param)
     path = in_blocks_of_ggml(request.param, folder, n_layer=1, n_embd=256, n_ff=1024)
     return open_model(path).weights.layer(0)["ffn_gate.weight"]

@@ -18,7 +18,7 @@ from firstdiff.model.terms import terms
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
 @pytest.mark.parametrize("of_x", [1.0, 1e-25, 1e25])
 @pytest.mark.parametrize("kind", ["Q4_K", "Q4_1", "F16"])
-def test_the_terms_are_those_of_float64(tmp_path: Path, kind: str, scale: float, of_x: float) -> None:
+def test_the_terms_are_those_of_float64(llama: None, tmp_path: Path, kind: str, scale: float, of_x: float) -> None:
     """Minima are the file's own, even where a hypothesis reads the numbers otherwise."""
     weight = open_model(in_blocks_of_ggml(kind, tmp_path, n_layer=1, n_embd=256, n_ff=256)).weights.layer(0)[
         "ffn_gate.weight"
