@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +17,29 @@ if TYPE_CHECKING:
 
 _Part = TypeVar("_Part")
 
+MOST = 1 << 16
+
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""How much time of processors a container may take, and in which time (cgroup v2)."""
+
 
 @cache
 def physical_cores() -> int:
-    """Cores this process may use, hyper-threads counted once where Linux tells them apart."""
+    """Cores this process may use, hyper-threads counted once where Linux tells them apart; no more than its quota."""
+    return min(_cores(), _quota(QUOTA))
+
+
+def _quota(path: Path) -> int:
+    """As many processors as a container's quota is worth, at least one."""
+    try:
+        most, period = path.read_text().split()
+        return max(1, math.ceil(int(most) / int(period)))
+    except (OSError, ValueError):  # there is none, or it is "max"
+        return MOST
+
+
+def _cores() -> int:
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     siblings = set()
     for cpu in allowed:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from firstdiff.model.workers import jobs, physical_cores, shared_out, workers
+from firstdiff.model.workers import MOST, _quota, jobs, physical_cores, shared_out, workers
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -76,3 +77,13 @@ def test_what_numpy_warns_of_is_the_same_in_every_thread() -> None:
 
     with workers(2), np.errstate(all="ignore"):
         shared_out(work, range(4))
+
+
+@pytest.mark.parametrize(
+    ("told", "cores"),
+    [("200000 100000", 2), ("150000 100000", 2), ("1000 100000", 1), ("max 100000", MOST), ("", MOST)],
+)
+def test_a_containers_quota_bounds_the_cores(told: str, cores: int, tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text(told)
+    assert _quota(tmp_path / "cpu.max") == cores
+    assert _quota(tmp_path / "none") == MOST
