@@ -106,7 +106,6 @@ def llama_tensors(s: Llama) -> Iterator[tuple[str, npt.NDArray[np.floating]]]:
 
 def llama_metadata(s: Llama) -> dict[str, Any]:
     """Return the keys of a llama of this shape, each with a value that :func:`encoded_value` takes."""
-    pieces, scores, kinds = vocabulary(s.n_vocab)
     scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1 / s.rope_scale}
     return {
         "general.architecture": "llama",
@@ -125,6 +124,14 @@ def llama_metadata(s: Llama) -> dict[str, Any]:
         "llama.rope.freq_base": s.rope_base,
         **(scaling if s.rope_scale != 1 else {}),
         "llama.vocab_size": np.uint32(s.n_vocab),
+        **tokenizer(s.n_vocab),
+    }
+
+
+def tokenizer(size: int) -> dict[str, Any]:
+    """Return the keys of a vocabulary of so many tokens."""
+    pieces, scores, kinds = vocabulary(size)
+    return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": pieces,
         "tokenizer.ggml.scores": np.array(scores, np.float32),

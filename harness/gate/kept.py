@@ -16,9 +16,8 @@ from typing import Any
 from firstdiff.dumps import TraceError
 from firstdiff.dumps.strict_json import MAX_JSON, parse_object
 from firstdiff.engines.identity import Identity
-from firstdiff.errors import CaptureError
 from firstdiff.gate.config import GateCase, GateConfig
-from firstdiff.runs.folder import FILE
+from firstdiff.runs.folder import FILE, keep
 from firstdiff.verdict.gated import Checked
 from firstdiff.verdict.provenance import ran
 from firstdiff.verdict.reading import read_verdict
@@ -77,16 +76,7 @@ def keep_case(folder: Path, checked: Checked, key: str) -> None:
     told = {f: v for f, v in _fields(checked).items() if f not in ("verdict", "resumed")}
     record = {"format": FORMAT, "version": VERSION, "key": key, "judged": checked.verdict is not None, **told}
     text = json.dumps(strict(record), indent=1, allow_nan=False) + "\n"
-    path = folder / KEPT
-    temporary = path.with_name(KEPT + ".tmp")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise CaptureError(f"{path}: cannot be written ({e.strerror}): give another folder with --out") from e
+    keep(folder / KEPT, text)
 
 
 def _fields(checked: Checked) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,17 +34,21 @@ def make_folder(out: Path) -> None:
 
 
 def keep(path: Path, text: str) -> Path:
-    """Write one of a run's files.
+    """Write one of a run's files, whole or not at all.
 
     Raises
     ------
     CaptureError
         Where it cannot be written.
     """
+    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
     except OSError as e:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise CaptureError(f"{path}: cannot be written ({e.strerror}): give another folder with --out") from e
     return path
 

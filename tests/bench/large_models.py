@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.model.quants import BY_NAME
-from firstdiff.model.synthetic import ALIGNMENT, Llama, encoded_string, encoded_value, llama_metadata, vocabulary
+from firstdiff.model.synthetic import ALIGNMENT, Llama, encoded_string, encoded_value, llama_metadata, tokenizer
 
 Tensor = tuple[str, str, tuple[int, ...]]
 """Its name, its type, and its shape, row-major."""
@@ -86,7 +86,6 @@ def experts(folder: Path) -> Path:
 
 def _experts_metadata() -> dict[str, Any]:
     s = EXPERTS
-    pieces, scores, kinds = vocabulary(s["n_vocab"])
     keys = {
         "block_count": s["layers"], "context_length": 4096, "embedding_length": s["n_embd"],
         "feed_forward_length": s["used"] * s["n_ff"],
@@ -101,13 +100,7 @@ def _experts_metadata() -> dict[str, Any]:
         **{f"qwen3moe.{key}": np.uint32(value) for key, value in keys.items()},
         "qwen3moe.attention.layer_norm_rms_epsilon": 1e-6,
         "qwen3moe.rope.freq_base": 1000000.0,
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": pieces,
-        "tokenizer.ggml.scores": np.array(scores, np.float32),
-        "tokenizer.ggml.token_type": np.array(kinds, np.int32),
-        "tokenizer.ggml.bos_token_id": np.uint32(1),
-        "tokenizer.ggml.eos_token_id": np.uint32(2),
-        "tokenizer.ggml.unknown_token_id": np.uint32(0),
+        **tokenizer(s["n_vocab"]),
     }
 
 

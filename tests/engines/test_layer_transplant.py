@@ -1,4 +1,4 @@
-"""A fact: a layer in a file of its own, fed what the layer before gave, computes in llama.cpp what it does in its model.
+"""A fact: a layer in a file of its own, fed what the layer before gave, computes in llama.cpp what it did before.
 
 So llama.cpp can judge each layer of any model by itself, on a machine that holds that layer alone.
 """
