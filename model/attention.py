@@ -52,9 +52,9 @@ def scores(
     tokens, heads, dim = q.shape
     if _in_parts.get() and heads * tokens * len(keys) > MANY:
 
-        def part(of: slice, some: slice) -> Array:
+        def part(of: slice, some: slice, seen: slice) -> Array:
             several = range(*of.indices(heads))
-            return np.stack([q[some, head] @ held[head // group] for head in several])
+            return np.stack([q[some, head] @ held[head // group, :, seen] for head in several])
 
         parts = InParts((heads, tokens, len(keys)), np.dtype(arithmetic.dtype), part)
         return cast("Array", parts)
@@ -103,14 +103,19 @@ def soft_max(
     added = None if mask is None else arithmetic.widen(mask)
     seen = None if mask is not None else visible(kq.shape[-2], kq.shape[-1], offset)
 
-    def part(of: slice, some: slice) -> Array:
-        z = arithmetic.widen(kq[of, some]) * arithmetic.dtype(scale)
+    def reach(queries: int) -> int:
+        tokens, count = int(kq.shape[-2]), int(kq.shape[-1])
+        return count if seen is None else max(1, min(count, count - tokens + queries + offset))
+
+    def part(of: slice, some: slice, keys: slice) -> Array:
+        last = reach(some.indices(kq.shape[-2])[1])
+        z = arithmetic.widen(kq[of, some, :last]) * arithmetic.dtype(scale)
         if cap is not None:
             z[:] = arithmetic.widen(cap * np.tanh(np.asarray(z / arithmetic.dtype(cap), np.float64)))
         if added is not None:
             z += added[of, some] if len(added.shape) > 2 and len(added) > 1 else added[..., some, :]  # noqa: PLR2004 - of each head
         elif seen is not None:
-            np.copyto(z, -np.inf, where=~seen[some])
+            np.copyto(z, -np.inf, where=~seen[some, :last])
         top = z.max(-1, keepdims=True)
         top = top if sink is None else np.maximum(top, sink[of])
         z -= top
@@ -118,10 +123,14 @@ def soft_max(
         total = z.sum(-1, keepdims=True, dtype=np.float64)
         total = total if sink is None else total + np.exp(np.asarray(sink[of] - top, np.float64))
         z *= arithmetic.widen(1.0 / total)
-        return z
+        if last == kq.shape[-1]:
+            return z[..., keys]
+        p = np.zeros((*z.shape[:2], kq.shape[-1]), z.dtype)[..., keys]
+        p[..., :last] = z[..., keys]
+        return p
 
-    p = InParts(kq.shape, np.dtype(arithmetic.dtype), part)
-    return cast("Array", p) if is_in_parts(kq) else np.asarray(p)
+    p = InParts(kq.shape, np.dtype(arithmetic.dtype), part, reach)
+    return cast("Array", p) if _parts(kq) is not None else np.asarray(p)
 
 
 AT_ONCE = 1 << 20
@@ -159,12 +168,15 @@ class InParts:
     shape, dtype
         As of an array.
     part
-        Computes those of some heads and queries, [h, t, S].
+        Computes those of some heads, queries and keys; of keys all up to one.
+    reach
+        How many keys the first so many queries give any weight to; None where nobody knows.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    part: Callable[[slice, slice], Array]
+    part: Callable[[slice, slice, slice], Array]
+    reach: Callable[[int], int] | None = None
 
     @property
     def ndim(self) -> int:
@@ -180,25 +192,27 @@ class InParts:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> Any:  # noqa: ANN401 - as an array's
-        heads, queries, *rest = (*(key if isinstance(key, tuple) else (key,)), slice(None), slice(None))[:3]
-        if isinstance(heads, slice) and isinstance(queries, slice):
-            return self.part(heads, queries)[(slice(None), slice(None), *rest)]
-        return np.asarray(self)[key]
+        heads, queries, keys = (*(key if isinstance(key, tuple) else (key,)), slice(None), slice(None))[:3]
+        if not (isinstance(heads, slice) and isinstance(queries, slice)):
+            return np.asarray(self)[key]
+        if isinstance(keys, slice) and keys.start is keys.step is None:
+            return self.part(heads, queries, keys)
+        return self.part(heads, queries, slice(None))[:, :, keys]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:  # noqa: ANN401, FBT001 - numpy's
         x = np.empty(self.shape, self.dtype)
 
         def fill(heads: Sequence[slice]) -> None:
             for of in heads:
-                x[of] = self.part(of, slice(None))
+                x[of] = self.part(of, slice(None), slice(None))
 
         shared_out(fill, heads_at_once(self.shape))
         return x if dtype is None else np.asarray(x, dtype)
 
 
-def is_in_parts(x: object) -> bool:
-    """Whether scores, or what was made of them, are computed where they are read."""
-    return isinstance(x, InParts)
+def _parts(x: object) -> InParts | None:
+    """Scores, or what was made of them, that are computed where they are read; None of an array."""
+    return x if isinstance(x, InParts) else None
 
 
 def heads_at_once(shape: tuple[int, ...]) -> list[slice]:
@@ -225,8 +239,9 @@ def attend(p: Array, values: Array, *, group: int, arithmetic: Arithmetic) -> Ar
     """
     heads, tokens, keys = p.shape
     held = arithmetic.cached(values).transpose(1, 0, 2)  # [H_kv, S, D]
-    if is_in_parts(p) and not arithmetic.attends_in_f16(tokens):
-        return _attended_in_parts(p, held, group, arithmetic)
+    parts = _parts(p)
+    if parts is not None and not arithmetic.attends_in_f16(tokens):
+        return _attended_in_parts(parts, held, group, arithmetic)
     grouped = np.asarray(p).reshape(heads // group, group * tokens, keys)  # [H_kv, group * T, S]
     if arithmetic.attends_in_f16(tokens):
         rounded = arithmetic.probabilities(grouped)
@@ -236,14 +251,21 @@ def attend(p: Array, values: Array, *, group: int, arithmetic: Arithmetic) -> Ar
     return np.ascontiguousarray(out.reshape(heads, tokens, -1).transpose(1, 0, 2)).reshape(tokens, -1)
 
 
-def _attended_in_parts(p: Array, held: Array, group: int, arithmetic: Arithmetic) -> Array:
-    """Attention output of probabilities that are computed head by head."""
-    heads, tokens, _ = p.shape
+QUERIES = 256
+"""Queries of one head that are attended for at a time: those of the beginning see few keys."""
+
+
+def _attended_in_parts(p: InParts, held: Array, group: int, arithmetic: Arithmetic) -> Array:
+    """Attention output of probabilities that are computed where they are read."""
+    heads, tokens, keys = p.shape
     y = np.empty((tokens, heads, held.shape[-1]), held.dtype)
 
-    def fill(some: Sequence[int]) -> None:
-        for head in some:
-            y[:, head] = arithmetic.probabilities(p[head : head + 1])[0] @ held[head // group]
+    def fill(parts: Sequence[tuple[int, int]]) -> None:
+        for start, head in parts:
+            stop = min(tokens, start + QUERIES)
+            last = keys if p.reach is None else p.reach(stop)
+            weights = arithmetic.probabilities(p[head : head + 1, start:stop, :last])[0]
+            y[start:stop, head] = weights @ held[head // group, :last]
 
-    shared_out(fill, range(heads))
+    shared_out(fill, [(start, head) for start in range(0, tokens, QUERIES) for head in range(heads)])
     return y.reshape(tokens, -1)

@@ -37,6 +37,7 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.fixture
 def in_parts(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """What has scores computed in parts from now on, where that is allowed."""
+    monkeypatch.setattr(attention, "QUERIES", 4)
     return lambda: monkeypatch.setattr(attention, "MANY", 0)
 
 
