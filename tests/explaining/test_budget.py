@@ -23,6 +23,7 @@ from firstdiff.explaining.failures import Failures
 from firstdiff.hypotheses import TABLE
 from firstdiff.judging.case import Case
 from firstdiff.model.engine import Model
+from firstdiff.model.workers import workers
 from firstdiff.reports import explanations, html, notebook
 from firstdiff.reports.terminal import render
 from firstdiff.runs.replaying import replayed
@@ -78,6 +79,13 @@ def outside_the_layers(trace: Trace) -> Trace:
     """The trace without any tensor of a layer."""
     kept = {s: trace[s] for s in trace.sites() if s.layer is None}
     return Trace.from_arrays(trace.steps, kept, engine=trace.engine, model={})
+
+
+@pytest.fixture(autouse=True)
+def _one_after_another() -> Iterator[None]:
+    """A clock that counts how often it is looked at must be looked at in one order."""
+    with workers(1):
+        yield
 
 
 @dataclass
