@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.engines import ggml
+from firstdiff.engines.llamacpp_chatter import chatter
 from firstdiff.errors import CaptureError, UsageError
 from firstdiff.interruption import held_back
 from firstdiff.model.arithmetic import Arithmetic, ggml_cpu
@@ -83,8 +84,10 @@ class Context:
     _n_vocab: int
     _hook: Any
 
-    def decode(self, tokens: Sequence[int], position: int) -> npt.NDArray[np.float32]:
+    def decode(self, tokens: Sequence[int], position: int, *, kept: bool = True) -> npt.NDArray[np.float32]:
         """One forward pass: tokens [T] from `position` on -> logits [T, n_vocab] of every token.
+
+        Where they need not be `kept`, they are llama.cpp's own, which the next pass overwrites.
 
         Raises
         ------
@@ -110,7 +113,8 @@ class Context:
                 f"llama.cpp failed to decode {len(tokens)} tokens from position {position} (code {failed})"
             )
         logits = llama.llama_get_logits(self._pointer)
-        return np.ctypeslib.as_array(logits, (len(tokens), self._n_vocab)).copy()
+        found = np.ctypeslib.as_array(logits, (len(tokens), self._n_vocab))
+        return found.copy() if kept else found
 
     def _stop(self) -> None:
         if self._hook is not None:
@@ -157,7 +161,7 @@ class LlamaCpp:
         self.path, self.threads, self.attention = path, threads, attention
         self._stack = contextlib.ExitStack()
         ggml.end_cleanly()
-        chatter = self._stack.enter_context(_chatter(log))
+        chatter = self._stack.enter_context(chatter(log))
         llama.llama_backend_init()
         params = llama.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -266,35 +270,3 @@ class LlamaCpp:
 def version() -> str:
     """Version of the bindings, which pins llama.cpp's."""
     return f"llama-cpp-python {ggml.bindings().__version__}"
-
-
-@contextlib.contextmanager
-def _chatter(log: Path | None) -> Iterator[list[str]]:
-    """Send llama.cpp's chatter to a file, or nowhere, and yield its last lines: the terminal stays the report's."""
-    lines: list[str] = []
-    with contextlib.ExitStack() as stack:
-        file = None if log is None else stack.enter_context(log.open("ab"))
-
-        def write(_level: int, text: bytes, _user: object) -> None:
-            lines.append(text.decode(errors="replace").strip())
-            del lines[:-50]
-            if file is not None:
-                file.write(text)
-
-        _set_log(write)
-        try:
-            yield lines
-        finally:
-            _set_log(lambda *_: None)
-
-
-_log_callback: Any = None
-
-
-def _set_log(write: Callable[[int, bytes, object], None]) -> None:
-    """Install a log callback that outlives every context: llama.cpp still logs while it frees its memory."""
-    global _log_callback  # noqa: PLW0603 - C holds the pointer, so the process must hold the object
-    llama = ggml.bindings()
-    callback = llama.llama_log_callback(write)
-    llama.llama_log_set(callback, None)
-    _log_callback = callback
