@@ -161,7 +161,7 @@ class LlamaCpp:
         self.path, self.threads, self.attention = path, threads, attention
         self._stack = contextlib.ExitStack()
         ggml.end_cleanly()
-        chatter = self._stack.enter_context(chatter(log))
+        lines = self._stack.enter_context(chatter(log))
         llama.llama_backend_init()
         params = llama.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -170,7 +170,7 @@ class LlamaCpp:
         self._model = llama.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             self._stack.close()
-            reason = next((line for line in reversed(chatter) if "error" in line), "no reason given")
+            reason = next((line for line in reversed(lines) if "error" in line), "no reason given")
             raise CaptureError(f"{path}: llama.cpp does not load this file ({reason}): is it a whole model?")
         self._stack.callback(llama.llama_model_free, self._model)
         self._vocab = llama.llama_model_get_vocab(self._model)

@@ -20,7 +20,7 @@ import numpy as np
 
 from builders.tiny_models import _SET_TENSOR, _library, _put
 from firstdiff.engines import ggml
-from firstdiff.engines.llamacpp import _chatter
+from firstdiff.engines.llamacpp_chatter import chatter
 
 DATA = Path(__file__).parents[1] / "data" / "architectures.json"
 WITHOUT_PREFIX = ("tokenizer.", "xielu.")
@@ -83,7 +83,7 @@ def toy(arch: str, folder: Path, *, keys: dict[str, Any] | None = None, without:
     params.n_gpu_layers, params.use_extra_bufts = 0, False
     lib.llama_model_init_from_user.argtypes = [ctypes.c_void_p, _SET_TENSOR, ctypes.c_void_p, type(params)]
     out = folder / f"{arch}.gguf"
-    with _chatter(None) as said:
+    with chatter(None) as said:
         model = lib.llama_model_init_from_user(metadata, _SET_TENSOR(fill), None, params)
         assert model, f"{arch}: llama.cpp makes no such model: {said[-3:]}"
         for name, address in made.items():

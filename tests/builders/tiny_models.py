@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from builders.models import FILE_TYPES, MIXED, quantised
 from firstdiff.engines import ggml
-from firstdiff.engines.llamacpp import _chatter
+from firstdiff.engines.llamacpp_chatter import chatter
 from firstdiff.model.synthetic import BRANCHES, vocabulary
 
 Array = npt.NDArray[np.float32]
@@ -112,7 +112,7 @@ def _write(path: Path, arch: str, shape: Shape, seed: int, optional: Sequence[st
     params = llama.llama_model_default_params()
     params.n_gpu_layers, params.use_extra_bufts = 0, False
     lib.llama_model_init_from_user.argtypes = [ctypes.c_void_p, _SET_TENSOR, ctypes.c_void_p, type(params)]
-    with _chatter(None) as said:
+    with chatter(None) as said:
         model = lib.llama_model_init_from_user(metadata, _SET_TENSOR(fill), None, params)
         assert model, f"{arch}: llama.cpp makes no such model: {said[-3:]}"
         for name, address in made.items():
