@@ -138,6 +138,6 @@ def show_all(text: str | None, cases: Sequence[Checked], code: int, out: Path) -
 
     show(cases, Console())
     if resumed := sum(c.resumed for c in cases):
-        print(f"\n{resumed:,} of {len(cases):,} cases were judged in an earlier run, and are taken from there.")
+        print(f"\nJudged in an earlier run, and taken from there: {resumed:,} of {len(cases):,}.")
     print(f"\nTraces, verdicts, index.html, summary.md and junit.xml: {out}")
     return code
