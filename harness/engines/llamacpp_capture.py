@@ -102,7 +102,7 @@ class Hook:
             return
         if point == "kq":
             self._keep_cache("k_cache" + layer, _source(address))
-        if "query" in axes_of(point) and math.prod(ggml.Tensor.from_address(address).ne) > MOST_SCORES:
+        if "query" in axes_of(point) and math.prod(ggml.Tensor.from_address(address).ne[1:]) * self.keys > MOST_SCORES:
             return
         x = ggml.read(address)[0]
         if point == "kqv_out":
@@ -283,7 +283,8 @@ def difference(engine: LlamaCpp, steps: list[list[int]], hooked: list[Array], to
         for tokens, seen in zip(steps, hooked, strict=True):
             plain = context.decode(tokens, position, kept=False)
             for a, b in zip(plain, seen, strict=True):
-                apart = float(np.abs(a - b).max())
+                with np.errstate(invalid="ignore", over="ignore"):  # infinities, which are told of
+                    apart = float(np.abs(a - b).max())
                 if not np.isfinite(apart):
                     return None
                 worst = max(worst, apart)
