@@ -35,7 +35,7 @@ help:
 	@echo 'make sweeps  all tests, and of those that ask the same of very many cases all of these: half an hour'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make bench   benchmarks'
-	@echo 'make bench-large   8 billion parameters, a mixture of experts and 2,048 tokens, beside llama.cpp: 15 minutes'
+	@echo 'make bench-large   8 billion parameters, a mixture of experts and 2,048 tokens, beside llama.cpp'
 	@echo 'make bench-diagnosis   every hypothesis planted everywhere (hours on two cores), clean engines, smallest changes seen'
 	@echo 'make bench-trust   thousands of dumps of right engines, of engines with one fault, and faulty dumps'
 	@echo 'make bench-graph   tiny models of all architectures judged by llama.cpp'"'"'s graph (half an hour), single faults in them, its cost'

@@ -98,7 +98,7 @@ class TraceWriter:
         arrays, index = self._checked(tensors), self._index
         keys = (*self._ahead.keys, *arrays)
         manifest = with_step(self._manifest, Recorded(step.tokens, step.positions, keys))
-        self._ahead.wait()
+        self._ahead.end()
         if arrays or not self._ahead.files:
             self._put(f"step-{index:03d}.safetensors", lambda path: _save(arrays, step, path))
         for file in self._ahead.files:
@@ -200,10 +200,15 @@ class _Ahead:
             last, self._last = self._last, None
             last.result()
 
+    def end(self) -> None:
+        """Wait until all parts are written, and end the thread."""
+        self._thread.shutdown()
+        self.wait()
+
     def forget(self) -> None:
         """Remove parts of a step that was not ended."""
         with contextlib.suppress(TraceError):
-            self.wait()
+            self.end()
         for file in self.files:
             with contextlib.suppress(OSError):
                 file.unlink()

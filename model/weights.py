@@ -29,8 +29,8 @@ CODES = {  # where a block keeps its codes (ggml-common.h): with these bytes 0, 
 Decode = Callable[[npt.NDArray[np.uint8], QuantType], npt.NDArray[np.float32]]
 
 CHUNK = 1 << 20
-"""Elements dequantised at a time, 4 MiB of float32: a product of some tens of rows with fewer of them takes longer to
-arrange its operands than to multiply them, and more of them are read from memory and not from a cache."""
+"""Elements dequantised at a time, 4 MiB of float32: with fewer a product of some tens of rows spends more of its time
+on arranging its operands, and more of them would be read from memory and not from a cache."""
 
 PARTS = 8
 """Parts that a weight of fewer chunks is divided into, but none gets smaller than such a part of a chunk."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def merge(options: argparse.Namespace) -> int:
             other = options.part[of_layers.index(False)]
             raise UsageError(f"{other}: holds no layers of a trace ({layers.FILE}), and other parts do: give one kind")
         return _layers(options)
+    _refuse(options, ("html", "model", "trace", "witness", "budget", "jobs"), "layers of a trace")
     make_folder(options.out)
     cases = merged(options.part, options.out)
     every = [c.case for c in cases]
@@ -33,7 +35,21 @@ def merge(options: argparse.Namespace) -> int:
     return show_all(text, cases, code, options.out)
 
 
+def _refuse(options: argparse.Namespace, names: Sequence[str], of: str) -> None:
+    """Refuse options that say nothing here.
+
+    Raises
+    ------
+    UsageError
+        With the first of them.
+    """
+    for name in names:
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name}: is for {of}, and these parts are none: leave it out")
+
+
 def _layers(options: argparse.Namespace) -> int:
+    _refuse(options, ("history",), "the cases of a gate")
     parts = [(path, _here(layers.read_part(path), options)) for path in options.part]
     first = parts[0][1]
     with watched(options.out) as progress:

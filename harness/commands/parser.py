@@ -125,7 +125,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add_history(merge)
     add_budget(merge)
     add_jobs(merge)
-    add_html(merge)
+    merge.add_argument("--html", type=Path, metavar="FILE", help="write the report on the layers as one HTML page too")
     add_format(merge, "gate.json")
 
     record = add("record", "Record every intermediate of one engine's run.")

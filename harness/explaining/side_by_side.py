@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from threading import Event
 from typing import TypeVar
 
 from firstdiff.explaining.attempt import Attempt, Means
@@ -25,14 +26,20 @@ def side_by_side(tried: Callable[[_Of, Means], list[Attempt]], of: Sequence[_Of]
     found: list[list[Attempt]] = [[] for _ in of]
     noted = [Failures() for _ in of]
     late: list[OutOfTime] = []
+    stopped = Event()
 
     def work(numbers: Sequence[int]) -> None:
         for number in numbers:
+            if stopped.is_set():
+                return
             try:
                 found[number] = tried(of[number], replace(means, failures=noted[number]))
             except OutOfTime as e:
                 late.append(e)
                 return
+            except BaseException:  # Ctrl-C too: the others end with what they have in hand
+                stopped.set()
+                raise
 
     shared_out(work, range(len(of)))
     for attempts, failures in zip(found, noted, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from firstdiff.dumps import Site
 from firstdiff.errors import CaptureError
 from firstdiff.gate.baseline import Baseline, compare, to_text
 from firstdiff.gate.limits import sites_are
+from firstdiff.runs.folder import write_whole
 from firstdiff.verdict.gated import Changes, Moved
 
 NAMED = 4  # sites named one by one in a sentence
@@ -49,13 +49,7 @@ def _named(names: Sequence[tuple[Site, str]]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a baseline whole, or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, text)
     except OSError as e:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise CaptureError(f"{path}: the baseline cannot be written ({e.strerror})") from e

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
 from functools import partial
@@ -64,6 +65,6 @@ def _in_folder(folder: Path, judged: Callable[[Case], Result], case: Case) -> Re
         os.chdir(folder)
     except OSError as e:
         raise UsageError(
-            f"--on: the worker on {os.uname().nodename} has no folder {folder} ({e.strerror}): let all share it"
+            f"--on: the worker on {platform.node()} has no folder {folder} ({e.strerror}): let all share it"
         ) from None
     return judged(case)

@@ -1,4 +1,6 @@
-"""Passes over the weights that several traces make together, with all steps of each: no weight is read twice.
+"""Passes over the weights that several traces make together, with all steps of each.
+
+The weight of a product is read once for all of them. Those of experts, which tokens choose, are not shared.
 
 A pass is run layer by layer, and in a layer each step of each trace is a lane of its own: a lane runs its calls in
 order until one is a product. When every lane waits, the weight that comes first is dequantised for all lanes that wait

@@ -26,7 +26,7 @@ from firstdiff.preflight.dump import readings
 from firstdiff.runs.admission import Admitted
 from firstdiff.runs.planning import planned
 from firstdiff.runs.replaying import replayed_as_found
-from firstdiff.runs.replays import First, make
+from firstdiff.runs.replays import First, run_passes
 from firstdiff.runs.run import Run
 from firstdiff.verdict import DumpFinding
 
@@ -80,7 +80,7 @@ def first_pass(run: Run, subjects: Sequence[tuple[Admitted, Admitted | None]]) -
         if witness is not None and witness not in made.witnesses:
             first = made.witnesses[witness] = First(planned(run.model, witness.trace, run.progress, None), None)
             passes += first.passes(run.model)
-    make(run.model, passes, run.progress)
+    run_passes(run.model, passes, run.progress)
     return made
 
 
@@ -92,7 +92,7 @@ def free_run(run: Run, trace: Trace, alignment: Alignment, made: FreeRun | None)
         return made
     run.progress.say("running the reference")
     drift = Drift(F32, trace, alignment)
-    make(run.model, [Pass(run.model, [drift.all_steps], drift)], run.progress)
+    run_passes(run.model, [Pass(run.model, [drift.all_steps], drift)], run.progress)
     return FreeRun(trace, alignment, drift)
 
 

@@ -41,16 +41,30 @@ def keep(path: Path, text: str) -> Path:
     CaptureError
         Where it cannot be written.
     """
+    try:
+        write_whole(path, text)
+    except OSError as e:
+        raise CaptureError(f"{path}: cannot be written ({e.strerror}): give another folder with --out") from e
+    return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole, or not at all.
+
+    Raises
+    ------
+    OSError
+        Where it cannot be written.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
-    except OSError as e:
+    except OSError:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise CaptureError(f"{path}: cannot be written ({e.strerror}): give another folder with --out") from e
-    return path
+        raise
 
 
 def run_folder(model: Path) -> Path:

@@ -37,7 +37,7 @@ MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgedSites:
     """The sites of some layers of one trace.
 
     Parameters
@@ -74,8 +74,8 @@ class Part:
     tier: str
     names: str | None
     layers: tuple[int, ...]
-    candidate: Judged
-    witness: Judged | None = None
+    candidate: JudgedSites
+    witness: JudgedSites | None = None
 
 
 def judge_layers(
@@ -138,11 +138,11 @@ def _told(layers: frozenset[int]) -> str:
     return ", ".join(map(str, sorted(layers)))
 
 
-def _judged(given: Trace, plan: Plan, probe: Replay, layers: frozenset[int], last: int) -> Judged:
+def _judged(given: Trace, plan: Plan, probe: Replay, layers: frozenset[int], last: int) -> JudgedSites:
     def of_these(site: Site) -> bool:
         return _layer(site, last) in layers
 
-    return Judged(
+    return JudgedSites(
         str(given.path),
         _holds(given),
         _read_as(plan),
@@ -221,7 +221,7 @@ def merged(run: Run, parts: Sequence[tuple[Path, Part]]) -> Verdict:
     return judge(run, candidate, witness=witness, first=made)
 
 
-def _whole(run: Run, parts: Sequence[tuple[Path, Judged]], names: str | None) -> tuple[Admitted, Read]:
+def _whole(run: Run, parts: Sequence[tuple[Path, JudgedSites]], names: str | None) -> tuple[Admitted, Read]:
     first_path, first = parts[0]
     trace = open_trace(first.trace, names=names)
     subject = admitted(run, trace)

@@ -23,7 +23,7 @@ from firstdiff.model.engine import Model
 from firstdiff.model.probe import Change
 from firstdiff.progress import QUIET, Progress
 from firstdiff.runs.planning import planned, sought
-from firstdiff.runs.replays import First, Replayed, make, replayed_in
+from firstdiff.runs.replays import First, Replayed, replayed_in, run_passes
 from firstdiff.runs.representatives import among, handful, undecided
 
 ROUNDS = 3
@@ -126,7 +126,7 @@ def replayed_as_found(
     """
     if first is None:
         first = First(planned(model, trace, progress, details), details)
-        make(model, first.passes(model), progress)
+        run_passes(model, first.passes(model), progress)
     done = _as_found(model, first, progress, details)
     other = untied(model, trace, done.found, done.alignment, done.sites)
     return done if other is None else replayed_in(model, trace, other, done.alignment, progress, details)

@@ -119,11 +119,11 @@ def replayed_in(
     if details is not None:
         details.clear()
     probe = Replay.of(found, trace, alignment, details=details)
-    make(model, [Pass(model, trace.steps, probe, wanted, missing_past(model, trace))], progress)
+    run_passes(model, [Pass(model, trace.steps, probe, wanted, missing_past(model, trace))], progress)
     return Replayed.of(found, probe)
 
 
-def make(model: Model, passes: Sequence[Pass], progress: Progress) -> None:
+def run_passes(model: Model, passes: Sequence[Pass], progress: Progress) -> None:
     """Make passes together, and show at which layer they are."""
     for each in passes[:1]:
         each.probe.watch = progress.layers(model.hp.n_layer)

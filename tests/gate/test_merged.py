@@ -98,3 +98,8 @@ def test_what_are_no_parts_of_one_gate_is_refused(
     parts: list[str], command: Command, spoilt: Callable[[list[str]], list[str]], code: int, said: str
 ) -> None:
     assert_refused(command("merge", *spoilt(parts), "--out", "merged"), code, said)
+
+
+@pytest.mark.parametrize("given", [("--html", "page.html"), ("--model", "tiny.gguf"), ("--budget", "5")])
+def test_options_for_layers_are_refused_for_a_gate(parts: list[str], command: Command, given: tuple[str, str]) -> None:
+    assert_refused(command("merge", *parts, "--out", "merged", *given), 2, f"{given[0]}: is for layers of a trace")

@@ -167,3 +167,8 @@ def test_layers_in_no_part_are_named(command: Command, kept: Path) -> None:
 )
 def test_what_is_no_layer_is_refused(command: Command, kept: Path, given: tuple[str, ...], said: str) -> None:
     assert_refused(command("judge-layers", kept / "model.gguf", kept / "right", *given), 2, said)
+
+
+def test_options_for_a_gate_are_refused_for_layers(command: Command, kept: Path) -> None:
+    verdict_of(command, kept, "right", (None,))
+    assert_refused(command("merge", "part-0", "--out", "again", "--history", "h"), 2, "--history: is for the cases")
