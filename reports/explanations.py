@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
-from firstdiff.reports.words import all_in, apart, listed, number
-from firstdiff.verdict import CounterCheck, Explanation, Status, Verdict
+from firstdiff.reports.words import all_in, apart, counted, listed, number
+from firstdiff.verdict import CounterCheck, Explanation, Series, Status, Verdict
 
 MOST = 6  # explanations in a report; the verdict has all
 RUNNERS_UP = 12
@@ -58,7 +59,8 @@ def explained(e: Explanation) -> str:
             else ""
         )
         return f"{e.extent}: {e.says}.{looks}{best}"
-    parts = [f"{e.extent}: {e.says} ({e.hypothesis}).", _fit(e)]
+    when = f", {e.when}" if e.when else ""
+    parts = [f"{e.extent}{when}: {e.says} ({e.hypothesis}).", _fit(e)]
     if e.equals:
         others = " and ".join(f"{t.hypothesis} ({t.says})" for t in e.equals)
         parts.append(f"As well explained by {others}." + (f" {sentence(e.separate)}" if e.separate else ""))
@@ -75,10 +77,64 @@ def sentence(text: str) -> str:
 
 def _fit(e: Explanation) -> str:
     error, left = apart(e.error, e.residual)
-    told = f"It leaves {left} of the error of {error}, at a floor of {number(e.floor)}"
+    told = f"The error is {error}, and {left} with this in the reference; rounding may leave {number(e.floor)}."
     if e.next_best is not None:
-        told += f"; the next best, {e.next_best.hypothesis}, leaves {number(e.next_best.residual)}"
-    return told + "."
+        told += f" The next best, {e.next_best.hypothesis}, leaves {number(e.next_best.residual)}."
+    if e.measured is not None:
+        told += f" This was measured on {counted(e.measured.numbers, 'number')} of the candidate"
+        fitted = e.measured.unknowns
+        told += (
+            f", to which {counted(fitted, 'parameter')} {'was' if fitted == 1 else 'were'} fitted." if fitted else "."
+        )
+    return told
+
+
+LINES, WIDTH = 24, 24
+"""Places that a drawing has, and how wide its bars are at most."""
+
+
+def drawing(series: Series) -> list[str]:
+    """A series in lines: each place with the measured number, the right one where it is another, and a bar.
+
+    Neighbours that have the same numbers share a line.
+    """
+    rows = _joined(series)
+    values = [x for _, measured, right in rows for x in (measured, right) if isfinite(x)]
+    low, high = min([0.0, *values]), max([0.0, *values])
+    scale = WIDTH / (high - low) if high > low else 0.0
+    width = max((len(place) for place, _, _ in rows), default=0)
+    numbers = [f"{measured:g}" for _, measured, _ in rows]
+    wide = max(map(len, numbers), default=0)
+    lines = [f"{series.quantity[:1].upper()}{series.quantity[1:]}, for each {series.axis}:"]
+    for (place, measured, right), shown_ in zip(rows[:LINES], numbers, strict=False):
+        bar = _bar(measured, low, scale) if isfinite(measured) else ""
+        note = "" if measured == right else f"  (right: {right:g})"
+        lines.append(f"  {place:>{width}}  {shown_:>{wide}}  {bar}{note}")
+    if len(rows) > LINES:
+        lines.append(f"  … and {len(rows) - LINES} more")
+    return lines
+
+
+def _bar(x: float, low: float, scale: float) -> str:
+    """A bar from 0 to a number: to the left for a negative one, where there are any."""
+    zero, end = round(-low * scale), round((x - low) * scale)
+    return " " * min(zero, end) + "█" * abs(end - zero)
+
+
+def _joined(series: Series) -> list[tuple[str, float, float]]:
+    """The places with their numbers, neighbours of equal numbers as one."""
+    rows: list[tuple[str, float, float]] = []
+    for place, measured, right in zip(series.places, series.measured, series.right, strict=True):
+        if rows and rows[-1][1:] == (measured, right) and _follows(rows[-1][0], place):
+            rows[-1] = (f"{rows[-1][0].partition('-')[0]}-{place.rpartition('-')[2]}", measured, right)
+        else:
+            rows.append((place, measured, right))
+    return rows
+
+
+def _follows(before: str, place: str) -> bool:
+    last, first = before.rpartition("-")[2], place.partition("-")[0]
+    return last.isdigit() and first.isdigit() and int(last) + 1 == int(first)
 
 
 def counter_check(verdict: Verdict, where: str | None = None) -> str:
@@ -109,6 +165,8 @@ def in_full(e: Explanation) -> list[str]:
     told = [explained(e)]
     if len(e.sites) > 1:
         told.append(f"Sites: {listed(e.sites, most=RUNNERS_UP)}.")
+    if e.measured is not None and e.measured.series is not None:
+        told += drawing(e.measured.series)
     if e.tried:
         width = max(len(t.hypothesis) for t in e.tried)
         rows = [f"  {t.hypothesis:{width}}  {number(t.residual):>8}  {t.says}" for t in e.tried]

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from firstdiff.reports import map as layers
 from firstdiff.reports import words
 from firstdiff.reports.escaped import escaped
+from firstdiff.reports.explanations import drawing
 from firstdiff.reports.facts import facts
 from firstdiff.reports.payload import payload
 from firstdiff.reports.sentences import sentences
@@ -92,6 +93,8 @@ def _explanation(e: Explanation) -> dict[str, Any]:
             left += f" The next best, {e.next_best.hypothesis}, leaves {words.number(e.next_best.residual)}."
     elif e.next_best is not None:
         left = f"The best of them, {e.next_best.hypothesis}, leaves {words.number(e.next_best.residual)}."
+    if e.measured is not None:
+        left += f" Measured on {words.counted(e.measured.numbers, 'number')} of the candidate."
     return {
         "extent": e.extent,
         "site": str(e.site),
@@ -104,6 +107,8 @@ def _explanation(e: Explanation) -> dict[str, Any]:
         "separate": e.separate,
         "note": e.note,
         "findings": e.findings,
+        "when": e.when,
+        "drawing": "\n".join(drawing(e.measured.series)) if e.measured and e.measured.series else "",
     }
 
 

@@ -40,7 +40,15 @@ def fragment(verdict: Verdict) -> str:
 
 def listed(told: Sequence[Explanation]) -> str:
     """A list of explanations, in execution order."""
-    return f"<ol>{''.join(f'<li>{text(explanations.explained(e))}</li>' for e in told)}</ol>"
+    return f"<ol>{''.join(f'<li>{text(explanations.explained(e))}{_drawn(e)}</li>' for e in told)}</ol>"
+
+
+def _drawn(e: Explanation) -> str:
+    """What an explanation was measured by, place by place."""
+    if e.measured is None or e.measured.series is None:
+        return ""
+    lines = "\n".join(text(line) for line in explanations.drawing(e.measured.series))
+    return f'<pre style="line-height: 1.25">{lines}</pre>'
 
 
 def text(told: str) -> str:

@@ -18,6 +18,44 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True)
+class Series:
+    """A quantity at some places of an axis, as it was measured, beside the right one.
+
+    Parameters
+    ----------
+    quantity
+        What it is: ``how often each input counts``.
+    axis, places
+        What the places are, and which: ``512-575``.
+    measured, right
+        One number a place.
+    """
+
+    quantity: str
+    axis: str
+    places: tuple[str, ...]
+    measured: tuple[float, ...]
+    right: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The evidence of a statement that was measured.
+
+    Parameters
+    ----------
+    numbers, unknowns
+        How many of the candidate's numbers it accounts for, and how many were fitted to them.
+    series
+        What was measured, place by place; None where there is nothing to show.
+    """
+
+    numbers: int
+    unknowns: int
+    series: Series | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why sites diverge, or what can be said of them where no hypothesis fits.
 
@@ -44,6 +82,10 @@ class Explanation:
         What would tell them apart.
     note
         What else is to be known.
+    when
+        Under which condition it shows, where the run tells: ``only in products over 1,536 inputs``.
+    measured
+        The evidence of what was measured; None for a hypothesis of the table.
     findings
         Where no hypothesis explains: what the difference looks like, the most useful first.
     tried
@@ -72,6 +114,8 @@ class Explanation:
     tried: tuple[Tried, ...] = ()
     searched: Site | None = None
     unsearched: tuple[Site, ...] = ()
+    when: str | None = None
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,9 @@ def _plain_witness(witness: Witness) -> dict[str, Any]:
 
 def _explained(explanation: Explanation) -> dict[str, Any]:
     """An explanation's fields; where it was searched, and what was not, are said only where there is more to say."""
-    return {k: v for k, v in _fields(explanation).items() if k not in {"searched", "unsearched"} or v}
+    return {
+        k: v for k, v in _fields(explanation).items() if k not in {"searched", "unsearched", "when", "measured"} or v
+    }
 
 
 def _checked(check: CounterCheck) -> dict[str, Any]:
