@@ -10,8 +10,10 @@ from firstdiff.hypotheses import catalogue
 
 
 def hypotheses(options: argparse.Namespace) -> int:
-    """List the hypotheses."""
-    rows = catalogue.listed(options.id)
+    """List the hypotheses, and what is measured where none of them explains."""
+    from firstdiff.explaining.measured.statements import MEASURED
+
+    rows = catalogue.listed(options.id, MEASURED)
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0

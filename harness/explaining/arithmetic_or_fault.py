@@ -62,7 +62,7 @@ def has_faults(judged: Judged, *, failures: Failures, table: Mapping[str, Hypoth
     if not wanted:
         return False
     tight = replace(judged, found=judged.found.tight)
-    covering = Covering(Means(surroundings(tight), _faults(table), failures), pairs=0)
+    covering = Covering(Means(surroundings(tight), _faults(table), failures, measuring=False), pairs=0)
     covering.together(_cases(tight, wanted))
     return any(len(known.at) > 1 for known in covering.known)
 
@@ -89,7 +89,7 @@ def common_fault(judged: Judged, *, failures: Failures, table: Mapping[str, Hypo
         told = wrong
     alike = [site for site in told if site.point == told[0].point]
     faults = {id_: h for id_, h in _faults(table).items() if h.where.ops is None or linear in h.where.ops}
-    means = Means(surroundings(judged), faults, failures)
+    means = Means(surroundings(judged), faults, failures, measuring=False)
     for pair in dict.fromkeys(frozenset((of[0], of[len(of) // 2])) for of in (told, alike)):
         change = _shared(_cases(judged, pair), means)
         if change is not None:

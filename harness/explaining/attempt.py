@@ -13,6 +13,7 @@ from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values
 from firstdiff.judging.case import Case
 from firstdiff.model.engine import Model
 from firstdiff.model.probe import Call
+from firstdiff.verdict import Measured
 
 LOOSE = 20.0
 """How far above the bar a hypothesis may lie at a part of a product and still be tried at the whole: a few outputs and
@@ -44,12 +45,16 @@ class Means:
         Notes what cannot be tried.
     budget
         The time.
+    measuring
+        Whether to measure what no hypothesis explains. Whether an unknown arithmetic is a fault is no question for it:
+        much can be measured of any.
     """
 
     scene: Scene
     table: Mapping[str, Hypothesis]
     failures: Failures
     budget: Budget = field(default_factory=Budget)
+    measuring: bool = True
 
     def at(self, case: Case) -> Means:
         """The same for one case: in the arithmetic of its step."""
@@ -63,12 +68,13 @@ class Fault:
     """One or two hypotheses with their parameters.
 
     Of a segment `on` is the one call that goes wrong, or None for all of them; those of some `layers`, where these are
-    given.
+    given. `measured` is the evidence of a statement that was measured.
     """
 
     parts: tuple[tuple[Hypothesis, Values], ...]
     on: int | None = None
     layers: frozenset[int | None] | None = None
+    measured: Measured | None = None
 
     @property
     def id(self) -> str:

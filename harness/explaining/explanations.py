@@ -12,6 +12,7 @@ from firstdiff.dumps import Site, Trace
 from firstdiff.explaining.attempt import Means
 from firstdiff.explaining.budget import Budget
 from firstdiff.explaining.collecting import Judged, at_hand, collect, surroundings
+from firstdiff.explaining.conditions import Conditions
 from firstdiff.explaining.counter_check import counter_check
 from firstdiff.explaining.covering import PAIR_SEARCHES, Covering
 from firstdiff.explaining.failures import Failures
@@ -79,7 +80,7 @@ def explain(
     order = {site: number for number, site in enumerate(wanted)}
     groups = covering.groups(order, [len(step.tokens) for step in trace.steps])
     check, hidden = counter_check(judged, scene, groups, failures)
-    told = Telling(judged, covering, wanted)
+    told = Telling(judged, covering, wanted, Conditions(judged))
     made = [told.explained(group, unseen) for group, unseen in zip(groups, hidden, strict=True)]
     made += told.not_explained({site for group in groups for site in group.at})
     made.sort(key=lambda e: order[e.site])

@@ -26,7 +26,7 @@ def pairs_of(case: Case, means: Means, singles: Iterable[Attempt]) -> Iterator[A
     """Yield the pairs that explain a case whose judged call is the only one, the earlier stage first."""
     if case.segment or not isfinite(case.error):
         return
-    applicable = [means.table[a.fault.id] for a in singles]
+    applicable = [means.table[a.fault.id] for a in singles if a.fault.id in means.table]
     part = part_of(case, *PAIR_LOOK)
 
     def tried(first: Hypothesis, means: Means) -> list[Attempt]:

@@ -9,6 +9,8 @@ from math import inf
 
 from firstdiff.explaining.attempt import ALIKE, Attempt, Fault, Means, attempt, explaining
 from firstdiff.explaining.budget import OutOfTime
+from firstdiff.explaining.looking_over import looked_over
+from firstdiff.explaining.measured.measuring import is_wide, measured, nothing_but_bias
 from firstdiff.explaining.pairs import pairs_of
 from firstdiff.explaining.residual import Part, part_of, rerun
 from firstdiff.explaining.side_by_side import side_by_side
@@ -41,7 +43,9 @@ class Search:
 
 
 def search(case: Case, means: Means, *, pairs: bool = True) -> Search:
-    """Try each hypothesis that applies, in the order of the table; where none explains, pairs of them too.
+    """Try each hypothesis that applies, in the order of the table; where none explains, what is measured, and pairs.
+
+    A pair of hypotheses stands for what is measured with many unknowns, such as the speed of each pair of dimensions.
 
     Parameters
     ----------
@@ -54,15 +58,21 @@ def search(case: Case, means: Means, *, pairs: bool = True) -> Search:
     try:
         for attempted in _singles(case, means):
             tried.append(attempted)  # noqa: PERF402 - what was tried until the time is over stands
-        if pairs and not explaining(case, tried):
-            # A pair says more than its better half, or nothing.
-            best = min((a.residual for a in tried), default=inf)
-            found = list(pairs_of(case, means, tried))
-            tried += [a for a in found if a.residual <= best / ALIKE]
+        tried = looked_over(case, means, tried)
+        nothing = nothing_but_bias(case, means)
+        if not explaining(case, [*nothing, *tried]):
+            told = measured(case, means)
+            if pairs and not explaining(case, [a for a in told if not is_wide(a)]):
+                # A pair says more than its better half, or nothing.
+                best = min((a.residual for a in tried), default=inf)
+                found = [a for a in pairs_of(case, means, tried) if a.residual <= best / ALIKE]
+                found = looked_over(case, means, found)
+                told = found if explaining(case, found) else told
+            tried += told
     except OutOfTime:
         return Search(tried, complete=False)
     order = {id_: number for number, id_ in enumerate(means.table)}
-    return Search(sorted(tried, key=lambda a: order.get(a.fault.id, len(order))), complete=True)
+    return Search([*nothing, *sorted(tried, key=lambda a: order.get(a.fault.id, len(order)))], complete=True)
 
 
 def is_long(case: Case) -> bool:

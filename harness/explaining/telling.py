@@ -9,6 +9,7 @@ from firstdiff.dumps import Site
 from firstdiff.dumps.points import Kind, of_kind
 from firstdiff.explaining.attempt import Attempt
 from firstdiff.explaining.collecting import Judged
+from firstdiff.explaining.conditions import Conditions
 from firstdiff.explaining.covering import Covering, Group, InVain
 from firstdiff.explaining.search import is_long
 from firstdiff.explaining.telling_apart import separating
@@ -41,11 +42,14 @@ class Telling:
         What was found of it.
     wanted
         The sites that diverge, in execution order.
+    conditions
+        What is known of every call.
     """
 
     judged: Judged
     covering: Covering
     wanted: Mapping[Site, SiteVerdict]
+    conditions: Conditions
 
     @property
     def model(self) -> Model:
@@ -81,6 +85,8 @@ class Telling:
             note=self._note(group, error, alone, hidden),
             tried=self._tried(group.tried),
             searched=_other(group.first.site, sites[0]),
+            when=self.conditions.told(sites, self.wanted),
+            measured=first.fault.measured,
         )
 
     def _separate(self, group: Group) -> str | None:

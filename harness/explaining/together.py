@@ -38,7 +38,7 @@ def together(
     -------
     The faults that leave what is right as it is, and those that do not: they would have to come and go.
     """
-    means = Means(scene, table, failures)
+    means = Means(scene, table, failures, measuring=False)
     for case in sought:
         tried = explaining(case, search(case, means).tried)
         good = [a for a in tried if all(_explains(a, other, scene, failures) for other in wrong if other is not case)]

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import difflib
 import textwrap
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from firstdiff.errors import UsageError
+from firstdiff.hypotheses.hypothesis import Hypothesis
 from firstdiff.hypotheses.table import EQUIVALENT, TABLE
+
+MEASURED = "any point, where no hypothesis explains it"
+"""Where statements are measured."""
 
 TOKENS = {
     "token-missing-bos": "BOS is missing in front",
@@ -32,8 +38,8 @@ def no_such(id_: str) -> str:
     return f"no such bug{perhaps} (firstdiff demo --list names all)"
 
 
-def listed(id_: str | None = None) -> list[dict[str, Any]]:
-    """The hypotheses as plain records, or the one with an id.
+def listed(id_: str | None = None, measured: Mapping[str, Hypothesis] = MappingProxyType({})) -> list[dict[str, Any]]:
+    """The hypotheses as plain records, or the one with an id; behind them statements that are `measured`.
 
     Raises
     ------
@@ -56,6 +62,10 @@ def listed(id_: str | None = None) -> list[dict[str, Any]]:
                 "same_numbers_as": same,
             }
         )
+    rows += [
+        {"id": h.id, "points": [MEASURED], "says": h.told({}), "fix": h.advice(), "source": "", "same_numbers_as": []}
+        for h in measured.values()
+    ]
     if id_ is None:
         return rows
     found = [row for row in rows if row["id"] == id_]
@@ -78,9 +88,11 @@ def table(rows: list[dict[str, Any]], width: int) -> str:
 
 
 def counted(rows: list[dict[str, Any]]) -> str:
-    """How many of the rows are of tensors, which can be planted, and how many of tokens."""
-    tensors = sum(row["id"] in TABLE for row in rows)
-    return f"{tensors} hypotheses of tensors, and {len(rows) - tensors} of tokens"
+    """How many of the rows are of tensors, which can be planted, how many of tokens, and how many are measured."""
+    tensors, tokens = (sum(row["id"] in of for row in rows) for of in (TABLE, TOKENS))
+    told = f"{tensors} hypotheses of tensors, and {tokens} of tokens"
+    rest = len(rows) - tensors - tokens
+    return told + (f"; {rest} statements are measured where none of them explains" if rest else "")
 
 
 def one(row: dict[str, Any]) -> str:
@@ -91,7 +103,7 @@ def one(row: dict[str, Any]) -> str:
         "at": ", ".join(row["points"]),
         "seen in": row["source"],
         "can give the same numbers as": ", ".join(row["same_numbers_as"]),
-        "plant it": "" if row["points"] == ["tokens"] else f"firstdiff demo --bug {row['id']}",
+        "plant it": "" if row["id"] not in TABLE else f"firstdiff demo --bug {row['id']}",
     }
     lines = [textwrap.fill(f"{label}: {text}", 79, subsequent_indent="  ") for label, text in told.items() if text]
     return "\n".join([row["id"], *lines])

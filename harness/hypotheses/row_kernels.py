@@ -119,10 +119,10 @@ def _halved(call: Call, _scene: Scene, values: Values) -> Call | None:
     factor = np.zeros(block, np.float32)
     start = 0 if values["half"] == "first" else block // 2
     factor[start : start + block // 2] = {"once": 1, "twice": 2}[values["counted"]]
-    return call.with_arguments(weight=_times(weight, factor))
+    return call.with_arguments(weight=times_factor(weight, factor))
 
 
-def _times(weight: Weight, factor: npt.NDArray[np.float32]) -> Weight:
+def times_factor(weight: Weight, factor: npt.NDArray[np.float32]) -> Weight:
     """The weight, each so many values along a row times a factor of their own."""
 
     def scaled(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

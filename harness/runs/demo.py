@@ -48,8 +48,8 @@ class Demo:
         told = [e for e in self.verdict.explanations if first.site in e.sites]
         if any(_names(e, hypothesis.id) for e in told):
             return None
-        others = ", ".join(e.hypothesis for e in told if e.hypothesis is not None)
-        called = f"called {others}" if others else "not explained"
+        others = ", ".join(e.hypothesis for e in told if e.hypothesis is not None and e.measured is None)
+        called = f"called {others}" if others else "not explained by its name"
         return f"{first.site} is located, but {called}, which is a fault of firstdiff's: please report it"
 
 

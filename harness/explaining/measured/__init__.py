@@ -1,0 +1,1 @@
+"""What an operation did, measured: which of its parts it used and how, where no hypothesis of the table says it."""
