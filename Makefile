@@ -26,7 +26,7 @@ BEFORE = rm -rf $(LEFTOVERS) $(VENV)/lib/python*/site-packages/firstdiff
 $(shell ls $(VENV)/lib/python*/site-packages/firstdiff/__init__.py >/dev/null 2>&1 || rm -f $(VENV)/package.stamp)
 
 .NOTPARALLEL:
-.PHONY: help demo quick test sweeps lint bench bench-large bench-diagnosis bench-trust bench-graph clean
+.PHONY: help demo quick test sweeps lint bench bench-large bench-diagnosis bench-random bench-trust bench-graph clean
 
 help:
 	@echo 'make demo    a real model, a planted bug, the whole report'
@@ -37,6 +37,7 @@ help:
 	@echo 'make bench   benchmarks'
 	@echo 'make bench-large   8 billion parameters, a mixture of experts and 2,048 tokens, beside llama.cpp'
 	@echo 'make bench-diagnosis   every hypothesis planted everywhere (hours on two cores), clean engines, smallest changes seen'
+	@echo 'make bench-random   thousands of random faults that no table has, and the faults of the table told without it'
 	@echo 'make bench-trust   thousands of dumps of right engines, of engines with one fault, and faulty dumps'
 	@echo 'make bench-graph   tiny models of all architectures judged by llama.cpp'"'"'s graph (half an hour), single faults in them, its cost'
 	@echo 'make clean   remove what make made, .venv and .venv-quick too'
@@ -69,6 +70,10 @@ bench-diagnosis: $(VENV)/test.stamp $(VENV)/package.stamp
 	@$(RUN)/python tests/bench/diagnosis.py $(ARGS)
 	@$(RUN)/python tests/bench/false_alarms.py
 	@$(RUN)/python tests/bench/sensitivity.py
+
+bench-random: $(VENV)/test.stamp $(VENV)/package.stamp
+	@$(RUN)/python tests/bench/random_faults.py $(ARGS)
+	@$(RUN)/python tests/bench/random_faults.py --table $(ARGS)
 
 bench-trust: $(VENV)/test.stamp $(VENV)/package.stamp
 	@$(RUN)/python tests/bench/trust.py $(ARGS)

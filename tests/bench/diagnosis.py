@@ -26,6 +26,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # for builders
 from builders.hypotheses import OF_GRAPHS
 from builders.known_faults import SHAPES, Outcome, held, places, plant_known, planted_at, tokens_of
 from builders.models import MIXED, SMOLLM2, quantised
+from builders.other_prompt import OnAnotherPrompt
 from builders.tiny_models import tiny
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted
@@ -91,8 +92,10 @@ def _left_out(job: Job, model: Model, tokens: Sequence[int]) -> Iterator[Outcome
     table = {id_: h for id_, h in TABLE.items() if id_ != hypothesis.id}
     where, layer = next((w, n) for w, n in places(hypothesis, model).items() if w in ("middle", "outside"))
     planted = planted_at(model, tokens, hypothesis, layer, where)
-    if planted is not None:
-        yield from (held(model, planted, dtype, name=job.name, table=table) for dtype in job.dtypes)
+    if planted is None:
+        return
+    same = OnAnotherPrompt(model, tuple(tokens), hypothesis)
+    yield from (held(model, planted, dtype, name=job.name, table=table, same=same) for dtype in job.dtypes)
 
 
 def _several(job: Job, model: Model, tokens: Sequence[int]) -> Iterator[Outcome]:

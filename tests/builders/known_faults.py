@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,6 +38,8 @@ SHAPES = {
     "Q8_0": Llama(n_layer=6, head_dim=64, biases=True, rope_scale=0.5),
 }
 """Synthetic models, by the file type that they are quantised to."""
+
+Same = Callable[[Explanation, Site], bool]
 
 BORDER = 3.0
 """A change within this factor of the floor may be seen or not: rounding decides, and either is right."""
@@ -225,8 +227,12 @@ def held(
     name: str,
     table: Mapping[str, Hypothesis] = TABLE,
     pairs: int = PAIR_SEARCHES,
+    same: Same = lambda _e, _site: False,
 ) -> Outcome:
-    """Judge a plant in one dtype, and hold the verdict against what was planted."""
+    """Judge a plant in one dtype, and hold the verdict against what was planted.
+
+    `same` says whether what was measured at a site is the fault under another name.
+    """
     from time import perf_counter
 
     start = perf_counter()
@@ -258,14 +264,19 @@ def held(
         beyond=planted.beyond(dtype),
         site=right,
         found=len(set(diverging) & set(clear)) / len(clear) if clear else 1.0,
-        named=tuple(named(planted, explanations, id_, clear, floors) for id_ in planted.ids) if clear else (),
+        named=tuple(named(planted, explanations, id_, clear, floors, same) for id_ in planted.ids) if clear else (),
         accused=accused,
         seconds=seconds,
     )
 
 
 def named(
-    planted: Plant, explanations: Sequence[Explanation], id_: str, clear: Sequence[Site], floors: Mapping[Site, float]
+    planted: Plant,
+    explanations: Sequence[Explanation],
+    id_: str,
+    clear: Sequence[Site],
+    floors: Mapping[Site, float],
+    same: Same = lambda _e, _site: False,
 ) -> str:
     """What the verdict calls a planted fault: at the sites that it changes clearly."""
     own = planted.made.get(id_, {})
@@ -273,17 +284,19 @@ def named(
     if not sites:
         return "invisible"
     told = [e for e in explanations if sites & set(e.sites)]
-    return min((called(id_, planted.ids, e) for e in told), key=_rank, default="described")
+    return min((called(id_, planted.ids, e, same, sites) for e in told), key=_rank, default="described")
 
 
-def called(id_: str, ids: Sequence[str], e: Explanation) -> str:
+def called(id_: str, ids: Sequence[str], e: Explanation, same: Same, sites: Collection[Site]) -> str:
     if e.hypothesis is None:
         return "described"
     given = e.hypothesis.split(" + ")
     if id_ in given:
         return "named" if set(given) <= set(ids) else e.hypothesis
-    same = {frozenset((id_, other)) for other in given} & set(EQUIVALENT)
-    return "equivalent" if same or id_ in {t.hypothesis for t in e.equals} else e.hypothesis
+    if all(same(e, site) for site in e.sites if site in sites):
+        return "equivalent"
+    alike = {frozenset((id_, other)) for other in given} & set(EQUIVALENT)
+    return "equivalent" if alike or id_ in {t.hypothesis for t in e.equals} else e.hypothesis
 
 
 def _rank(name: str) -> int:

@@ -11,6 +11,7 @@ from builders.command_line import Command, assert_refused
 from builders.hypotheses import plant
 from builders.judging import judge
 from builders.models import in_blocks
+from firstdiff.explaining.measured.statements import MEASURED
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.catalogue import TOKENS
 from firstdiff.model.engine import open_model
@@ -57,7 +58,7 @@ def test_hypotheses_lists_the_table_and_shows_one_in_full(firstdiff: Command) ->
     assert listed.code == 0
     assert all(id_ in listed.out for id_ in TABLE)
     assert "token-double-bos" in listed.out
-    assert f"{len(TABLE)} hypotheses of tensors, and {len(TOKENS)} of tokens." in listed.out
+    assert f"{len(TABLE)} hypotheses of tensors, and {len(TOKENS)} of tokens; {len(MEASURED)} statements" in listed.out
     one = firstdiff("hypotheses", "rope-pairing")
     assert "half-split" in one.out
     assert "kekzl/imp#503" in one.out

@@ -158,7 +158,9 @@ def test_a_demo_whose_bug_is_called_something_else_fails(
     monkeypatch.setattr(demo, "judge_candidates", without("rope-base"))
     ran = firstdiff("demo", "--model", model, "--layer", "1")
     assert ran.code == 1
-    assert ran.err.startswith("firstdiff: the planted bug was not found: Qcur_rope-1 is located, but not explained")
+    assert ran.err.startswith(
+        "firstdiff: the planted bug was not found: Qcur_rope-1 is located, but not explained by its name"
+    )
     assert ran.err.count("\n") == 1
     monkeypatch.setattr(demo, "judge_candidates", without("weight-transposed"))
     square = firstdiff("demo", "--model", model, "--bug", "weight-transposed", "--layer", "1")

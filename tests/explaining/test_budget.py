@@ -163,7 +163,7 @@ def test_a_long_segment_is_searched_at_all_of_its_layers_together(small: Model) 
 
 def test_what_leaves_half_of_the_error_is_not_called_the_nearest(small: Model) -> None:
     table = {id_: TABLE[id_] for id_ in ("rope-sign", "rope-none")}
-    trace, _ = plant(small, PROMPT, ("rope-base", 2), decode=0)
+    trace, _ = plant(small, PROMPT, ("rope-cos-sin", 2), decode=0)
     verdict = judge(small, trace, table=table)
     assert all(e.hypothesis is None and e.tried for e in verdict.explanations)
     assert all(e.next_best is None or e.next_best.residual < e.error / 2 for e in verdict.explanations)

@@ -14,6 +14,7 @@ from builders.hypotheses import OF_GRAPHS
 from builders.judging import judge
 from builders.known_faults import SHAPES, Plant, held, places, plant_known, tokens_of
 from builders.models import FILE_TYPES, MIXED, in_blocks_of_ggml, quantised, synthetic
+from builders.other_prompt import OnAnotherPrompt
 from builders.tiny_models import tiny
 from firstdiff.engines.opening import open_reference
 from firstdiff.hypotheses import TABLE
@@ -89,7 +90,8 @@ def test_a_fault_that_is_not_in_the_table_is_not_named_as_another(garden: Garden
     model, planted, kind = garden.plant(id_)
     table = {other: h for other, h in TABLE.items() if other != id_}
     # Pairs, which take most of the time, are left to the benchmark.
-    outcome = held(model, planted, "f32", name=kind, table=table, pairs=0)
+    same = OnAnotherPrompt(model, tuple(tokens_of(kind)), TABLE[id_])
+    outcome = held(model, planted, "f32", name=kind, table=table, pairs=0, same=same)
     assert outcome.site
     assert outcome.named[0] in {"described", "equivalent"}
 

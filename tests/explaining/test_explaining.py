@@ -209,10 +209,32 @@ def test_a_fault_in_what_was_not_recorded_is_explained(small: Model, bug: str, m
 
 
 @pytest.mark.slow
-def test_what_no_hypothesis_gives_is_described_and_not_guessed(small: Model) -> None:
+def test_what_no_hypothesis_gives_is_measured(small: Model) -> None:
     trace, _ = plant(small, PROMPT, decode=0)
     wrong = np.array(trace[Site(0, 2, "ffn_gate")])
     wrong[:, 100:140] *= 1.7
+    verdict = judge(small, going_on_with(small, PROMPT, ffn_gate_2=wrong))
+    explanation = verdict.explanations[0]
+    assert explanation.hypothesis == "measured-scaled"
+    assert explanation.attributes == {"of": "result", "feature": "100-139", "by": 1.7}
+    assert explanation.says == "in the result, features 100-139 are 1.7 times what is right"
+    assert verdict.counter_check is not None
+    assert verdict.counter_check.agrees
+    assert explanation.measured is not None
+    series = explanation.measured.series
+    assert series is not None
+    factors = dict(zip(series.places, series.measured, strict=True))
+    assert {place: f for place, f in factors.items() if f != 1} == {
+        place: 1.7 for place in factors if 100 <= int(place.partition("-")[0]) < 140
+    }
+    assert "in the result, features 100-139 are 1.7 times" in render(verdict, width=200)
+
+
+@pytest.mark.slow
+def test_what_nothing_gives_is_described_and_not_guessed(small: Model) -> None:
+    trace, _ = plant(small, PROMPT, decode=0)
+    wrong = np.array(trace[Site(0, 2, "ffn_gate")])
+    wrong[:, 100:140] *= np.random.default_rng(0).uniform(0.5, 2, (len(wrong), 40))
     verdict = judge(small, going_on_with(small, PROMPT, ffn_gate_2=wrong))
     explanation = verdict.explanations[0]
     assert explanation.hypothesis is None
