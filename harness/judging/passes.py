@@ -1,6 +1,6 @@
 """Passes over the weights that several traces make together, with all steps of each.
 
-The weight of a product is read once for all of them. Those of experts, which tokens choose, are not shared.
+The weight of a product is read once for all of them, and that of an expert once for all tokens that chose it.
 
 A pass is run layer by layer, and in a layer each step of each trace is a lane of its own: a lane runs its calls in
 order until one is a product. When every lane waits, the weight that comes first is dequantised for all lanes that wait
@@ -12,19 +12,24 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.judging.needed import Judging, Wanted
 from firstdiff.judging.past import missing_past
+from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.attention import scores_in_parts
 from firstdiff.model.engine import Model
+from firstdiff.model.graph.operation import NodeOperation
+from firstdiff.model.graph.products import expert_products
 from firstdiff.model.operations import finished, linear
 from firstdiff.model.outline import Awaited, outline, sources
 from firstdiff.model.probe import Call, Probe
 from firstdiff.model.products import Rows, products
 from firstdiff.model.value import Value
+from firstdiff.model.weights import Weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -161,9 +166,8 @@ class _Lane:
     def product(self) -> str | None:
         """The weight of the next call, where that is a product whose arithmetic is known."""
         call = self.calls[0].call if self.calls else None
-        if call is None or call.op is not linear or self.of.probe.foreseen(call) is None:
-            return None
-        return str(call.argument("weight").name)
+        weight = None if call is None else _weight(call)
+        return None if call is None or weight is None or self.of.probe.foreseen(call) is None else weight.name
 
 
 def _through(lanes: Sequence[_Lane]) -> None:
@@ -180,6 +184,14 @@ def _through(lanes: Sequence[_Lane]) -> None:
         _multiplied([lane for lane in waiting if lane.product == first])
 
 
+def _weight(call: Call) -> Weight | None:
+    """The weight that a product reads; None for what is no product with one, or of one expert each."""
+    if call.op is linear:
+        return cast("Weight", call.argument("weight"))
+    experts = isinstance(call.op, NodeOperation) and call.op.node.op == "MUL_MAT_ID"
+    return call.inputs[0] if experts and isinstance(call.inputs[0], Weight) else None
+
+
 def _where(lane: _Lane) -> tuple[int, int | None]:
     call = lane.calls[0].call
     return call.step, call.layer
@@ -187,18 +199,38 @@ def _where(lane: _Lane) -> tuple[int, int | None]:
 
 def _multiplied(lanes: Sequence[_Lane]) -> None:
     """Run the products of one weight. Engines may hold it in different ways: each way is made once."""
-    held: dict[tuple[object, ...], list[tuple[_Lane, Call, Rows]]] = {}
+    held: dict[tuple[object, ...], list[tuple[_Lane, Call, Arithmetic]]] = {}
     for lane in lanes:
         call = lane.of.fed(lane.calls[0])
         arithmetic = lane.of.probe.foreseen(call)
         assert arithmetic is not None, "it waits for a product"
         call = call.held_in(arithmetic)
-        weight = call.argument("weight")
+        weight = _weight(call)
+        assert weight is not None, "it waits for one"
         of = weight.held, weight.largest, weight.raw.ctypes.data
-        held.setdefault(of, []).append((lane, call, Rows(call.argument("x"), arithmetic, owner=lane.of)))
+        held.setdefault(of, []).append((lane, call, arithmetic))
     for several in held.values():
-        results = products(several[0][1].argument("weight"), [rows for _, _, rows in several])
-        for (lane, call, rows), y in zip(several, results, strict=True):
-            bias, heads = call.argument("bias"), call.argument("heads")
-            call.prepared(rows.arithmetic, finished(y, bias, heads=heads, arithmetic=rows.arithmetic))
+        results = _of_one(several) if several[0][1].op is linear else _of_experts(several)
+        for (lane, call, arithmetic), y in zip(several, results, strict=True):
+            call.prepared(arithmetic, y)
             lane.of.run(lane.calls.popleft(), call)
+
+
+def _of_one(several: Sequence[tuple[_Lane, Call, Arithmetic]]) -> list[Array]:
+    """Products with one matrix, and their biases."""
+    rows = [Rows(call.argument("x"), arithmetic, owner=lane.of) for lane, call, arithmetic in several]
+    return [
+        finished(y, call.argument("bias"), heads=call.argument("heads"), arithmetic=arithmetic)
+        for (_, call, arithmetic), y in zip(several, products(several[0][1].argument("weight"), rows), strict=True)
+    ]
+
+
+def _of_experts(several: Sequence[tuple[_Lane, Call, Arithmetic]]) -> list[Array]:
+    """Products with the matrices of the experts that tokens chose."""
+    ops = [cast("NodeOperation", call.op) for _, call, _ in several]
+    chosen = [
+        op.experts(call.inputs, arithmetic, lane.of) for op, (lane, call, arithmetic) in zip(ops, several, strict=True)
+    ]
+    known = [of for of in chosen if of is not None]
+    made = expert_products(known[0][0], [of for _, of in known])
+    return [op.finished(y, arithmetic) for op, y, (_, _, arithmetic) in zip(ops, made, several, strict=True)]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from firstdiff.model.errors import ModelError
 from firstdiff.model.graph.building import Builder, is_memory
 from firstdiff.model.graph.elementwise import geglu, gelu
 from firstdiff.model.graph.nodes import Node, Tensor
@@ -101,14 +102,17 @@ def rotation(b: Builder, number: int, node: Node) -> bool:
         return False
     if not _is(b, at, "inp_pos"):
         return False
+    dims = node.params[1]
+    if dims % 2 or not 0 < dims <= x.shape[3]:
+        raise ModelError(f"llama.cpp's graph rotates {dims} of {x.shape[3]} dimensions, which are no pairs")
     of = None if factors is None else b.read(factors)
     if of is not None and not isinstance(of, Named):
         return False
     shape = x.shape[1:]
     operands: tuple[Operand, ...] = (b.shaped(b.read(x), shape), Input.POSITIONS)
     turned = {"pairing": PAIRINGS[mode], "base": float(node.number(5)), "scale": float(node.number(6))}
-    if node.params[1] != x.shape[3]:
-        turned["dim"] = node.params[1]
+    if dims != x.shape[3]:
+        turned["dim"] = dims
     operands = operands if of is None else (*operands, of)
     b.emit_at(number, rope, operands, shape, **turned)
     b.rename(len(b.made) - 1, ROTATED.get(b.point_of(operands[0]) or ""))

@@ -10,6 +10,7 @@ import numpy as np
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.errors import ModelError
 from firstdiff.model.graph.nodes import Node, Numbers, stored
+from firstdiff.model.graph.products import Chosen
 from firstdiff.model.graph.table import KERNELS, STATES, operands
 from firstdiff.model.weights import Weight
 
@@ -53,6 +54,20 @@ class NodeOperation:
         """Whether it gives places of numbers: right are all that hold the same numbers."""
         return self.node.op in KERNELS and KERNELS[self.node.op].selects
 
+    def experts(self, inputs: tuple[Any, ...], arithmetic: Arithmetic, owner: object) -> tuple[Weight, Chosen] | None:
+        """The experts' weight, and the rows that are multiplied with it; None of any other operation."""
+        if self.node.op != "MUL_MAT_ID" or not isinstance(inputs[0], Weight):
+            return None
+        weight, x, ids = self._operands(inputs)
+        return weight, Chosen(x, ids, arithmetic, owner)
+
+    def finished(self, y: Numbers, arithmetic: Arithmetic) -> Numbers:
+        """What was computed, as the node's tensor holds it."""
+        kind = self.node.tensor.kind
+        if arithmetic.ggml_products and kind.name != "F32" and self.node.op != "SET_ROWS":
+            y = stored(y, kind)
+        return y.reshape(self.shape)
+
     def _operands(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         shaped = (
             x if isinstance(x, Weight) else _as(x, whole=whole).reshape(shape)
@@ -83,10 +98,7 @@ class NodeOperation:
         kind = self.node.tensor.kind
         if self.node.op == "SET_ROWS" and arithmetic.ggml_products:
             read = (stored(read[0], kind), *read[1:])  # of what is there already nothing is rounded again
-        y = KERNELS[self.node.op].op(*read, arithmetic=arithmetic, **attributes)
-        if arithmetic.ggml_products and kind.name != "F32" and self.node.op != "SET_ROWS":
-            y = stored(y, kind)
-        return y.reshape(self.shape)
+        return self.finished(KERNELS[self.node.op].op(*read, arithmetic=arithmetic, **attributes), arithmetic)
 
     def sizes(self, inputs: tuple[Any, ...], arithmetic: Arithmetic, attributes: dict[str, Any]) -> Array | None:
         """How large the terms are that each number is a sum of; None where it is no sum that can cancel."""

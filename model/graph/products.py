@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.operations import linear
+from firstdiff.model.products import Rows
+from firstdiff.model.products import products as multiplied
 from firstdiff.model.quants import BY_NAME
 from firstdiff.model.rounding import turn
 from firstdiff.model.weights import Weight
@@ -80,23 +83,61 @@ def expert(w: Weight, number: int) -> Weight:
     return replace(w, shape=w.shape[1:], raw=w.raw[number * size : (number + 1) * size])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """Rows of tokens, and the experts whose matrices they are multiplied with.
+
+    Parameters
+    ----------
+    x, ids
+        [1, token, row, in] and [1, 1, token, chosen]: of one row each expert takes it, else its own.
+    arithmetic, owner
+        As of :class:`firstdiff.model.products.Rows`.
+    """
+
+    x: Array
+    ids: Array
+    arithmetic: Arithmetic
+    owner: object = None
+
+    @property
+    def experts(self) -> Array:
+        """The expert of each token and place [token, chosen]."""
+        return np.asarray(self.ids[0, 0])
+
+    @property
+    def rows(self) -> Array:
+        """The row that each expert takes [token, chosen, in]."""
+        return np.broadcast_to(self.x[0], (*self.experts.shape, self.x.shape[-1]))
+
+
 def mul_mat_id(w: Matrix, x: Array, ids: Array, *, kind: str, arithmetic: Arithmetic) -> Array:
     """Each token's rows times the matrices of the experts that it chose (``ggml_mul_mat_id``).
 
-    [1, expert, out, in], [1, token, row, in] and [1, 1, token, chosen] -> [1, token, chosen, out]; of one row each
-    expert takes it, else its own.
+    [1, expert, out, in], [1, token, row, in] and [1, 1, token, chosen] -> [1, token, chosen, out].
     """
-    chosen = ids[0, 0]
-    out = w.shape[-2]
-    y = np.empty((1, *chosen.shape, out), arithmetic.dtype)
-    rows = np.broadcast_to(x[0], (chosen.shape[0], chosen.shape[1], x.shape[-1]))  # [token, chosen, in]
-    for number in np.unique(chosen):
-        at = chosen == number
-        if isinstance(w, Weight):
-            y[0][at] = linear(np.ascontiguousarray(rows[at]), expert(w, int(number)), arithmetic=arithmetic)
-        else:
-            y[0][at] = product(w[0, int(number)], rounded(rows[at], kind, arithmetic), arithmetic)
+    of = Chosen(x, ids, arithmetic)
+    if isinstance(w, Weight):
+        return expert_products(w, [of])[0]
+    y = np.empty((1, *of.experts.shape, w.shape[-2]), arithmetic.dtype)
+    for number in np.unique(of.experts):
+        at = of.experts == number
+        y[0][at] = product(w[0, int(number)], rounded(of.rows[at], kind, arithmetic), arithmetic)
     return y
+
+
+def expert_products(w: Weight, several: Sequence[Chosen]) -> list[Array]:
+    """The products of :func:`mul_mat_id`, of several; each expert's matrix is decoded once for all."""
+    made = [np.empty((1, *of.experts.shape, w.shape[-2]), of.arithmetic.dtype) for of in several]
+    for number in sorted({int(n) for of in several for n in np.unique(of.experts)}):
+        at = [of.experts == number for of in several]
+        meant = [i for i, places in enumerate(at) if places.any()]
+        rows = [
+            Rows(np.ascontiguousarray(several[i].rows[at[i]]), several[i].arithmetic, several[i].owner) for i in meant
+        ]
+        for i, y in zip(meant, multiplied(expert(w, number), rows), strict=True):
+            made[i][0][at[i]] = y
+    return made
 
 
 def add_id(a: Array, b: Array, ids: Array, *, arithmetic: Arithmetic) -> Array:

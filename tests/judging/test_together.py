@@ -11,8 +11,11 @@ import pytest
 
 from builders.command_line import Command
 from builders.engines import recorded_by_reference
+from builders.every_architecture import toy
 from builders.models import synthetic
-from firstdiff.dumps import Trace, open_trace
+from firstdiff.dumps import Site, Step, Trace, open_trace
+from firstdiff.engines.opening import open_reference
+from firstdiff.engines.reference import Recording
 from firstdiff.judging.drift import Drift
 from firstdiff.judging.passes import Pass, run_trace, together
 from firstdiff.judging.replay import Replay
@@ -85,6 +88,40 @@ def test_no_weight_is_read_twice(model: Model, traces: list[Trace], monkeypatch:
     together([*passes_of(model, [traces[0], traces[0]]), Pass(model, [drift.all_steps], drift)])
     assert len({name for name, _ in read}) == 7 * SHAPE.n_layer + 1
     assert set(read.values()) == {1}
+
+
+@pytest.mark.llama
+def test_an_experts_weight_is_read_once_for_all_tokens_that_chose_it(
+    llama: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixture = open_reference(toy("qwen3moe", tmp_path), tier="graph")
+    steps = [Step((9, 4, 70, 33), (0, 1, 2, 3)), Step((12,), (4,))]
+    made = []
+    for start in (0, 1):  # two runs of other tokens
+        probe = Recording(F32)
+        tokens = [Step(tuple(t + start for t in step.tokens), step.positions) for step in steps]
+        tensors = {}
+        for index, _ in enumerate(mixture.forward(tokens, probe)):
+            tensors |= {Site.of_key(key, index): x for key, x in probe.finish().items()}
+        made.append(Trace.from_arrays(tokens, tensors, engine={"name": "mine", "arithmetic": "f32"}, model={}))
+    alone = [Replay(F32, trace) for trace in made]
+    for probe, trace in zip(alone, made, strict=True):
+        run_trace(mixture, trace, probe)
+    read: Counter[str] = Counter()
+    rows = Weight.rows
+
+    def counted(self: Weight, start: int, stop: int, buffer: Any = None) -> Any:
+        read[self.name] += (stop - start) * self.shape[-1]
+        return rows(self, start, stop, buffer)
+
+    monkeypatch.setattr(Weight, "rows", counted)
+    beside = [Replay(F32, trace) for trace in made]
+    together([Pass(mixture, trace.steps, probe) for trace, probe in zip(made, beside, strict=True)])
+    for one, other in zip(alone, beside, strict=True):
+        assert [(s.site, s.status) for s in one.settled()] == [(s.site, s.status) for s in other.settled()]
+    for name, of in mixture.gguf.tensors.items():
+        if "_exps.weight" in name:
+            assert 0 < read[name] <= np.prod(of.shape)
 
 
 def test_the_reference_runs_freely_beside_others(model: Model, traces: list[Trace]) -> None:
