@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +11,7 @@ from firstdiff.explaining.collecting import Judged
 from firstdiff.model.operations import linear
 from firstdiff.model.outline import outline
 from firstdiff.model.probe import Call
+from firstdiff.model.weights import Weight
 from firstdiff.verdict import Status
 
 MOST = 3
@@ -49,44 +50,54 @@ class Conditions:
         right = {
             s.site: self.calls[s.site]
             for s in self.judged.sites
-            if s.status in (Status.AGREES, Status.INHERITS) and s.site in self.calls and s.site not in diverging
+            if s.status in (Status.AGREES, Status.INHERITS)
+            and s.site in self.calls
+            and s.site not in diverging
             and self.calls[s.site].op in ops
-        }  # fmt: skip
-        for of, told in self._kinds(ops == {linear}):
-            here, there = ({of(site, call) for site, call in which.items()} for which in (wrong, right))
-            # Where only one point has the shape, or only one step the number of tokens, its own name says more.
-            if here and there and not here & there and len(here) <= MOST and len(there) <= MOST:
-                return told(sorted(here), sorted(there))
-        return None
+        }
+        return self._of_steps(set(wrong), set(right)) or (_of_products(wrong, right) if ops == {linear} else None)
 
-    def _kinds(
-        self,
-        products: bool,  # noqa: FBT001 - whether products are meant
-    ) -> Iterator[tuple[Callable[[Site, Call], int | str], Callable[[list[int | str], list[int | str]], str]]]:
-        steps = self.judged.trace.steps
-        yield (
-            lambda site, _: "one token" if len(steps[site.step].tokens) == 1 else "several tokens",
-            lambda here, _: f"only in steps of {_listed(here)}",
-        )
-        if products:
-            yield (
-                lambda _, call: call.argument("weight").shape[-1],
-                lambda here, there: (
-                    f"only in products over {_listed(here)} inputs, and not in those over {_listed(there)}"
-                ),
-            )
-            yield (
-                lambda _, call: call.argument("weight").shape[0],
-                lambda here, there: (
-                    f"only in products of {_listed(here)} outputs, and not in those of {_listed(there)}"
-                ),
-            )
-            yield (
-                lambda _, call: call.argument("weight").kind.name,
-                lambda here, there: (
-                    f"only in products with {_listed(here)} weights, and not in those with {_listed(there)}"
-                ),
-            )
+    def _of_steps(self, wrong: Collection[Site], right: Collection[Site]) -> str | None:
+        """By how many tokens a step has, at the same points and layers."""
+        steps = [len(step.tokens) for step in self.judged.trace.steps]
+        same = {(site.point, site.layer) for site in wrong}
+        here = {steps[site.step] for site in wrong}
+        there = {steps[site.step] for site in right if (site.point, site.layer) in same}
+        if not there or here & there:
+            return None
+        if here == {1}:
+            return "only in steps of one token"
+        if there == {1}:
+            return "only in steps of several tokens"
+        if min(here) > max(there):
+            return f"only in steps of {min(here)} tokens or more: one of {max(there)} is right"
+        return f"only in steps of at most {max(here)} tokens" if max(here) < min(there) else None
+
+
+def _of_products(wrong: Mapping[Site, Call], right: Mapping[Site, Call]) -> str | None:
+    """By the shape and the type of the weight."""
+    for of, told in _KINDS:
+        here, there = ({of(call.argument("weight")) for call in which.values()} for which in (wrong, right))
+        if here and there and not here & there and len(here) <= MOST and len(there) <= MOST:
+            return told(_listed(sorted(here)), _listed(sorted(there)))
+    return None
+
+
+_KINDS: tuple[tuple[Callable[[Weight], int | str], Callable[[str, str], str]], ...] = (
+    (
+        lambda weight: int(weight.shape[-1]),
+        lambda here, there: f"only in products over {here} inputs, and not in those over {there}",
+    ),
+    (
+        lambda weight: int(weight.shape[0]),
+        lambda here, there: f"only in products of {here} outputs, and not in those of {there}",
+    ),
+    (
+        lambda weight: weight.kind.name,
+        lambda here, there: f"only in products with {here} weights, and not in those with {there}",
+    ),
+)
+"""What products differ in, the likeliest first."""
 
 
 def _listed(values: Collection[int | str]) -> str:

@@ -27,7 +27,7 @@ from firstdiff.verdict import Status
 
 TOKENS = [1, *range(300, 339)]
 NOISE = 1e-2
-ONE, ALL = Aim("≤ 5 s", 5, of_ratio=False), Aim("≤ 60 s", 60, of_ratio=False)
+ONE, ALL = Aim("≤ 3 s", 3, of_ratio=False), Aim("≤ 60 s", 60, of_ratio=False)
 
 
 def explaining(subject: Subject, rounds: int) -> list[Figure]:

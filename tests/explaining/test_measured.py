@@ -18,12 +18,13 @@ from builders.known_faults import Plant, plant_known
 from builders.models import in_blocks
 from builders.other_prompt import OnAnotherPrompt, gives_the_same, ran
 from builders.random_faults import Drawn, draw
-from firstdiff.dumps import Site
+from firstdiff.dumps import Site, Step, Trace
 from firstdiff.engines.opening import open_reference
 from firstdiff.explaining.measured.statements import MEASURED
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
-from firstdiff.hypotheses.planting import Planted
+from firstdiff.hypotheses.planting import Planted, Planting
 from firstdiff.hypotheses.where import Where
+from firstdiff.model.arithmetic import F32
 from firstdiff.model.engine import Model, open_model
 from firstdiff.model.probe import Call
 from firstdiff.reports.explanations import drawing, explained, in_full
@@ -317,3 +318,32 @@ def test_random_faults_are_told_or_described_and_never_wrongly(model: Model, see
     site = Site(0, e.site.layer, e.site.point)
     if e.hypothesis is not None and site in e.sites:
         assert gives_the_same(model, e, drawn.make, site, ran(model, OTHER)) is not False
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (lambda tokens: tokens == 1, "only in steps of one token"),
+        (lambda tokens: tokens > 1, "only in steps of several tokens"),
+        (lambda tokens: tokens > 4, "only in steps of 8 tokens or more: one of 4 is right"),
+        (lambda tokens: tokens <= 4, "only in steps of at most 4 tokens"),
+    ],
+)
+def test_the_steps_in_which_a_fault_shows_are_told_by_their_tokens(
+    model: Model, wrong: Callable[[int], bool], told: str
+) -> None:
+    lengths, start, steps = (8, 4, 1, 12, 1), 0, []
+    for length in lengths:
+        steps.append(Step(TOKENS[:length], tuple(range(start, start + length))))
+        start += length
+
+    def make(call: Call, _scene: Scene) -> Call | None:
+        x = call.argument("x")
+        return call.with_arguments(x=put(slice(0, 32), lambda x: 2 * x[..., :32])(x)) if wrong(len(x)) else None
+
+    probe, tensors = Planting(F32, model, [Planted(fault("ffn_out", make))]), {}
+    for index, _ in enumerate(model.forward(steps, probe)):
+        tensors |= {Site.of_key(key, index): x for key, x in probe.finish().items()}
+    verdict = judge(model, Trace.from_arrays(steps, tensors, engine={"name": "mine", "arithmetic": "f32"}, model={}))
+    e = first(verdict)
+    assert (e.hypothesis, e.when) == ("measured-terms", told)
