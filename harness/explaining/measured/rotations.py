@@ -8,7 +8,7 @@ import numpy as np
 
 from firstdiff.explaining.measured.pattern import Pattern
 from firstdiff.explaining.measured.places import TAKES
-from firstdiff.explaining.measured.statement import Found, statement, where
+from firstdiff.explaining.measured.statement import Found, is_one, statement, where
 from firstdiff.explaining.measured.view import View, tokens_of
 from firstdiff.hypotheses.hypothesis import Scene, Values
 from firstdiff.model.operations import rope
@@ -70,8 +70,8 @@ def positions_moved(call: Call, _scene: Scene, values: Values) -> Call | None:
 
 
 def _positions(values: Values) -> str:
-    who, by = where(values) or "all tokens", values["by"]
-    return f"{who} are rotated as if they stood {abs(by)} positions {'further on' if by > 0 else 'before'}"
+    who, by = (where(values) or "all tokens") + (" is" if is_one(values) else " are"), values["by"]
+    return f"{who} rotated as if they stood {abs(by)} positions {'further on' if by > 0 else 'before'}"
 
 
 STATEMENTS = (

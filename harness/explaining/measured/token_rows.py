@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.explaining.measured.pattern import Pattern
-from firstdiff.explaining.measured.statement import Found, statement, where
+from firstdiff.explaining.measured.statement import Found, is_one, statement, where
 from firstdiff.explaining.measured.view import View, tokens_of
 from firstdiff.hypotheses.hypothesis import Scene, Values
 from firstdiff.model.operations import embed
@@ -40,7 +40,7 @@ def other_token_rows(view: View) -> Iterator[Found]:
     rows = view.rows[wrong]
     for by in np.unique(nearest - ids[rows]):
         here = rows[nearest - ids[rows] == by]
-        if 2 * len(here) > len(rows):
+        if 2 * len(here) > len(rows) and len(here) > 1:  # one token's row is at some distance from its own, always
             yield Found("measured-ids", {"token": str(tokens_of(here, len(ids))), "ids": int(by)}, 0.0)
             if len(here) == len(rows) == len(view.rows):
                 yield Found("measured-ids", {"ids": int(by)}, 0.0)
@@ -70,11 +70,11 @@ def ids_moved(call: Call, _scene: Scene, values: Values) -> Call | None:
 
 
 def _ids(values: Values) -> str:
-    who = where(values) or "all tokens"
+    who = (where(values) or "all tokens") + (" has" if is_one(values) else " have")
     if "ids" in values:
-        return f"{who} have the embedding of the token whose id is {values['ids']:+d} from their own"
+        return f"{who} the embedding of the token whose id is {values['ids']:+d} from their own"
     by = values["tokens"]
-    return f"{who} have the embedding of the token {abs(by)} {'after' if by > 0 else 'before'} them"
+    return f"{who} the embedding of the token {abs(by)} {'after' if by > 0 else 'before'} them"
 
 
 STATEMENTS = (
