@@ -18,8 +18,10 @@ from firstdiff.model.probe import Call
 Floats = npt.NDArray[np.float64]
 
 
-def _silu(x: Floats) -> Floats:
-    return np.asarray(x / (1 + np.exp(-x)))
+def silu(x: Floats) -> Floats:
+    """X times its sigmoid."""
+    with np.errstate(over="ignore"):
+        return np.asarray(x / (1 + np.exp(-x)), np.float64)
 
 
 def _gelu_tanh(x: Floats) -> Floats:
@@ -36,7 +38,7 @@ def _erf(x: Floats) -> Floats:
 
 
 FUNCTIONS: dict[str, Callable[[Floats], Floats]] = {
-    "silu": _silu,
+    "silu": silu,
     "nothing": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
     "gelu (tanh)": _gelu_tanh,

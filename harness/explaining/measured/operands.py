@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.explaining.measured.view import View, rows_of_operand
+from firstdiff.explaining.measured.activations import silu
+from firstdiff.explaining.measured.view import View, rows_of_operand, same
 from firstdiff.model.arithmetic import F64
 from firstdiff.model.operations import Operation, add, layer_norm, linear, rms_norm, rope, swiglu
 
@@ -29,14 +30,9 @@ def _add(view: View) -> Iterator[View]:
     yield view.with_operand("b", b, lambda x: a + x)
 
 
-def _silu(x: Floats) -> Floats:
-    with np.errstate(over="ignore"):
-        return np.asarray(x / (1 + np.exp(-x)), np.float64)
-
-
 def _swiglu(view: View) -> Iterator[View]:
     gate, up = (rows_of_operand(view.call.argument(name), view) for name in ("gate", "up"))
-    active = _silu(gate)
+    active = silu(gate)
     yield view.with_operand("up", up, lambda x: active * x)
     yield _inverted(view, gate, up)
 
@@ -47,14 +43,14 @@ def _inverted(view: View, gate: Floats, up: Floats) -> View:
         seen = (view.result + view.error) / up
     given = gate.copy()
     for _ in range(NEWTON):
-        off, slope = _silu(given) - seen, _slope(given)
+        off, slope = silu(given) - seen, _slope(given)
         step = np.where(np.abs(slope) > FLAT, off / np.where(np.abs(slope) > FLAT, slope, 1), 0.0)
         given = given - np.clip(np.where(np.isfinite(step), step, 0.0), -1.0, 1.0)
-    known = np.isfinite(seen) & (np.abs(_silu(given) - seen) <= 1e-3 * np.abs(seen) + 1e-6)
+    known = np.isfinite(seen) & (np.abs(silu(given) - seen) <= 1e-3 * np.abs(seen) + 1e-6)
     weight = np.where(known, np.abs(_slope(given) * up), 0.0)
     error = np.where(known, given - gate, 0.0)
     return replace(
-        view.with_operand("gate", gate, _same), result=gate, error=error, scale=view.scale * weight, apart=True
+        view.with_operand("gate", gate, same), result=gate, error=error, scale=view.scale * weight, apart=True
     )
 
 
@@ -110,11 +106,7 @@ def _rope(view: View) -> Iterator[View]:
     error[view.rows] = view.error
     turned = rows_of_operand(back.with_arguments(x=error.reshape(shape)).compute(F64), view)
     own = rows_of_operand(view.call.argument("x"), view)
-    yield replace(view.with_operand("x", own, _same), result=own, error=turned, apart=True)
-
-
-def _same(x: Floats) -> Floats:
-    return x
+    yield replace(view.with_operand("x", own, same), result=own, error=turned, apart=True)
 
 
 _OPERANDS: dict[Operation, Callable[[View], Iterator[View]]] = {

@@ -136,7 +136,7 @@ def view_of(case: Case, scene: Scene) -> View | None:
     size = np.sqrt(np.square(result).sum(rest, keepdims=True))
     size = np.where(size > 0, size, np.sqrt(np.square(error).sum(rest, keepdims=True)))
     scale = 1 / np.where(size > 0, size, 1.0)
-    return View(case, scene, RESULT, result, error, _same, result, axes, rows, scale)
+    return View(case, scene, RESULT, result, error, same, result, axes, rows, scale)
 
 
 def operands(call: Call) -> dict[str, Any]:
@@ -144,7 +144,8 @@ def operands(call: Call) -> dict[str, Any]:
     return {} if isinstance(call.op, NodeOperation) else call.arguments
 
 
-def _same(x: Floats) -> Floats:
+def same(x: Floats) -> Floats:
+    """The effect of what is the result itself."""
     return x
 
 
