@@ -347,3 +347,55 @@ def test_the_steps_in_which_a_fault_shows_are_told_by_their_tokens(
     verdict = judge(model, Trace.from_arrays(steps, tensors, engine={"name": "mine", "arithmetic": "f32"}, model={}))
     e = first(verdict)
     assert (e.hypothesis, e.when) == ("measured-terms", told)
+
+
+ANYWHERE: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("measured-terms", {"of": "x", "input": "32-63", "by": 0.0}),
+    ("measured-terms", {"of": "p", "key": "2", "head": "1", "by": 2.0}),
+    ("measured-terms", {"of": "q", "dimension": "0-3", "by": 2.0}),
+    ("measured-operand-taken", {"of": "x", "axis": "input", "moves": [["0-7 of each 16", 2]]}),
+    ("measured-scaled", {"of": "result", "token": "3", "feature": "700-800", "by": 0.0}),
+    ("measured-scaled", {"of": "kq", "head": "3", "by": 2.0}),
+    ("measured-raised", {"of": "weight", "feature": "0-3", "by": 1.0}),
+    ("measured-taken", {"of": "b", "axis": "feature", "moves": [["0-7", 8]]}),
+    ("measured-taken", {"of": "result", "axis": "token", "moves": [["20-22", 1]]}),
+    ("measured-replaced", {"of": "result", "feature": "0-7", "other": "ffn_up", "from": ""}),
+    ("measured-mean", {"feature": "300-310", "by": 0.0}),
+    ("measured-eps", {"eps": 1e-3}),
+    ("measured-vector", {"vector": "blk.0.ffn_norm.weight"}),
+    ("measured-row-scale", {"mean": "all"}),
+    ("measured-centred", {"mean": "subtracted"}),
+    ("measured-positions", {"token": "20-30", "by": 3}),
+    ("measured-turns", {"pairing": "half", "turns": [0.5] * 16, "as": "oddly"}),
+    ("measured-sloped", {"slopes": [0.1] * 5, "unit": "scores"}),
+    ("measured-sums", {"rows": "as they are"}),
+    ("measured-keys", {"key": "40", "by": 1.0}),
+    ("measured-mask", {"mask": "window", "size": 3}),
+    ("measured-heads", {"of": "keys", "reads": [0, 1, 2, 9]}),
+    ("measured-rows", {"matrix": "blk.0.attn_q.weight", "how": " turned", "moves": [["0-9", 5]]}),
+    ("measured-ids", {"ids": -10_000}),
+    ("measured-activation", {"of": "gate", "function": "relu", "times": True}),
+    ("measured-order", {"order": "odd", "features": [1, 0]}),
+    ("measured-curve", {"curve": "steps", "step": 0.5}),
+    ("measured-rounded", {"of": "x", "to": "i8-128"}),
+    ("measured-rounded", {"of": "keys", "to": "f8_e4m3-row"}),
+    ("measured-operand", {"of": "a", "other": "Qcur", "from": " of the layer before"}),
+    ("measured-experts", {"expert": "2", "by": 0.0}),
+)
+
+
+def test_each_statement_has_values_here() -> None:
+    assert {id_ for id_, _ in ANYWHERE} == set(MEASURED)
+
+
+@pytest.mark.parametrize(("id_", "values"), ANYWHERE)
+def test_a_statement_of_one_call_can_be_asked_of_any_other(model: Model, id_: str, values: dict[str, Any]) -> None:
+    """A fault that explains a site is held against all others: what it does not fit, it leaves alone."""
+    run = ran(model, TOKENS)
+    scene = Scene(model, F32, run.tensors.get, {site: call.order for site, call in run.calls.items()})
+    assert MEASURED[id_].told(values)
+    for site, call in run.calls.items():
+        if site.layer in (LAYER, None):
+            changed = MEASURED[id_].apply(call, scene, values)
+            if changed is not None:
+                assert changed.compute(F32).shape == run.tensors[site].shape

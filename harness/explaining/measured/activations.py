@@ -103,5 +103,6 @@ STATEMENTS = (
         activated,
         _activation,
         "take the activation of the file's architecture, and gate and up in their own places",
+        ops=(swiglu,),
     ),
 )

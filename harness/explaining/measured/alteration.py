@@ -16,6 +16,7 @@ from firstdiff.explaining.measured.statement import is_one, statement, these, wh
 from firstdiff.hypotheses.hypothesis import Scene, Values, with_op
 from firstdiff.hypotheses.row_kernels import times_factor
 from firstdiff.model.arithmetic import Array
+from firstdiff.model.attention import attend, scores
 from firstdiff.model.operations import Derived, linear
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import Weight
@@ -120,6 +121,8 @@ def terms(call: Call, _scene: Scene, values: Values) -> Call | None:
         return None
     pattern = Pattern.read(values[axis])
     operand = call.argument("weight" if call.op is linear else values["of"])
+    if operand is None:
+        return None
     n = operand.shape[-1]
     if not pattern.fits(n):
         return None
@@ -146,6 +149,8 @@ def _of_heads(call: Call, values: Values, own: Array, changed: Array) -> Call | 
 def operand_taken(call: Call, _scene: Scene, values: Values) -> Call | None:
     """Terms whose left operand is read from elsewhere."""
     operand = call.argument(values["of"])
+    if not isinstance(operand, np.ndarray):
+        return None
     order = _order(values["moves"], operand.shape[-1])
     return None if order is None else _of_heads(call, values, operand, operand[..., order])
 
@@ -296,6 +301,15 @@ STATEMENTS = (
     statement("measured-raised", "a number is added at some places", raised, _raised),
     statement("measured-taken", "some numbers are taken from other places", taken, _taken, INDICES),
     statement("measured-replaced", "another tensor's numbers stand at some places", replaced_by, _replaced),
-    statement("measured-terms", "some terms of a sum count otherwise than once", terms, _terms),
-    statement("measured-operand-taken", "an operand is read at other places", operand_taken, _operand_taken, INDICES),
+    statement(
+        "measured-terms", "some terms of a sum count otherwise than once", terms, _terms, ops=(linear, attend, scores)
+    ),
+    statement(
+        "measured-operand-taken",
+        "an operand is read at other places",
+        operand_taken,
+        _operand_taken,
+        INDICES,
+        ops=(linear, attend, scores),
+    ),
 )

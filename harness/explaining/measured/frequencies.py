@@ -159,5 +159,6 @@ STATEMENTS = (
         turned,
         _turns,
         "compare the frequencies and the pairs of the rotation with those of the file's architecture",
+        ops=(rope,),
     ),
 )

@@ -65,5 +65,6 @@ STATEMENTS = (
         heads_read,
         _heads,
         "query head h reads the head h // group of keys and values",
+        ops=(scores, attend),
     ),
 )

@@ -130,5 +130,6 @@ STATEMENTS = (
         masked,
         _mask,
         "compare the mask with the one that the model file asks for",
+        ops=(soft_max,),
     ),
 )

@@ -201,5 +201,6 @@ STATEMENTS = (
         of_rows,
         _rows,
         "compare the name, the offset and the order of the weight's rows with the file",
+        ops=(linear,),
     ),
 )

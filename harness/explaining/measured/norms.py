@@ -104,12 +104,15 @@ def _mean(values: Values) -> str:
 
 
 STATEMENTS = (
-    statement("measured-mean", "a norm's mean counts some features otherwise than once", mean_changed, _mean),
+    statement(
+        "measured-mean", "a norm's mean counts some features otherwise than once", mean_changed, _mean, ops=(rms_norm,)
+    ),
     statement(
         "measured-eps",
         "a norm has another epsilon",
         eps_changed,
         "the norm adds {eps:g} to the mean of squares",
         "take the epsilon of the file",
+        ops=(rms_norm,),
     ),
 )

@@ -81,5 +81,6 @@ STATEMENTS = (
         positions_moved,
         _positions,
         "give the rotation each token's own position",
+        ops=(rope,),
     ),
 )

@@ -56,10 +56,13 @@ def rounded(x: Floats, way: str, largest: float = 0.0) -> Floats:
 
 def operand_rounded(call: Call, _scene: Scene, values: Values) -> Call | None:
     """The call with one operand rounded."""
-    x = call.argument(values["of"])
+    x = operands(call).get(values["of"])
+    group = values["to"].rpartition("-")[2]
+    if not isinstance(x, Weight | np.ndarray) or (group.isdigit() and x.shape[-1] % int(group)):
+        return None
     if isinstance(x, Weight):
         return call.with_arguments(**{values["of"]: replace(x, dense=rounded(x.values(), values["to"], x.largest))})
-    return call.with_arguments(**{values["of"]: rounded(np.asarray(x), values["to"])}) if x is not None else None
+    return call.with_arguments(**{values["of"]: rounded(x, values["to"])})
 
 
 Rounding = Callable[[Floats], Floats]

@@ -153,6 +153,7 @@ STATEMENTS = (
         vector_replaced,
         "the norm's weight is {vector} instead of its own",
         "load the norm's weight by its own name, and apply it once",
+        ops=(rms_norm, layer_norm),
     ),
     statement(
         "measured-row-scale",
@@ -160,6 +161,7 @@ STATEMENTS = (
         rows_scaled,
         _row_scale,
         "divide each row by the root of its own mean of squares",
+        ops=(rms_norm,),
     ),
     statement(
         "measured-centred",
@@ -167,5 +169,6 @@ STATEMENTS = (
         centred,
         "each row's mean is {mean} before the norm",
         "subtract no mean: it is not a layer norm",
+        ops=(rms_norm,),
     ),
 )

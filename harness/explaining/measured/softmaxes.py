@@ -248,13 +248,23 @@ def _told_keys(values: Values) -> str:
 SCORES = "look at what is added to the scores before the softmax"
 
 STATEMENTS = (
-    statement("measured-sloped", "the distance is added to scores", sloped, _told_sloped, SCORES),
+    statement(
+        "measured-sloped", "the distance is added to scores", sloped, _told_sloped, SCORES, ops=(soft_max, scores)
+    ),
     statement(
         "measured-sums",
         "a softmax's rows are not divided by their sums",
         sums_left_out,
         "the softmax's rows are {rows}: the largest number of each is 1",
         "divide each row by its sum",
+        ops=(soft_max,),
     ),
-    statement("measured-keys", "a number is added to the scores of some keys", keys_raised, _told_keys, SCORES),
+    statement(
+        "measured-keys",
+        "a number is added to the scores of some keys",
+        keys_raised,
+        _told_keys,
+        SCORES,
+        ops=(soft_max,),
+    ),
 )

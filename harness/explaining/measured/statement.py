@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from firstdiff.hypotheses.hypothesis import Change, Hypothesis, Values
-from firstdiff.hypotheses.where import ANY
+from firstdiff.hypotheses.where import ANY, Where
+from firstdiff.model.operations import Operation
 
 PLACES = "find the code that handles these indices differently: check the ends of loops, tails, offsets and branches"
 """What to do about a fault that is at some places only."""
@@ -26,7 +27,13 @@ class Found:
 
 
 def statement(
-    id_: str, says: str, change: Change, found: str | Callable[[Values], str], fix: str = PLACES
+    id_: str,
+    says: str,
+    change: Change,
+    found: str | Callable[[Values], str],
+    fix: str = PLACES,
+    *,
+    ops: tuple[Operation, ...] | None = None,
 ) -> Hypothesis:
     """A statement that is tried only with parameters that were measured.
 
@@ -42,8 +49,10 @@ def statement(
         What it says with its parameters.
     fix
         What to do about it.
+    ops
+        The operations that it speaks of; None for any.
     """
-    return Hypothesis(id_, ANY, says, fix, change, found=found)
+    return Hypothesis(id_, ANY if ops is None else Where(ops), says, fix, change, found=found)
 
 
 def these(axis: str, written: str) -> str:

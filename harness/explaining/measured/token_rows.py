@@ -84,5 +84,6 @@ STATEMENTS = (
         ids_moved,
         _ids,
         "look up each token's own row, without an offset",
+        ops=(embed,),
     ),
 )
