@@ -399,3 +399,12 @@ def test_a_statement_of_one_call_can_be_asked_of_any_other(model: Model, id_: st
             changed = MEASURED[id_].apply(call, scene, values)
             if changed is not None:
                 assert changed.compute(F32).shape == run.tensors[site].shape
+
+
+def test_a_large_result_is_measured_by_some_of_its_tokens(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firstdiff.explaining.measured.view.MOST", 5 * 512)
+    point, make, attributes = STATED["measured-terms"]
+    e = first(judge(model, planted(model, fault(point, make)).trace("f32")))
+    assert (e.hypothesis, e.attributes["input"]) == ("measured-terms", attributes["input"])
+    assert e.measured is not None
+    assert e.measured.numbers == 5 * 512

@@ -55,7 +55,7 @@ def other_positions(view: View) -> Iterator[Found]:
             whole = len(rows) == len(view.rows)
             tokens = {} if whole else {"token": str(tokens_of(rows, int(view.rows[-1]) + 1))}
             left = float(squares.sum() - squares[here].sum())
-            if left <= squares.sum() / TAKES:
+            if left <= squares.sum() / TAKES and (whole or view.by_token):
                 yield Found("measured-positions", {**tokens, "by": int(by)}, left)
 
 

@@ -19,7 +19,7 @@ Indices = npt.NDArray[np.intp]
 
 def other_token_rows(view: View) -> Iterator[Found]:
     """Tokens that were given the row of another token: of the one so many places on, or of the id so many on."""
-    if view.call.op is not embed:
+    if view.call.op is not embed or not view.by_token:
         return
     ids = np.asarray(view.call.argument("tokens"), np.int64)
     given = view.result + view.error

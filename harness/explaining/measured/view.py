@@ -13,12 +13,17 @@ import numpy.typing as npt
 from firstdiff.explaining.measured.alteration import RESULT, laid_out
 from firstdiff.explaining.measured.pattern import Pattern
 from firstdiff.hypotheses.hypothesis import Scene
+from firstdiff.hypotheses.products import spread
 from firstdiff.judging.case import Case
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.graph.operation import NodeOperation
 from firstdiff.model.probe import Call
 
 Floats = npt.NDArray[np.float64]
+
+
+MOST = 1 << 23
+"""Numbers by which a result is measured: of larger ones those of some tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +53,7 @@ class View:
     apart
         Whether the operand's places are not the result's: what multiplies some of them multiplies no places there.
     by_token
-        Whether rows are tokens.
+        Whether rows are tokens, and all that were recorded.
     """
 
     case: Case
@@ -127,16 +132,19 @@ def view_of(case: Case, scene: Scene) -> View | None:
         counts = counts & np.broadcast_to(case.seen, case.computed.shape).reshape(right.shape)
     if not np.isfinite(wrong[counts]).all():
         return None
-    rows = np.flatnonzero(counts.any(rest))
-    if not len(rows):
+    recorded = np.flatnonzero(counts.any(rest))
+    if not len(recorded):
         return None
+    rows = recorded[spread(len(recorded), max(1, MOST // (right.size // right.shape[token])))]
     counts = counts.take(rows, token)
     result, given = (np.where(counts, x.take(rows, token), 0).astype(np.float64) for x in (right, wrong))
     error = given - result
     size = np.sqrt(np.square(result).sum(rest, keepdims=True))
     size = np.where(size > 0, size, np.sqrt(np.square(error).sum(rest, keepdims=True)))
     scale = 1 / np.where(size > 0, size, 1.0)
-    return View(case, scene, RESULT, result, error, same, result, axes, rows, scale)
+    return View(
+        case, scene, RESULT, result, error, same, result, axes, rows, scale, by_token=len(rows) == len(recorded)
+    )
 
 
 def operands(call: Call) -> dict[str, Any]:
