@@ -65,10 +65,8 @@ class Conditions:
         there = {steps[site.step] for site in right if (site.point, site.layer) in same}
         if not there or here & there:
             return None
-        if here == {1}:
-            return "only in steps of one token"
-        if there == {1}:
-            return "only in steps of several tokens"
+        if here == {1} or there == {1}:
+            return None  # where sites are is told by that already
         if min(here) > max(there):
             return f"only in steps of {min(here)} tokens or more: one of {max(there)} is right"
         return f"only in steps of at most {max(here)} tokens" if max(here) < min(there) else None

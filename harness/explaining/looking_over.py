@@ -11,6 +11,7 @@ from firstdiff.explaining.measured.leftover import is_rounding
 from firstdiff.explaining.measured.view import View, view_of
 from firstdiff.explaining.residual import computed
 from firstdiff.judging.case import Case
+from firstdiff.judging.floors import passed_on
 
 
 def looked_over(case: Case, means: Means, tried: list[Attempt]) -> list[Attempt]:
@@ -32,8 +33,10 @@ def _looked_over(case: Case, means: Means, tried: Attempt, view: View) -> Attemp
         return tried
     with means.failures.at(case.site, *tried.fault.hypotheses):
         changed = tried.fault.change(0, case.call, means.scene)
-        given = None if changed is None else computed(changed, means.scene.arithmetic)
-        if given is None or given.shape != case.computed.shape or is_rounding(view, given, tried.residual):
+        if changed is None or passed_on(means.scene.arithmetic, changed, case.inputs) > 1:
+            return tried  # what its inputs lost is larger in some numbers than in others
+        given = computed(changed, means.scene.arithmetic)
+        if given.shape != case.computed.shape or is_rounding(view, given, tried.residual):
             return tried
         return replace(tried, bar=0.0)
     return tried

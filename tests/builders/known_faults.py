@@ -287,13 +287,19 @@ def named(
     return min((called(id_, planted.ids, e, same, sites) for e in told), key=_rank, default="described")
 
 
-def called(id_: str, ids: Sequence[str], e: Explanation, same: Same, sites: Collection[Site]) -> str:
+def called(
+    id_: str,
+    ids: Sequence[str],
+    e: Explanation,
+    same: Same = lambda _e, _site: False,
+    sites: Collection[Site] | None = None,
+) -> str:
     if e.hypothesis is None:
         return "described"
     given = e.hypothesis.split(" + ")
     if id_ in given:
         return "named" if set(given) <= set(ids) else e.hypothesis
-    if all(same(e, site) for site in e.sites if site in sites):
+    if all(same(e, site) for site in e.sites if sites is None or site in sites):
         return "equivalent"
     alike = {frozenset((id_, other)) for other in given} & set(EQUIVALENT)
     return "equivalent" if alike or id_ in {t.hypothesis for t in e.equals} else e.hypothesis

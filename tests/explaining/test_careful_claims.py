@@ -195,4 +195,4 @@ def test_two_faults_that_leave_nothing_of_a_product_are_not_known_by_it(folder: 
     assert of(judge(model, trace), "Qcur-2").hypothesis == "half-as-bf16"
     table = {id_: h for id_, h in TABLE.items() if id_ != "half-as-bf16"}
     verdict = judge(model, trace, table=table)
-    assert of(verdict, "Qcur-2").hypothesis is None
+    assert of(verdict, "Qcur-2").says == "the product leaves out all of its inputs: only its bias is left"

@@ -323,8 +323,8 @@ def test_random_faults_are_told_or_described_and_never_wrongly(model: Model, see
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        (lambda tokens: tokens == 1, "only in steps of one token"),
-        (lambda tokens: tokens > 1, "only in steps of several tokens"),
+        (lambda tokens: tokens == 1, "in steps of one token"),
+        (lambda tokens: tokens > 1, "in steps of several tokens"),
         (lambda tokens: tokens > 4, "only in steps of 8 tokens or more: one of 4 is right"),
         (lambda tokens: tokens <= 4, "only in steps of at most 4 tokens"),
     ],
@@ -346,7 +346,8 @@ def test_the_steps_in_which_a_fault_shows_are_told_by_their_tokens(
         tensors |= {Site.of_key(key, index): x for key, x in probe.finish().items()}
     verdict = judge(model, Trace.from_arrays(steps, tensors, engine={"name": "mine", "arithmetic": "f32"}, model={}))
     e = first(verdict)
-    assert (e.hypothesis, e.when) == ("measured-terms", told)
+    assert e.hypothesis == "measured-terms"
+    assert told in f"{e.extent}, {e.when}"
 
 
 ANYWHERE: tuple[tuple[str, dict[str, Any]], ...] = (

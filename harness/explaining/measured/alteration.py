@@ -10,14 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps.points import axes_of
-from firstdiff.explaining.measured.numbers import times
 from firstdiff.explaining.measured.pattern import Pattern
 from firstdiff.explaining.measured.statement import is_one, statement, these, where
 from firstdiff.hypotheses.hypothesis import Scene, Values, with_op
-from firstdiff.hypotheses.row_kernels import times_factor
 from firstdiff.model.arithmetic import Array
-from firstdiff.model.attention import attend, scores
-from firstdiff.model.operations import Derived, linear
+from firstdiff.model.operations import Derived
 from firstdiff.model.probe import Call
 from firstdiff.model.weights import Weight
 
@@ -92,7 +89,7 @@ def taken(call: Call, _scene: Scene, values: Values) -> Call | None:
 
     def make(x: Array, axes: tuple[str, ...]) -> Array | None:
         axis = axes.index(values["axis"]) if values["axis"] in axes else x.ndim - 1
-        order = _order(values["moves"], x.shape[axis])
+        order = order_of(values["moves"], x.shape[axis])
         at = chosen(x, axes, values)
         if order is None or at is None:
             return None
@@ -103,7 +100,8 @@ def taken(call: Call, _scene: Scene, values: Values) -> Call | None:
     return _made(call, values["of"], make)
 
 
-def _order(moves: Sequence[Sequence[Any]], n: int) -> npt.NDArray[np.intp] | None:
+def order_of(moves: Sequence[Sequence[Any]], n: int) -> npt.NDArray[np.intp] | None:
+    """The place that each number comes from; None where an axis of `n` does not have them."""
     order = np.arange(n)
     for written, by in moves:
         pattern = Pattern.read(written)
@@ -112,47 +110,6 @@ def _order(moves: Sequence[Sequence[Any]], n: int) -> npt.NDArray[np.intp] | Non
             return None
         order[at] = at + by
     return order
-
-
-def terms(call: Call, _scene: Scene, values: Values) -> Call | None:
-    """Terms of a sum counted otherwise than once."""
-    axis = next((name for name in ("input", "key", "dimension") if name in values), None)
-    if axis is None:
-        return None
-    pattern = Pattern.read(values[axis])
-    operand = call.argument("weight" if call.op is linear else values["of"])
-    if operand is None:
-        return None
-    n = operand.shape[-1]
-    if not pattern.fits(n):
-        return None
-    factor = np.ones(n, np.float32)
-    factor[pattern.among(n)] = values["by"]
-    if isinstance(operand, Weight):
-        return call.with_arguments(weight=times_factor(operand, factor))
-    changed = operand * factor.astype(operand.dtype)
-    return _of_heads(call, values, operand, changed)
-
-
-def _of_heads(call: Call, values: Values, own: Array, changed: Array) -> Call | None:
-    """The call with an operand that is changed in some heads, if these are named: [head, ..] or [token, head, ..]."""
-    if "head" in values:
-        axis = 0 if values["of"] == "p" else 1
-        pattern = Pattern.read(values["head"])
-        if not pattern.fits(own.shape[axis]):
-            return None
-        meant = np.isin(np.arange(own.shape[axis]), pattern.among(own.shape[axis]))
-        changed = np.where(meant.reshape([-1 if i == axis else 1 for i in range(own.ndim)]), changed, own)
-    return call.with_arguments(**{values["of"]: np.ascontiguousarray(changed)})
-
-
-def operand_taken(call: Call, _scene: Scene, values: Values) -> Call | None:
-    """Terms whose left operand is read from elsewhere."""
-    operand = call.argument(values["of"])
-    if not isinstance(operand, np.ndarray):
-        return None
-    order = _order(values["moves"], operand.shape[-1])
-    return None if order is None else _of_heads(call, values, operand, operand[..., order])
 
 
 def _changed(
@@ -260,40 +217,6 @@ def _swap(one: tuple[str, int], other: tuple[str, int]) -> bool:
     return by == -back and start + by == start_ and stop + by == stop_
 
 
-def _operand_taken(values: Values) -> str:
-    ((places, by),) = values["moves"]
-    meant = these(values["axis"], places)
-    return f"for {meant}, {operand(values)} is read {abs(by)} {'after' if by > 0 else 'before'} its place"
-
-
-def _terms(values: Values) -> str:
-    axis = next(name for name in ("input", "key", "dimension") if name in values)
-    by, meant = values["by"], these(axis, values[axis])
-    if "head" in values:
-        meant += f" of {these('head', values['head'])}"
-    if values.get("all"):
-        return "the product leaves out all of its inputs: only its bias is left"
-    tail = _tail(Pattern.read(values[axis]), values.get("among"))
-    if by == 0:
-        return f"the sum leaves out {meant}{tail}"
-    return f"the sum counts {meant}{tail} {times(by)}, and the others once"
-
-
-def _tail(pattern: Pattern, n: int | None) -> str:
-    """What a range is in which a kernel that takes so many at a time does not end."""
-    if n is None:
-        return ""
-    ((start, stop), *others) = pattern.runs
-    if others or pattern.period is not None or stop != n:
-        return f" of {n}"
-    block = next((b for b in BLOCKS if start and start % b == 0 and n // b * b == start), None)
-    return f" of {n}" + (f" ({start} is the last multiple of {block} below {n})" if block else "")
-
-
-BLOCKS = (512, 256, 128, 64, 32, 16, 8, 4)
-"""How many numbers a kernel may take at a time."""
-
-
 INDICES = "check the indices by which these numbers are read and written: strides, gathers, views"
 
 STATEMENTS = (
@@ -301,15 +224,4 @@ STATEMENTS = (
     statement("measured-raised", "a number is added at some places", raised, _raised),
     statement("measured-taken", "some numbers are taken from other places", taken, _taken, INDICES),
     statement("measured-replaced", "another tensor's numbers stand at some places", replaced_by, _replaced),
-    statement(
-        "measured-terms", "some terms of a sum count otherwise than once", terms, _terms, ops=(linear, attend, scores)
-    ),
-    statement(
-        "measured-operand-taken",
-        "an operand is read at other places",
-        operand_taken,
-        _operand_taken,
-        INDICES,
-        ops=(linear, attend, scores),
-    ),
 )

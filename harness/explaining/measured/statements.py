@@ -18,12 +18,14 @@ from firstdiff.explaining.measured import (
     row_scales,
     softmaxes,
     tensors,
+    terms,
     token_rows,
 )
 from firstdiff.hypotheses.hypothesis import Hypothesis
 
 _OF = (
     alteration,
+    terms,
     norms,
     row_scales,
     rotations,
