@@ -191,9 +191,8 @@ def _scaled(of: Sum, left: Floats) -> Iterator[Found]:
             continue
         by = stated(1 + region.factor, _error_of(region, changes))
         where = of.where if region.places is None else of.where | {of.axis: str(region.places)}
-        yield Found(
-            "measured-terms", {"of": of.of, **where, "by": by}, region.left / max(changes.error, 1e-300) * of.total
-        )
+        values = {"of": of.of, **where, "by": by, "among": of.terms}
+        yield Found("measured-terms", values, region.left / max(changes.error, 1e-300) * of.total)
 
 
 def _moved(of: Sum) -> Iterator[Found]:

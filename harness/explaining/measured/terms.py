@@ -88,7 +88,7 @@ def _tail(pattern: Pattern, n: int | None) -> str:
     return f" of {n}" + (f" ({start} is the last multiple of {block} below {n})" if block else "")
 
 
-BLOCKS = (512, 256, 128, 64, 32, 16, 8, 4)
+BLOCKS = (4, 8, 16, 32, 64, 128, 256, 512)
 """How many numbers a kernel may take at a time."""
 
 
