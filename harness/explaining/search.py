@@ -55,6 +55,8 @@ def search(case: Case, means: Means, *, pairs: bool = True) -> Search:
         Whether to try pairs.
     """
     tried: list[Attempt] = []
+    nothing: list[Attempt] = []
+    told: list[Attempt] = []
     try:
         for attempted in _singles(case, means):
             tried.append(attempted)  # noqa: PERF402 - what was tried until the time is over stands
@@ -68,11 +70,11 @@ def search(case: Case, means: Means, *, pairs: bool = True) -> Search:
                 found = [a for a in pairs_of(case, means, tried) if a.residual <= best / ALIKE]
                 found = looked_over(case, means, found)
                 told = found if explaining(case, found) else told
-            tried += told
     except OutOfTime:
-        return Search(tried, complete=False)
+        return Search([*nothing, *tried, *told], complete=False)
     order = {id_: number for number, id_ in enumerate(means.table)}
-    return Search([*nothing, *sorted(tried, key=lambda a: order.get(a.fault.id, len(order)))], complete=True)
+    tried = sorted([*tried, *told], key=lambda a: order.get(a.fault.id, len(order)))
+    return Search([*nothing, *tried], complete=True)
 
 
 def is_long(case: Case) -> bool:
