@@ -27,9 +27,8 @@ def looked_over(case: Case, means: Means, tried: list[Attempt]) -> list[Attempt]
 
 
 def _looked_over(case: Case, means: Means, tried: Attempt, view: View) -> Attempt:
-    if not tried.explains or any(
-        h.rounds for h in tried.fault.hypotheses
-    ):  # numbers that round the other way stand out
+    rounds = any(h.rounds for h in tried.fault.hypotheses)
+    if not tried.explains or rounds:  # numbers that round the other way stand out
         return tried
     with means.failures.at(case.site, *tried.fault.hypotheses):
         changed = tried.fault.change(0, case.call, means.scene)

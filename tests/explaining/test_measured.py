@@ -20,6 +20,7 @@ from builders.other_prompt import OnAnotherPrompt, gives_the_same, ran
 from builders.random_faults import Drawn, draw
 from firstdiff.dumps import Site, Step, Trace
 from firstdiff.engines.opening import open_reference
+from firstdiff.explaining.budget import OutOfTime
 from firstdiff.explaining.measured.statements import MEASURED
 from firstdiff.hypotheses import TABLE, Hypothesis, Scene
 from firstdiff.hypotheses.planting import Planted, Planting
@@ -96,7 +97,7 @@ STATED: dict[str, tuple[str, Callable[[Call, Scene], Call | None], dict[str, Any
     "measured-terms": (
         "ffn_gate",
         weight(put(slice(192, 256), lambda w: 0 * w[..., 192:256])),
-        {"input": "192-255", "by": 0.0},
+        {"input": "192-255", "by": 0.0, "among": 256},
     ),
     "measured-operand-taken": (
         "ffn_out",
@@ -409,3 +410,27 @@ def test_a_large_result_is_measured_by_some_of_its_tokens(model: Model, monkeypa
     assert (e.hypothesis, e.attributes["input"]) == ("measured-terms", attributes["input"])
     assert e.measured is not None
     assert e.measured.numbers == 5 * 512
+
+
+@pytest.mark.parametrize(
+    ("inputs", "among", "told"),
+    [
+        ("512-575", 576, "inputs 512-575 of 576 (512 is the last multiple of 128 below 576)"),
+        ("1472-1535", 1536, "inputs 1472-1535 of 1536"),
+        ("0-63", 576, "inputs 0-63 of 576"),
+    ],
+)
+def test_a_tail_is_told_with_the_block_that_it_is_left_over_from(inputs: str, among: int, told: str) -> None:
+    values = {"of": "x", "input": inputs, "by": 0.0, "among": among}
+    assert MEASURED["measured-terms"].told(values) == f"the sum leaves out {told}"
+
+
+def test_what_was_measured_stands_when_the_time_is_over_in_the_pairs(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*_: object) -> None:
+        raise OutOfTime
+
+    monkeypatch.setattr("firstdiff.explaining.search.pairs_of", late)
+    e = first(judge(model, going_on_with(model, list(TOKENS), ffn_up_3=lambda y: np.clip(y, -0.5, 0.75))))
+    assert e.hypothesis == "measured-curve"

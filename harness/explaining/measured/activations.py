@@ -75,8 +75,6 @@ def other_activations(view: View) -> Iterator[Found]:
 
 def activated(call: Call, _scene: Scene, values: Values) -> Call | None:
     """The gated unit with another function."""
-    if call.op is not swiglu:
-        return None
     op, function = call.op, FUNCTIONS[values["function"]]
 
     def unit(gate: Array, up: Array, *, arithmetic: Arithmetic) -> Array:

@@ -130,7 +130,7 @@ def _as(speeds: Floats, own: Floats) -> str:
 def turned(call: Call, _scene: Scene, values: Values) -> Call | None:
     """A rotation of pairs at given speeds."""
     speeds, pairing = np.asarray(values["turns"], np.float64), values["pairing"]
-    if call.op is not rope or 2 * len(speeds) != call.argument("x").shape[-1]:
+    if 2 * len(speeds) != call.argument("x").shape[-1]:
         return None
     op = call.op
 

@@ -45,7 +45,7 @@ def other_heads(view: View) -> Iterator[Found]:
 
 def heads_read(call: Call, _scene: Scene, values: Values) -> Call | None:
     """Attention whose query heads read given heads."""
-    if call.op not in HELD or values["of"] != HELD[call.op]:
+    if values["of"] != HELD[call.op]:
         return None
     held, reads = call.argument(values["of"]), np.asarray(values["reads"])
     if len(reads) != held.shape[1] * call.argument("group") or reads.max() >= held.shape[1]:

@@ -65,7 +65,6 @@ def other_rows(view: View) -> Iterator[Found]:
     if not len(wrong) or energy.min() <= np.square(view.result[kept] * scale).sum() / given.shape[1] * NOTHING:
         return  # an output that is next to 0 is as near to any row that is
     some = wrong[spread(len(wrong), SAMPLED)]
-    whole = float(np.square(view.error * view.scale).sum())
     for name, how, weight in _matrices(call, view.scene):
         rows = _rows_of(weight, given[:, some] * scale, x * scale)
         if (rows >= 0).mean() < FOUND or ((rows == some).all() and weight is call.argument("weight")):
@@ -81,7 +80,6 @@ def other_rows(view: View) -> Iterator[Found]:
             values["feature"] = str(Pattern.of(wrong))
         yield Found("measured-rows", values, 0.0)
         return
-    del whole
 
 
 def _moves(order: Indices, wrong: Indices) -> list[list[Any]]:
@@ -153,7 +151,7 @@ def read_as(weight: Weight, how: str) -> Weight | None:
 def of_rows(call: Call, scene: Scene, values: Values) -> Call | None:
     """The product with other rows, of its own matrix or another one's."""
     own, name = call.argument("weight"), values["matrix"]
-    if call.op is not linear or own is None:
+    if own is None:
         return None
     other = own if name == own.name else scene.model.weights.get(name)
     weight = None if other is None or other.shape[-1] != own.shape[-1] else read_as(other, values["how"])

@@ -77,7 +77,7 @@ def mean_of_some(view: View) -> Iterator[Found]:
 
 def eps_changed(call: Call, _scene: Scene, values: Values) -> Call | None:
     """The norm with another number added to its mean."""
-    return call.with_arguments(eps=values["eps"]) if call.op is rms_norm else None
+    return call.with_arguments(eps=values["eps"])
 
 
 def mean_changed(call: Call, _scene: Scene, values: Values) -> Call | None:

@@ -110,8 +110,6 @@ def scaled_rows(view: View) -> Iterator[Found]:
 
 def rows_scaled(call: Call, _scene: Scene, values: Values) -> Call | None:
     """A norm whose rows are scaled otherwise: by one mean for all, or times a power of each one's own."""
-    if call.op is not rms_norm:
-        return None
     op = call.op
 
     def norm(x: Array, weight: Any, *, eps: float, arithmetic: Arithmetic, **_: Any) -> Array:  # noqa: ANN401
@@ -132,8 +130,6 @@ def as_layer_norm(view: View) -> Iterator[Found]:
 
 def centred(call: Call, _scene: Scene, _values: Values) -> Call | None:
     """The norm of rows less their mean."""
-    if call.op is not rms_norm:
-        return None
     return call.with_arguments(x=call.argument("x") - call.argument("x").mean(-1, keepdims=True))
 
 

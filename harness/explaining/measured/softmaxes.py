@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from firstdiff.explaining.measured.numbers import stated
 from firstdiff.explaining.measured.pattern import Pattern
-from firstdiff.explaining.measured.places import TAKES
+from firstdiff.explaining.measured.places import LITTLE, TAKES
 from firstdiff.explaining.measured.regions import MOST, Changes, regions
 from firstdiff.explaining.measured.statement import Found, statement, where
 from firstdiff.explaining.measured.view import View
@@ -75,9 +75,7 @@ def scores_sloped(view: View) -> Iterator[Found]:
     whole = float(np.square(view.error * view.scale).sum())
     slopes, left = _slopes(view.error * view.scale, np.where(seen, distance, 0) * view.scale)
     if whole > 0 and left.sum() <= whole / TAKES:
-        yield Found(
-            "measured-sloped", {"slopes": _told(slopes, left, view.error[0].size), "unit": "scores"}, left.sum()
-        )
+        yield Found("measured-sloped", {"slopes": _told(slopes), "unit": "scores"}, left.sum())
 
 
 def _slopes(error: Floats, distance: Floats) -> tuple[list[tuple[float, float]], Floats]:
@@ -92,9 +90,8 @@ def _slopes(error: Floats, distance: Floats) -> tuple[list[tuple[float, float]],
     return slopes, np.asarray(left)
 
 
-def _told(slopes: list[tuple[float, float]], left: Floats, count: int) -> list[float]:
+def _told(slopes: list[tuple[float, float]]) -> list[float]:
     """The slopes in as few digits as they are known to; one where all heads have the same."""
-    del left, count
     weights = [1 / max(error, 1e-12) ** 2 for _, error in slopes]
     mean = sum(w * slope for w, (slope, _) in zip(weights, slopes, strict=True)) / sum(weights)
     if all(abs(slope - mean) <= max(5 * error, 1e-5 * abs(mean)) for slope, error in slopes):
@@ -131,12 +128,12 @@ def _scaled(of: Logarithms) -> Iterator[Found]:
     total = float(np.square(error).sum())
     for axis, name, rest in ((0, "head", (1, 2)), (1, "query", (0, 2))):
         n = z.shape[axis]
-        along, between = np.zeros(int(of.view.rows[-1]) + 1 if axis else n), np.zeros(0)
+        along = np.zeros(int(of.view.rows[-1]) + 1 if axis else n)
         between = np.zeros(len(along))
         at = of.view.rows if axis else np.arange(n)
         along[at], between[at] = (error * z).sum(rest), np.square(z).sum(rest)
         for region in regions(Changes(along, between, total, int(of.known.sum())), (2, 4, 8)):
-            if region.left <= total / TAKES:
+            if region.left <= total / TAKES and abs(region.factor) >= LITTLE:
                 places = {} if region.places is None else {name: str(region.places)}
                 size = float(between[(region.places or Pattern.span(0, len(between))).among(len(between))].sum())
                 by = stated(1 + region.factor, float(np.sqrt(max(region.left, 0) / max(1, of.known.sum()) / size)))
@@ -149,7 +146,7 @@ def _sloped(of: Logarithms) -> Iterator[Found]:
     by = _centred(np.broadcast_to(distance, of.error.shape), of.known)
     slopes, left = _slopes(of.error, by)
     if left.sum() <= np.square(of.error).sum() / TAKES:
-        told = _told(slopes, left, int(of.known[0].sum()))
+        told = _told(slopes)
         yield Found("measured-sloped", {"slopes": told, "unit": "scaled scores"}, _share(of, float(left.sum())))
 
 
@@ -219,8 +216,6 @@ def without_sum(view: View) -> Iterator[Found]:
 
 def sums_left_out(call: Call, _scene: Scene, _values: Values) -> Call | None:
     """A softmax that only takes exponentials of what is below the largest."""
-    if call.op is not soft_max:
-        return None
     op = call.op
 
     def exponentials(*inputs: object, arithmetic: Arithmetic, **attributes: object) -> Array:

@@ -53,8 +53,6 @@ def other_token_rows(view: View) -> Iterator[Found]:
 
 def ids_moved(call: Call, _scene: Scene, values: Values) -> Call | None:
     """The embedding with other tokens' rows."""
-    if call.op is not embed:
-        return None
     ids = np.array(call.argument("tokens"), np.int64)
     pattern = Pattern.read(values["token"]) if "token" in values else Pattern.span(0, len(ids))
     if not pattern.fits(len(ids)):
