@@ -48,6 +48,13 @@ def shown(page: Page) -> str:
     return page.inner_text("#site-title")
 
 
+def follow(page: Page, link: str) -> None:
+    """Click on the link to another site. The browser tells the page of the new address only after the click."""
+    before = shown(page)
+    page.click(link)
+    page.wait_for_function("before => document.getElementById('site-title').innerText !== before", arg=before)
+
+
 def cell(name: str) -> str:
     return f'#grid a.cell[title^="{name}:"]'
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from builders.command_line import Command
-from builders.pages import DETAILED, PHONE, WIDE, Opened, cell, focused, overlapping, shown
+from builders.pages import DETAILED, PHONE, WIDE, Opened, cell, focused, follow, overlapping, shown
 from builders.verdicts import EVERY_KIND, HOSTILE, LLAMA, NAME, verdict
 from firstdiff.dumps import Site
 from firstdiff.reports.escaped import escaped
@@ -83,7 +83,7 @@ def test_the_finding_is_on_the_first_screen(layers: int, size: ViewportSize, ope
 def test_a_cell_opens_a_closer_look_at_its_site(opened: Opened) -> None:
     page = opened(render(DETAILED))
     assert shown(page) == "Qcur_rope-1"  # the finding comes first
-    page.click(cell("ffn_norm-2"))
+    follow(page, cell("ffn_norm-2"))
     assert shown(page) == "ffn_norm-2"
     assert page.url.endswith("#ffn_norm-2")
     text = page.inner_text("#look")
@@ -325,7 +325,7 @@ def test_the_demo_writes_a_page_of_a_real_model(
     page = opened(text)
     assert page.inner_text("h1").startswith("Qcur_rope-17 is the first to go wrong")
     assert "rope base" in page.inner_text("article")
-    page.click(cell("kq_soft_max-20"))
+    follow(page, cell("kq_soft_max-20"))
     assert shown(page) == "kq_soft_max-20"
     assert page.locator("#look figure").count() == 5
     run: dict[str, Any] = {label.inner_text(): None for label in page.locator("#run dt").all()}
