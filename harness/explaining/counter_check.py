@@ -13,6 +13,7 @@ from firstdiff.explaining.attempt import Fault, Place
 from firstdiff.explaining.collecting import Judged
 from firstdiff.explaining.covering import Group
 from firstdiff.explaining.failures import Failures
+from firstdiff.explaining.measured.other_way import WITHIN
 from firstdiff.hypotheses import Scene
 from firstdiff.judging.measure import measure
 from firstdiff.judging.own_layout import OwnLayout
@@ -40,6 +41,7 @@ class Repaired(Replay):
     """Replays with the faults made in the reference, at the sites where they are."""
 
     faults: Mapping[Place, Fault]
+    bars: Mapping[Place, float]
     scene: Scene
     failures: Failures
     own: OwnLayout | None = None
@@ -68,10 +70,14 @@ class Repaired(Replay):
         return super().computed(right, arithmetic)
 
     def floor(self, calls: Sequence[Call], *, own: float, inputs: float) -> float:
-        """At least the floor of the right call: what is made of it may be an operation that floors do not know."""
+        """At least the floor of the right call: what is made of it may be an operation that floors do not know.
+
+        And at least what was found to go the other way where the fault is that numbers are rounded.
+        """
         assert self._right is not None
         right = super().floor((*calls[:-1], self._right), own=own, inputs=inputs)
-        return max(super().floor(calls, own=own, inputs=inputs), right)
+        otherwise = self.bars.get((self._right.step, self._right.order), 0.0)
+        return max(super().floor(calls, own=own, inputs=inputs), right, otherwise)
 
     def _look(self, of: Elsewhere, call: Call) -> None:
         """Note whether a fault that is made at other sites could not show at this one."""
@@ -114,7 +120,8 @@ def counter_check(
     its fault: it could not show there.
     """
     hidden: list[list[Site]] = [[] for _ in groups]
-    faults = {place: a.fault for group in groups for a in group.at.values() for place in a.places}
+    made = {place: a for group in groups for a in group.at.values() for place in a.places}
+    faults = {place: a.fault for place, a in made.items()}
     if not faults:
         return None, hidden
     repaired = Repaired.of(
@@ -122,6 +129,7 @@ def counter_check(
         judged.trace,
         judged.alignment,
         faults=faults,
+        bars={place: a.bar for place, a in made.items() if a.fault.id in WITHIN},
         scene=scene,
         failures=failures,
         own=judged.own,

@@ -10,6 +10,7 @@ from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values, telling, 
 from firstdiff.hypotheses.where import APPENDS
 from firstdiff.model.arithmetic import Arithmetic, Array
 from firstdiff.model.attention import append
+from firstdiff.model.holding import held
 from firstdiff.model.probe import Call
 
 
@@ -70,6 +71,38 @@ def _strides(_call: Call, _scene: Scene, _observed: Array | None) -> Iterator[di
     yield from ({"order": order} for order in ("[head, token, head_dim]", "[token, head, head_dim]"))
 
 
+NARROW = {
+    "f8_e4m3": "float8 (e4m3)",
+    "f8_e5m2": "float8 (e5m2)",
+    "i8-row": "int8 with one scale for each head of a token",
+    "i8-tensor": "int8 with one scale for all new rows",
+}
+"""What a cache is rounded to, but for what llama.cpp's caches can be: that is an arithmetic, which is found before."""
+
+
+def _narrowed(past: Array | None, new: Array, *, to: str, values: bool = False, arithmetic: Arithmetic) -> Array:
+    """New rows rounded before they are written."""
+    narrow = held(np.asarray(new, np.float32), to, float(np.abs(new).max(initial=0)))
+    return append(past, arithmetic.widen(narrow), values=values, arithmetic=arithmetic)
+
+
+def _clamped(past: Array | None, new: Array, *, bound: float, values: bool = False, arithmetic: Arithmetic) -> Array:
+    """New rows limited to a bound before they are written."""
+    return append(past, np.clip(new, -bound, bound), values=values, arithmetic=arithmetic)
+
+
+def _bounds(call: Call, _scene: Scene, observed: Array | None) -> Iterator[dict[str, float]]:
+    """The largest number that was written; to plant, one that bites."""
+    new = np.abs(call.argument("new"))
+    largest = float(new.max(initial=0.0))
+    if observed is None:
+        yield {"bound": largest / 2}
+        return
+    written = np.abs(observed[-len(new) :])
+    if np.isfinite(written).all() and 0 < (bound := float(written.max(initial=0.0))) < largest:
+        yield {"bound": bound}
+
+
 TABLE = (
     Hypothesis(
         "cache-stale",
@@ -100,5 +133,24 @@ TABLE = (
         _strides,
         "the cache copied as {order}",
         source="ggml-org/ggml#1497",
+    ),
+    Hypothesis(
+        "cache-rounded",
+        APPENDS,
+        "rows rounded to 8 bits on their way into the cache",
+        "write the cache in the type that the other layers have",
+        lambda call, _scene, values: with_op(call, _narrowed, to=values["to"]),
+        lambda _call, _scene, _observed: iter([{"to": to} for to in NARROW]),
+        lambda values: f"the new rows of the cache are rounded to {NARROW[values['to']]}",
+        rounds=True,
+    ),
+    Hypothesis(
+        "cache-clamped",
+        APPENDS,
+        "rows clamped on their way into the cache",
+        "write rows as they are: a narrow type's range, or a bound meant for another tensor, cuts them off",
+        lambda call, _scene, values: with_op(call, _clamped, bound=values["bound"]),
+        _bounds,
+        "the new rows of the cache are clamped at {bound:.6g}",
     ),
 )

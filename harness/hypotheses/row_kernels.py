@@ -109,6 +109,9 @@ def _told_view(values: Values) -> str:
 
 # Products
 
+STEPS = (8, 16, 32, 64, 128, 256, 512, 1024)
+"""How many inputs kernels take at a time."""
+
 ALIKE = 0.02  # of the largest number: one number stored in bf16, and once more with a bias added
 
 
@@ -147,6 +150,28 @@ def _halves(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict
         if call.argument("weight").shape[-1] % block == 0:
             for counted in ("once", "twice"):
                 yield from ({"block": block, "half": half, "counted": counted} for half in ("first", "second"))
+
+
+def _cut_short(call: Call, _scene: Scene, values: Values) -> Call | None:
+    x, last = call.argument("x"), values["last"]
+    if not 0 < last < x.shape[-1]:
+        return None
+    factor = np.ones(x.shape[-1], x.dtype)
+    factor[-last:] = {"not at all": 0, "twice": 2}[values["counted"]]
+    return call.with_arguments(x=x * factor)
+
+
+def _tails(call: Call, _scene: Scene, _observed: Array | None) -> Iterator[dict[str, Any]]:
+    """What is left beyond a multiple of the kernel's step; or one whole step, of a loop that ends one too early."""
+    n = call.argument("x").shape[-1]
+    left = [n % step for step in STEPS if step < n and n % step]
+    for last in dict.fromkeys([*left, *(step for step in STEPS if step < n and n % step == 0)]):
+        yield from ({"last": last, "counted": counted} for counted in ("not at all", "twice"))
+
+
+def _told_tail(values: Values) -> str:
+    counted = "left out of the product" if values["counted"] == "not at all" else "counted twice in the product"
+    return f"the last {values['last']} inputs are {counted}"
 
 
 def _repeated(call: Call, _scene: Scene, values: Values) -> Call | None:
@@ -195,6 +220,16 @@ TABLE = (
         stage=3,
         apart=Apart.WEIGHT,
         source="ggml-org/llama.cpp#25690",
+    ),
+    Hypothesis(
+        "reduction-remainder",
+        Where((linear,)),
+        "the last inputs left out of a product, or counted twice",
+        "let the kernel's loop end with the last input: handle what is left beyond a multiple of its step once",
+        _cut_short,
+        _tails,
+        _told_tail,
+        stage=3,
     ),
     Hypothesis(
         "row-repeated",

@@ -79,6 +79,7 @@ EQUIVALENT: Mapping[frozenset[str], str | None] = {
         (("branch-missing", "output-zero"), _BRANCH),
         (("expert-missing", "output-zero"), _SHARE),
         (("block-partial", "half-block"), _HALF),
+        (("reduction-remainder", "half-block"), None),  # of a product over one block
         (("cache-padding", "sink-added"), _OTHER_LENGTH),  # n scores of 0 are one of log(n)
         (("rope-partial", "rope-denominator"), _LONG),  # of half the dimensions: 16 bits hold no slow pair's angle
         (("rope-position", "rope-offset"), _OTHER_POSITION),  # of one decode step, these and the next

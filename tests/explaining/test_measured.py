@@ -96,8 +96,8 @@ def put(at: Any, new: Callable[[Floats], Floats]) -> Callable[[Floats], Floats]:
 STATED: dict[str, tuple[str, Callable[[Call, Scene], Call | None], dict[str, Any]]] = {
     "measured-terms": (
         "ffn_gate",
-        weight(put(slice(192, 256), lambda w: 0 * w[..., 192:256])),
-        {"input": "192-255", "by": 0.0, "among": 256},
+        weight(put(slice(160, 224), lambda w: 0 * w[..., 160:224])),
+        {"input": "160-223", "by": 0.0, "among": 256},
     ),
     "measured-operand-taken": (
         "ffn_out",
@@ -275,8 +275,8 @@ def test_the_evidence_is_drawn_and_survives_the_file(model: Model, tmp_path: Pat
     assert e.measured.series is not None
     lines = drawing(e.measured.series)
     assert lines[0] == "The weight of each input in the sum, for each input:"
-    assert lines[1].split()[:2] == ["0-191", "1"]
-    assert lines[2].split()[:2] == ["192-255", "0"]
+    assert lines[1].split()[:2] == ["0-159", "1"]
+    assert lines[2].split()[:2] == ["160-223", "0"]
     assert "(right: 1)" in lines[2]
     assert lines[0] in in_full(e)
     assert "The weight of each input in the sum" in page(verdict)
@@ -381,6 +381,9 @@ ANYWHERE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("measured-curve", {"curve": "steps", "step": 0.5}),
     ("measured-rounded", {"of": "x", "to": "i8-128"}),
     ("measured-rounded", {"of": "keys", "to": "f8_e4m3-row"}),
+    ("measured-sum", {"each": 32, "kept": "f16", "order": "lanes", "of": "inputs"}),
+    ("measured-sum", {"each": 8, "kept": "bf16", "order": "apart", "of": "keys"}),
+    ("measured-sum", {"each": 1, "kept": "f16", "order": "backwards", "of": "dimensions"}),
     ("measured-operand", {"of": "a", "other": "Qcur", "from": " of the layer before"}),
     ("measured-experts", {"expert": "2", "by": 0.0}),
 )

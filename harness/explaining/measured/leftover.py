@@ -33,8 +33,11 @@ TAKEN = 0.05
 """The part of what is left that must go with the numbers. Errors of inputs, which a product mixes, do so a little."""
 
 
-def is_rounding(view: View, given: Array, residual: float) -> bool:
-    """Whether what a call `given` leaves of the candidate's numbers has no structure that a statement missed."""
+def is_rounding(view: View, given: Array, residual: float, *, turned: bool = False) -> bool:
+    """Whether what a call `given` leaves of the candidate's numbers has no structure that a statement missed.
+
+    Numbers that were rounded the other way within the operation stand out: where they are `turned`, none is looked for.
+    """
     if residual <= max(AS_RIGHT * view.case.noise, ROUNDED) and not view.case.stored:
         return True
     flat, _ = laid_out(_as_stored(np.asarray(given, np.float64), view.case), view.case.site.point)
@@ -43,7 +46,7 @@ def is_rounding(view: View, given: Array, residual: float) -> bool:
     left = view.result + view.error - laid
     if not np.isfinite(left).all():
         return True
-    return not _stands_out(view, laid, left) and not _systematic(view, laid, left)
+    return (turned or not _stands_out(view, laid, left)) and not _systematic(view, laid, left)
 
 
 def _as_stored(x: Floats, case: Case) -> Floats:

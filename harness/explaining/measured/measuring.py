@@ -9,17 +9,19 @@ import numpy as np
 
 from firstdiff.explaining.attempt import ALIKE, Attempt, Fault, Means, at_part, attempt
 from firstdiff.explaining.measured.activations import other_activations
-from firstdiff.explaining.measured.alteration import RESULT
+from firstdiff.explaining.measured.alteration import RESULT, laid_out
 from firstdiff.explaining.measured.curves import curves
 from firstdiff.explaining.measured.experts import expert_shares
 from firstdiff.explaining.measured.frequencies import other_frequencies
 from firstdiff.explaining.measured.heads import other_heads
+from firstdiff.explaining.measured.kept_sums import kept_sums
 from firstdiff.explaining.measured.leftover import ROUNDED, is_rounding
 from firstdiff.explaining.measured.masks import other_masks
 from firstdiff.explaining.measured.matrices import other_rows
 from firstdiff.explaining.measured.norms import mean_of_some
 from firstdiff.explaining.measured.operands import views
 from firstdiff.explaining.measured.orders import other_orders
+from firstdiff.explaining.measured.other_way import WITHIN, rounds_otherwise
 from firstdiff.explaining.measured.pattern import Pattern
 from firstdiff.explaining.measured.places import changed_places
 from firstdiff.explaining.measured.rotations import other_positions
@@ -150,10 +152,13 @@ class _Measuring:
         allowed = max(AS_RIGHT * case.noise, case.stored / 2, ROUNDED)
         for order, of in enumerate(statements):
             tried = _tried(case, self.means, of, part)
+            if tried is not None and of.id in WITHIN:
+                tried = self._turned(tried, of)
             if tried is None:
                 continue
             self.tried.append(tried)
-            if tried.explains and tried.residual <= max(case.error / FAR, min(case.error / CLEARLY, allowed)):
+            clear = of.id in WITHIN or tried.residual <= max(case.error / FAR, min(case.error / CLEARLY, allowed))
+            if tried.explains and clear:
                 good.append((order, tried))
         while good:
             level = max(ALIKE * min(a.residual for _, a in good), case.noise)
@@ -166,12 +171,30 @@ class _Measuring:
     def _leaves_rounding(self, tried: Attempt) -> bool:
         scene = self.means.scene
         changed = tried.fault.change(len(self.case.segment), self.case.call, scene)
-        return changed is not None and is_rounding(self.view, computed(changed, scene.arithmetic), tried.residual)
+        if changed is None:
+            return False
+        given, turned = computed(changed, scene.arithmetic), tried.fault.id in WITHIN
+        return is_rounding(self.view, given, tried.residual, turned=turned)
+
+    def _turned(self, tried: Attempt, of: Found) -> Attempt:
+        """A rounding that explains if what it leaves are numbers that were rounded the other way."""
+        case, scene, view = self.case, self.means.scene, self.view
+        changed = None if tried.residual > case.error else tried.fault.change(0, case.call, scene)
+        if changed is None:
+            return replace(tried, bar=0.0)
+        given = laid_out(np.asarray(computed(changed, scene.arithmetic), np.float64), case.site.point)[0]
+        left = np.where(view.error != 0, view.result + view.error - given.take(view.rows, view.token_axis), 0)
+        if NEAR**2 * view.squares(left).sum() > view.squares(view.error).sum():
+            return replace(tried, bar=0.0)
+        self.means.budget.check()
+        if tried.explains:
+            return tried
+        return replace(tried, bar=rounds_otherwise(case, scene, MEASURED[of.id], of.values))
 
     def _roundings(self) -> Iterator[Found]:
         """The roundings that leave least; of a large product those that do so at some outputs and tokens."""
         case, scene, view = self.case, self.means.scene, self.view
-        found = list(rounded_operands(view))
+        found = [*rounded_operands(view), *kept_sums(view)]
         if case.call.op is not linear or not found:
             yield from found
             return
@@ -179,16 +202,18 @@ class _Measuring:
         whole = case.call.with_arguments(weight=case.call.argument("weight").measured())
         part = cut(whole, rows, tokens)
         recorded = case.recorded.reshape(len(case.recorded), -1)[tokens][:, rows]
-        size = np.sqrt(np.square(recorded).sum(1))
+        size = np.square(recorded).sum(1)
+        own = np.square(recorded - computed(part, scene.arithmetic)).sum(1)
+        error = float((own / np.where(size > 0, size, 1)).sum())
         left: list[tuple[float, Found]] = []
         for of in found:
             self.means.budget.check()
             changed = MEASURED[of.id].change(part, scene, of.values)
             if changed is not None:
                 off = recorded - computed(changed, scene.arithmetic)
-                error = float((np.sqrt(np.square(off).sum(1)) / np.where(size > 0, size, 1)).max())
-                if error * CLEARLY / 2 <= case.error:
-                    left.append((error, of))
+                kept = float((np.square(off).sum(1) / np.where(size > 0, size, 1)).sum())
+                if NEAR**2 * kept <= error:
+                    left.append((kept, of))
         yield from (of for _, of in sorted(left, key=lambda of: of[0])[:3])
 
 

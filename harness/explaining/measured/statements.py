@@ -9,6 +9,7 @@ from firstdiff.explaining.measured import (
     experts,
     frequencies,
     heads,
+    kept_sums,
     masks,
     matrices,
     norms,
@@ -39,6 +40,7 @@ _OF = (
     orders,
     curves,
     roundings,
+    kept_sums,
     tensors,
     experts,
 )
