@@ -67,6 +67,13 @@ class Metadata(Mapping[str, Any]):
             self._decoded[key] = _read(cursor, kind, f"the value of {quoted(key)}")
         return self._decoded[key]
 
+    def encoded(self, key: str) -> bytes:
+        """A value behind its type, as it stands in the file."""
+        kind, pos = self.places[key]
+        cursor = Cursor(self.cursor.path, self.cursor.data, pos)
+        _skip(cursor, kind, f"the value of {quoted(key)}")
+        return struct.pack("<I", kind) + self.cursor.data[pos : cursor.pos]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
 

@@ -2,13 +2,10 @@
 
 The demo runs on one where no real model is installed, and tests make every shape from it. The weights are drawn
 so that activations stay of the order of 1 through the layers.
-
-Source of the format: docs/gguf.md of the ggml project.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-ALIGNMENT = 32
+from firstdiff.model.gguf_writing import ALIGNMENT, Tensor, write_gguf
+
+LEAST_VOCABULARY = 320
+"""Tokens that a vocabulary has at least: control tokens, bytes, and letters."""
+
 BRANCHES = ("attn_output", "ffn_down")
-_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}  # GGML_TYPE_F32, GGML_TYPE_F16
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +51,7 @@ def write_llama(path: Path, shape: Llama) -> Path:
     OSError
         Where the file cannot be written.
     """
-    tensors = dict(llama_tensors(shape))
-    with path.open("wb") as file:
-        infos, offset = b"", 0
-        for name, x in tensors.items():
-            ne = x.shape[::-1]
-            infos += encoded_string(name) + struct.pack(f"<I{len(ne)}Q", len(ne), *ne)
-            infos += struct.pack("<IQ", _TYPES[x.dtype], offset)
-            offset += -(-x.nbytes // ALIGNMENT) * ALIGNMENT
-        metadata = llama_metadata(shape)
-        keys = b"".join(encoded_string(k) + encoded_value(v) for k, v in metadata.items())
-        head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata)) + keys + infos
-        file.write(head + bytes(-len(head) % ALIGNMENT))
-        for x in tensors.values():
-            file.write(x.tobytes() + bytes(-x.nbytes % ALIGNMENT))
-    return path
+    return write_gguf(path, llama_metadata(shape), {name: Tensor.of(x) for name, x in llama_tensors(shape)})
 
 
 def llama_tensors(s: Llama) -> Iterator[tuple[str, npt.NDArray[np.floating]]]:
@@ -105,7 +91,7 @@ def llama_tensors(s: Llama) -> Iterator[tuple[str, npt.NDArray[np.floating]]]:
 
 
 def llama_metadata(s: Llama) -> dict[str, Any]:
-    """Return the keys of a llama of this shape, each with a value that :func:`encoded_value` takes."""
+    """Return the keys of a llama of this shape, with values for :func:`firstdiff.model.gguf_writing.write_gguf`."""
     scaling = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1 / s.rope_scale}
     return {
         "general.architecture": "llama",
@@ -143,7 +129,10 @@ def tokenizer(size: int) -> dict[str, Any]:
 
 
 def vocabulary(size: int) -> tuple[list[str], list[float], list[int]]:
-    """Return pieces, scores and kinds (2 unknown, 3 control, 6 byte, 1 normal) of `size` >= 320 tokens."""
+    """Return pieces, scores and kinds of `size` tokens, at least `LEAST_VOCABULARY`.
+
+    Kinds are those of llama.cpp: 1 normal, 2 unknown, 3 control, 6 byte.
+    """
     pieces, kinds = ["<unk>", "<s>", "</s>"], [2, 3, 3]
     pieces += [f"<0x{byte:02X}>" for byte in range(256)]
     kinds += [6] * 256
@@ -152,32 +141,3 @@ def vocabulary(size: int) -> tuple[list[str], list[float], list[int]]:
     pieces += [f"▁w{n}" for n in range(size - len(pieces))]
     kinds += [1] * (size - len(kinds))
     return pieces, [-float(i) for i in range(size)], kinds
-
-
-def encoded_string(text: str) -> bytes:
-    """Return a string as GGUF stores it: its length in bytes, and the bytes in UTF-8."""
-    raw = text.encode()
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def encoded_value(value: object) -> bytes:
-    """Return one metadata value behind its type: a string, a list of strings, an array, a number.
-
-    Raises
-    ------
-    TypeError
-        For a value of another kind.
-    """
-    match value:
-        case str():
-            return struct.pack("<I", 8) + encoded_string(value)
-        case float():
-            return struct.pack("<If", 6, value)
-        case _ if isinstance(value, np.uint32):
-            return struct.pack("<II", 4, int(value))
-        case list():
-            return struct.pack("<IIQ", 9, 8, len(value)) + b"".join(encoded_string(v) for v in value)
-        case _ if isinstance(value, np.ndarray):
-            kind = {np.dtype(np.float32): 6, np.dtype(np.int32): 5}[value.dtype]
-            return struct.pack("<IIQ", 9, kind, len(value)) + value.tobytes()
-    raise TypeError(f"no GGUF value is made of {type(value).__name__}")

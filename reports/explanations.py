@@ -60,7 +60,8 @@ def explained(e: Explanation) -> str:
         )
         return f"{e.extent}: {e.says}.{looks}{best}"
     when = f", {e.when}" if e.when else ""
-    parts = [f"{e.extent}{when}: {e.says} ({e.hypothesis}).", _fit(e)]
+    inside = f", in {e.inside}" if e.inside else ""
+    parts = [f"{e.extent}{inside}{when}: {e.says} ({e.hypothesis}).", _fit(e)]
     if e.equals:
         others = " and ".join(f"{t.hypothesis} ({t.says})" for t in e.equals)
         parts.append(f"As well explained by {others}." + (f" {sentence(e.separate)}" if e.separate else ""))

@@ -156,7 +156,7 @@ def _unseen_rows(site: SiteVerdict) -> str:
 
 def _dump(verdict: Verdict, where: str | None) -> str:
     sites = verdict.dump_next
-    if not sites:
+    if not sites or verdict.model.get("probed"):  # nothing can be dumped of an engine that only gives logits
         return ""
     points, layers = {site.point for site in sites}, {site.layer for site in sites}
     if len(layers) > 1 and len(points) == 1:

@@ -100,6 +100,8 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add_html(run)
     add_common(run)
 
+    _add_probe(add("probe", "Judge an engine that only gives logits, by models made so that these show its tensors."))
+
     gate = add("gate", "Judge a matrix of cases, and hold it to limits and to committed baselines.")
     gate.add_argument(
         "config", type=Path, nargs="?", default=Path("firstdiff.toml"), metavar="TOML", help="(default: %(default)s)"
@@ -128,26 +130,7 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     merge.add_argument("--html", type=Path, metavar="FILE", help="write the report on the layers as one HTML page too")
     add_format(merge, "gate.json")
 
-    record = add("record", "Record every intermediate of one engine's run.")
-    record.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
-    record.add_argument(
-        "--engine",
-        default="llama.cpp:cpu",
-        metavar="ENGINE",
-        help="llama.cpp:cpu (default), or reference:f64, f32, ggml-cpu, bf16, f16, tf32, f16-operands, bf16-operands",
-    )
-    add_input(record)
-    record.add_argument("--decode", type=count, metavar="N", help="steps to decode after the prompt (default: 2)")
-    record.add_argument(
-        "--bug",
-        action="append",
-        default=[],
-        metavar="ID[@LAYER]",
-        help="plant a bug in the reference (see demo --list); repeatable",
-    )
-    record.add_argument("--out", type=Path, required=True, metavar="TRACE", help="folder of the trace")
-    add_attention(record)
-    add_threads(record)
+    _add_record(add("record", "Record every intermediate of one engine's run."))
 
 
 def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -207,6 +190,48 @@ def _add_looking(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
     _add_log(add("log", "Hold what an engine printed against the reference."))
     add("doctor", "Check that this installation is sound.")
+
+
+def _add_record(record: argparse.ArgumentParser) -> None:
+    record.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
+    record.add_argument(
+        "--engine",
+        default="llama.cpp:cpu",
+        metavar="ENGINE",
+        help="llama.cpp:cpu (default), or reference:f64, f32, ggml-cpu, bf16, f16, tf32, f16-operands, bf16-operands",
+    )
+    add_input(record)
+    record.add_argument("--decode", type=count, metavar="N", help="steps to decode after the prompt (default: 2)")
+    record.add_argument(
+        "--bug",
+        action="append",
+        default=[],
+        metavar="ID[@LAYER]",
+        help="plant a bug in the reference (see demo --list); repeatable",
+    )
+    record.add_argument("--out", type=Path, required=True, metavar="TRACE", help="folder of the trace")
+    add_attention(record)
+    add_threads(record)
+
+
+def _add_probe(probe: argparse.ArgumentParser) -> None:
+    probe.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
+    probe.add_argument(
+        "--engine",
+        required=True,
+        metavar="CMD",
+        help="your engine: 'CMD --model {model} --tokens {tokens} --logits {logits}'; it writes the logits of each "
+        "token, or of the last one, to the file {logits}",
+    )
+    add_input(probe)
+    probe.add_argument(
+        "--runs", type=count, metavar="N", help="how often the engine may be run (default: 22 of 30 layers)"
+    )
+    probe.add_argument("--timeout", type=seconds, metavar="S", help="seconds that a run may take (default: 600)")
+    add_tier(probe, "hand", "graph")
+    add_budget(probe)
+    add_html(probe)
+    add_common(probe)
 
 
 def _add_layers(layers: argparse.ArgumentParser) -> None:

@@ -66,6 +66,7 @@ def run_engine(
     timeout: float | None = None,
     echo: TextIO,
     folder: Path | None = None,
+    logits: bool = False,
 ) -> EngineRun:
     """Run an engine, and wait for its end.
 
@@ -86,6 +87,9 @@ def run_engine(
         Where its output appears line by line while it runs.
     folder
         The folder that it runs in; None for the working directory.
+    logits
+        Whether what it writes are logits: the command then has ``{logits}`` instead of ``{dump}``, a file in `dump`,
+        and needs no ``{decode}``.
 
     Raises
     ------
@@ -100,19 +104,20 @@ def run_engine(
         {
             "model": os.path.abspath(model),  # noqa: PTH100
             "tokens": ",".join(map(str, tokens)),
-            "decode": str(decode),
-            "dump": str(place),
+            **({} if logits else {"decode": str(decode)}),
+            **({"logits": str(place / "logits")} if logits else {"dump": str(place)}),
         },
+        "logits" if logits else "dump",
     )
     if _is_there(place):
         raise UsageError(
             f"{place}: is there already, and would be taken for this run's dump: remove it, or give another"
         )
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return _run(argv, place, timeout, Output(echo), folder)
+    (place if logits else place.parent).mkdir(parents=True, exist_ok=True)
+    return _run(argv, place, timeout, Output(echo), folder, "logits" if logits else "dump")
 
 
-def _words(command: str, values: dict[str, str]) -> tuple[str, ...]:
+def _words(command: str, values: dict[str, str], written: str) -> tuple[str, ...]:
     """The words of a command, its placeholders replaced in one pass: a value that looks like one stays as it is."""
     known = ", ".join(f"{{{name}}}" for name in values)
     used = set()
@@ -135,12 +140,16 @@ def _words(command: str, values: dict[str, str]) -> tuple[str, ...]:
     if not split or "\0" in command:
         raise UsageError(f"--engine: {command!r:.200} is no command: give a program and its arguments, with {known}")
     argv = tuple(_PLACEHOLDER.sub(replaced, word) for word in split)
-    if "dump" not in used:
-        raise UsageError(f"--engine: {command!r:.200} has no {{dump}}, so its dump cannot be found: there are {known}")
+    if written not in used:
+        raise UsageError(
+            f"--engine: {command!r:.200} has no {{{written}}}, so what it writes cannot be found: there are {known}"
+        )
     return argv
 
 
-def _run(argv: tuple[str, ...], dump: Path, timeout: float | None, output: Output, folder: Path | None) -> EngineRun:
+def _run(
+    argv: tuple[str, ...], dump: Path, timeout: float | None, output: Output, folder: Path | None, what: str
+) -> EngineRun:
     began = time.monotonic()
     try:
         process = subprocess.Popen(  # noqa: S603 - the user's own command, without a shell
@@ -165,7 +174,7 @@ def _run(argv: tuple[str, ...], dump: Path, timeout: float | None, output: Outpu
     ended = _signal(-code) if code < 0 else None
     dumped = _is_there(dump)
     run = EngineRun(argv, None if ended else code, ended, timed_out, seconds, tuple(output.tail), dumped, None)
-    return _with_problem(run, dump, timeout)
+    return _with_problem(run, dump, timeout, what)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -184,9 +193,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.stdout.close()
 
 
-def _with_problem(run: EngineRun, dump: Path, timeout: float | None) -> EngineRun:
+def _with_problem(run: EngineRun, dump: Path, timeout: float | None, what: str) -> EngineRun:
     """The run with what is wrong about it."""
-    missing = "" if run.dumped else f", and wrote no dump to {dump}"
+    missing = "" if run.dumped else f", and wrote no {what} to {dump}"
     if run.timed_out:
         problem = f"the engine did not end within {timeout:g} s{missing}"
     elif run.signal is not None:
@@ -196,7 +205,7 @@ def _with_problem(run: EngineRun, dump: Path, timeout: float | None) -> EngineRu
     elif not run.dumped and not run.tail:
         problem = f"the engine printed nothing and wrote nothing to {dump}"
     elif not run.dumped:
-        problem = f"the engine wrote no dump to {dump}"
+        problem = f"the engine wrote no {what} to {dump}"
     else:
         return run
     return EngineRun(run.command, run.exit_code, run.signal, run.timed_out, run.seconds, run.tail, run.dumped, problem)

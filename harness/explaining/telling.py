@@ -87,7 +87,18 @@ class Telling:
             searched=_other(group.first.site, sites[0]),
             when=self.conditions.told(sites, self.wanted),
             measured=first.fault.measured,
+            inside=self._inside(group),
         )
+
+    def _inside(self, group: Group) -> str | None:
+        """Where in the segment of the searched site the fault is; None where it is in the site's own operation."""
+        case, tried = group.first, group.at.get(group.first.site)
+        if tried is None or not case.segment:
+            return None
+        calls = {(call.step, call.order): call for call in case.calls}
+        changed = [calls[place] for place in tried.places if place in calls]
+        sites = [Site(call.step, call.layer, call.point) for call in changed if call.point]
+        return self._extent(sites) if sites and sites != [case.site] else None
 
     def _separate(self, group: Group) -> str | None:
         """What would tell the group's faults apart; None where one of them cannot be run for it."""

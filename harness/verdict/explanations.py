@@ -82,6 +82,9 @@ class Explanation:
         What would tell them apart.
     note
         What else is to be known.
+    inside
+        The tensors that the fault makes wrong before they reach the sites, in words, where they were not recorded:
+        ``kq_soft_max at layer 3``. None where the fault is in the operations of the sites themselves.
     when
         Under which condition it shows, where the run tells: ``only in products over 1,536 inputs``.
     measured
@@ -116,6 +119,7 @@ class Explanation:
     unsearched: tuple[Site, ...] = ()
     when: str | None = None
     measured: Measured | None = None
+    inside: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,9 @@ def _plain_witness(witness: Witness) -> dict[str, Any]:
 def _explained(explanation: Explanation) -> dict[str, Any]:
     """An explanation's fields; where it was searched, and what was not, are said only where there is more to say."""
     return {
-        k: v for k, v in _fields(explanation).items() if k not in {"searched", "unsearched", "when", "measured"} or v
+        k: v
+        for k, v in _fields(explanation).items()
+        if k not in {"searched", "unsearched", "when", "measured", "inside"} or v
     }
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.model.gguf_writing import ALIGNMENT, encoded_string, encoded_value
 from firstdiff.model.quants import BY_NAME
-from firstdiff.model.synthetic import ALIGNMENT, Llama, encoded_string, encoded_value, llama_metadata, tokenizer
+from firstdiff.model.synthetic import Llama, llama_metadata, tokenizer
 
 Tensor = tuple[str, str, tuple[int, ...]]
 """Its name, its type, and its shape, row-major."""

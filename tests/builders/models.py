@@ -17,17 +17,10 @@ from firstdiff.engines.ggml import bindings
 from firstdiff.engines.llamacpp import LlamaCpp
 from firstdiff.model.block_layouts import LAYOUTS
 from firstdiff.model.gguf import open_gguf
+from firstdiff.model.gguf_writing import ALIGNMENT, encoded_string, encoded_value
 from firstdiff.model.grid_blocks import GRIDS
 from firstdiff.model.quants import BY_NAME, QuantType
-from firstdiff.model.synthetic import (
-    ALIGNMENT,
-    Llama,
-    encoded_string,
-    encoded_value,
-    llama_metadata,
-    llama_tensors,
-    write_llama,
-)
+from firstdiff.model.synthetic import Llama, llama_metadata, llama_tensors, write_llama
 from firstdiff.runs.demo import smollm2
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -2,6 +2,7 @@
  *
  *     cc -std=c99 -O2 -march=native -Idumps/writers tests/engines/c/llama.c -o engine -lm
  *     ./engine --model model.gguf --tokens 1,2,3 --decode 2 --dump run [--print] [--order feature-token]
+ *     ./engine --model model.gguf --tokens 1,2,3 --logits logits
  *
  * It reads a GGUF file of the llama architecture (F32, F16, Q4_0, Q4_1, Q8_0), runs the tokens as one step and decodes
  * greedily, and records every point with firstdiff.h. --print writes one line of statistics a tensor, as people put
@@ -588,7 +589,7 @@ static void block(float *x, int T, int past, const model *m, kv_cache *cache, in
 }
 
 /* tokens [T] -> the likeliest next token */
-static int32_t forward(const int32_t *tokens, int T, int past, const model *m, kv_cache *caches) {
+static int32_t forward(const int32_t *tokens, int T, int past, const model *m, kv_cache *caches, FILE *out) {
     float *x = allocate((size_t)T * m->n_embd, sizeof *x), *h = allocate((size_t)T * m->n_embd, sizeof *h);
     float *logits = allocate((size_t)T * m->n_vocab, sizeof *logits);
 
@@ -607,6 +608,8 @@ static int32_t forward(const int32_t *tokens, int T, int past, const model *m, k
     if (planted(bug_logits_of_wrong_row, OUTSIDE))
         memmove(logits + m->n_vocab, logits, (size_t)(T - 1) * m->n_vocab * sizeof *logits);
     record("result_output", OUTSIDE, logits, T, m->n_vocab, 0);
+    if (out && fwrite(logits, sizeof *logits, (size_t)T * m->n_vocab, out) != (size_t)T * m->n_vocab)
+        die("cannot be written", "--logits");
 
     // greedy
     const float *last = logits + (int64_t)(T - 1) * m->n_vocab;
@@ -630,7 +633,7 @@ static int read_tokens(const char *list, int32_t **tokens, int n_vocab) {
 }
 
 int main(int argc, char **argv) {
-    const char *path = NULL, *list = "", *dump = NULL, *order = "";
+    const char *path = NULL, *list = "", *dump = NULL, *order = "", *written = NULL;
     int decode = 0;
     for (int i = 1; i < argc; i++) {
         bool more = i + 1 < argc;
@@ -638,13 +641,15 @@ int main(int argc, char **argv) {
         else if (more && strcmp(argv[i], "--tokens") == 0) list = argv[++i];
         else if (more && strcmp(argv[i], "--decode") == 0) decode = atoi(argv[++i]);
         else if (more && strcmp(argv[i], "--dump") == 0) dump = argv[++i];
+        else if (more && strcmp(argv[i], "--logits") == 0) written = argv[++i];
         else if (more && strcmp(argv[i], "--order") == 0) order = argv[++i];
         else if (strcmp(argv[i], "--print") == 0) print_statistics = true;
         else die("is not understood", argv[i]);
     }
     feature_first = strcmp(order, "feature-token") == 0;
     if (!path || decode < 0 || (*order && !feature_first))
-        die("--model M --tokens 1,2,3 [--decode N] [--dump DIR] [--print] [--order feature-token]", "usage");
+        die("--model M --tokens 1,2,3 [--decode N] [--dump DIR] [--logits FILE] [--print] [--order feature-token]",
+            "usage");
 
     model m = load(path);
     int32_t *tokens;
@@ -655,16 +660,19 @@ int main(int argc, char **argv) {
         caches[l].k = allocate(size, sizeof(float)), caches[l].v = allocate(size, sizeof(float));
     }
 
+    FILE *out = written ? fopen(written, "wb") : NULL;
+    if (written && !out) die("cannot be written", written);
     firstdiff_open(dump, "llama.c");
     firstdiff_about("arithmetic", "f32");
     for (int step = 0; step <= decode; step++) {
         firstdiff_step(tokens, T, past);
         if (step == CRASH_AT) fputs("engine: about to crash\n", stderr), abort();
-        int32_t next = forward(tokens, T, past, &m, caches);
+        int32_t next = forward(tokens, T, past, &m, caches, out);
         fprintf(stderr, "next token: %d\n", next);
         past += T, T = 1, tokens[0] = next;
     }
     firstdiff_close();
+    if (out && fclose(out) != 0) die("cannot be written", written);
 
     for (int l = 0; l < m.n_layer; l++) free(caches[l].k), free(caches[l].v);
     free(caches), free(tokens), free(m.layers);

@@ -1,0 +1,1 @@
+"""Judging an engine that gives nothing but logits, by models of our own making."""

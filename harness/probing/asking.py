@@ -1,0 +1,161 @@
+"""Running an engine on probe models, and what its logits are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.dumps import Site, Step, Trace
+from firstdiff.engines.opening import open_reference
+from firstdiff.errors import CaptureError
+from firstdiff.model.engine import Model
+from firstdiff.model.probes.files import HEAD, ProbeModel
+from firstdiff.probing.engine import BlackBox, Floats
+from firstdiff.progress import Progress
+from firstdiff.runs.run import Run
+
+LOGITS = Site(0, None, "result_output")
+"""Where the logits of a probe model are in its trace."""
+
+
+class TooManyRunsError(Exception):
+    """The engine was run as often as it may be."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What the engine gave for one model.
+
+    Parameters
+    ----------
+    model
+        The model, opened by the reference. Its file is there until the next one is asked for.
+    tokens
+        What was run.
+    logits
+        Float32 [token, vocabulary]; rows that it did not give are NaN.
+    """
+
+    model: Model
+    tokens: tuple[int, ...]
+    logits: Floats
+
+    @property
+    def given(self) -> npt.NDArray[np.intp]:
+        """The tokens whose logits it gave."""
+        return np.flatnonzero(~np.isnan(self.logits).all(1))
+
+    def trace(self, known: Mapping[Site, npt.NDArray[np.floating]], engine: str, arithmetic: str | None) -> Trace:
+        """The trace that the engine would have dumped: what is known of it, and its logits."""
+        steps = [Step(self.tokens, tuple(range(len(self.tokens))))]
+        stated = {} if arithmetic is None else {"arithmetic": arithmetic}
+        return Trace.from_arrays(steps, {**known, LOGITS: self.logits}, engine={"name": engine, **stated}, model={})
+
+
+@dataclass(slots=True, eq=False)
+class Asking:
+    """An engine that is asked for the logits of one model after another.
+
+    Parameters
+    ----------
+    run
+        The model that is probed, and how it is judged.
+    engine
+        The engine.
+    folder
+        Where files are written: no more than two at a time.
+    most
+        How often the engine may be run.
+    """
+
+    run: Run
+    engine: BlackBox
+    folder: Path
+    most: int
+    runs: int = 0
+    _count: int = 0
+    _latest: Path | None = None
+    _kept: Path | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """Where to say what is being done."""
+        return self.run.progress
+
+    @property
+    def left(self) -> int:
+        """How many runs are left."""
+        return self.most - self.runs
+
+    def original(self, tokens: Sequence[int]) -> Answer:
+        """Run the model itself."""
+        model = self.run.model
+        return Answer(model, tuple(tokens), self._logits(model.gguf.path, tokens, model.hp.n_vocab))
+
+    def ask(self, probe: ProbeModel, what: str) -> Answer:
+        """Write a probe model, and run the engine on it. Its file is there until the next one is written.
+
+        Parameters
+        ----------
+        probe, what
+            The model, and what it shows, in words.
+
+        Raises
+        ------
+        TooManyRunsError
+            Where the engine was run often enough.
+        CaptureError
+            Where it fails, or the file cannot be written.
+        """
+        self.progress.say(f"asking for {what}")
+        path = self._written(probe)
+        logits = self._logits(path, probe.tokens, probe.tensors[HEAD].shape[0])
+        return Answer(open_reference(path, tier=self.run.model.tier), probe.tokens, logits)
+
+    def answered(self, probe: ProbeModel, logits: Floats) -> Answer:
+        """A model that was asked for before: its file stays where the next ones are written.
+
+        Raises
+        ------
+        CaptureError
+            Where it cannot be written.
+        """
+        self._kept = _removed(self._kept)
+        path = self._kept = self._written(probe)
+        self._latest = None
+        return Answer(open_reference(path, tier=self.run.model.tier), probe.tokens, logits)
+
+    def _written(self, probe: ProbeModel) -> Path:
+        self._latest = _removed(self._latest)
+        path = self._latest = self.folder / f"probe-{self._count}.gguf"
+        self._count += 1
+        try:
+            return probe.write(path)
+        except OSError as e:
+            raise CaptureError(
+                f"{path}: a probe model cannot be written ({e.strerror}): give another folder with --out"
+            ) from e
+
+    def remove(self) -> None:
+        """Remove all files."""
+        self._latest, self._kept = _removed(self._latest), _removed(self._kept)
+
+    def _logits(self, path: Path, tokens: Sequence[int], width: int) -> Floats:
+        if self.left <= 0:
+            raise TooManyRunsError
+        self.runs += 1
+        given = self.engine.logits(path, tokens, width)
+        whole = np.full((len(tokens), width), np.nan, np.float32)
+        whole[-len(given) :] = np.where(np.isnan(given), np.inf, given)  # a row of NaN is one that was not given
+        return whole
+
+
+def _removed(path: Path | None) -> None:
+    if path is not None:
+        with suppress(OSError):
+            path.unlink()

@@ -1,0 +1,85 @@
+"""Whether an engine's logits are those of the model and of the tokens that it was given.
+
+Two models are asked for that have one layer, which passes on what it is given, and other embedding rows. So each row of
+logits is an embedding row, divided by its root mean square, and the rows of the two are known to differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.errors import CaptureError
+from firstdiff.model.probes.files import probe_model
+from firstdiff.probing.asking import Answer, Asking
+from firstdiff.probing.engine import Floats
+
+ALIKE = 0.9
+"""The cosine from which a row of logits is taken for that of an embedding row: arithmetics of 4 bits leave more."""
+
+
+def control(asking: Asking, tokens: Sequence[int]) -> Answer:
+    """Ask for both models, and return what was given for the one with the model's own embedding.
+
+    Raises
+    ------
+    CaptureError
+        Where the logits are not those of the models or of the tokens, with what they are.
+    """
+    gguf = asking.run.model.gguf
+    other = probe_model(gguf, (0,), _drawn(len(tokens), asking.run.model.hp.n_embd), passing=frozenset({0}))
+    second = asking.ask(other, "rows of our own")
+    own = probe_model(gguf, (0,), tokens, passing=frozenset({0}))
+    first = asking.ask(own, "the embedding")
+    for answer in (second, first):
+        _check_numbers(answer)
+    if np.array_equal(first.logits, second.logits, equal_nan=True):
+        raise CaptureError(
+            "--engine: it gave the same logits for two models with other embedding rows: it does not read the file "
+            "that {model} stands for, or it kept the first model"
+        )
+    _check_rows(second, _embedding(other.tensors["token_embd.weight"].data, second))
+    return first
+
+
+def _drawn(count: int, n_embd: int) -> Floats:
+    return np.random.default_rng(0).standard_normal((count, n_embd)).astype(np.float32)
+
+
+def _embedding(data: npt.NDArray[np.uint8] | None, answer: Answer) -> Floats:
+    assert data is not None, "rows of our own"
+    return data.view(np.float32).reshape(-1, answer.model.hp.n_embd)[list(answer.tokens)]
+
+
+def _check_numbers(answer: Answer) -> None:
+    rows = answer.logits[answer.given]
+    bad = ~np.isfinite(rows)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise CaptureError(
+            f"--engine: {np.count_nonzero(bad):,} of {rows.size:,} logits are NaN or infinite, the first at token "
+            f"{answer.given[row]}, id {column}, of a model whose only layer passes on its input: look at the last "
+            "norm, the output matrix, and what is done with logits afterwards"
+        )
+    if (np.ptp(rows, -1) == 0).all():
+        raise CaptureError(
+            f"--engine: all logits of a token are the same number ({rows[0, 0]:.6g}), where its embedding row was "
+            "expected: see that it writes the logits after they are computed"
+        )
+
+
+def _check_rows(answer: Answer, rows: Floats) -> None:
+    """Whether each row is that of its own token; where none is of any, a fault of the engine is to be found."""
+    given = answer.logits[answer.given][:, : rows.shape[1]].astype(np.float64)
+    cosines = (given / np.linalg.norm(given, axis=1, keepdims=True)) @ (rows / np.linalg.norm(rows, axis=1)[:, None]).T
+    nearest, own = cosines.argmax(1), answer.given
+    if (cosines.max(1) < ALIKE).any() or (nearest == own).all():
+        return
+    place = int(np.flatnonzero(nearest != own)[0])
+    raise CaptureError(
+        f"--engine: the logits of token {own[place]} are those of token {nearest[place]}: it ran other tokens than "
+        "those that it was given, or wrote the rows in another order. Run the ids as they are, add no BOS, and write "
+        "the rows in the order of the tokens"
+    )

@@ -1,0 +1,88 @@
+"""An engine that is given a model file and tokens, and gives logits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.engines.process import run_engine
+from firstdiff.engines.user_engine import LAST_WORDS
+from firstdiff.errors import CaptureError
+from firstdiff.probing.logits import read_logits
+
+Floats = npt.NDArray[np.float32]
+
+
+class BlackBox(Protocol):
+    """An engine of which only the logits are seen."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    def logits(self, model: Path, tokens: Sequence[int], width: int) -> Floats:
+        """Logits of all tokens [token, width], or of the last one [1, width].
+
+        Raises
+        ------
+        CaptureError
+            Where it gives none.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class CommandEngine:
+    """An engine that is a command: it is run anew for each model.
+
+    Parameters
+    ----------
+    command
+        With ``{model}``, ``{tokens}`` and ``{logits}``: see :func:`firstdiff.engines.process.run_engine`.
+    folder
+        Where its logits may lie while they are read: a folder of its own.
+    timeout
+        Seconds that a run may take.
+    """
+
+    command: str
+    folder: Path
+    timeout: float
+
+    @classmethod
+    def of(cls, command: str, folder: str, timeout: float) -> CommandEngine:
+        """An engine whose logits lie in a folder within another one."""
+        return cls(command, Path(folder) / "logits", timeout)
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return "your engine"
+
+    def logits(self, model: Path, tokens: Sequence[int], width: int) -> Floats:
+        """Run the command, and read what it wrote."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+            done = run_engine(
+                self.command,
+                model=model,
+                tokens=tokens,
+                decode=0,
+                dump=self.folder,
+                timeout=self.timeout,
+                echo=nowhere,
+                logits=True,
+            )
+        try:
+            if done.problem is not None:
+                last = f"; its last words: {' | '.join(done.tail[-LAST_WORDS:])}" if done.tail else ""
+                raise CaptureError(f"--engine: {done.problem}{last}")
+            return read_logits(self.folder, tokens=len(tokens), width=width)
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)

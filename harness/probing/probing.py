@@ -1,0 +1,158 @@
+"""Probing: an engine that gives logits in, the verdict out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, log2
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.dumps import Site, Step
+from firstdiff.engines.reference import Recording
+from firstdiff.judging.passes import run_trace
+from firstdiff.judging.replay import Replay
+from firstdiff.model.arithmetic import F32, arithmetic_named
+from firstdiff.model.engine import Model
+from firstdiff.probing.asking import LOGITS, Answer, Asking
+from firstdiff.probing.control import control
+from firstdiff.probing.depth import ARITHMETICS, Depth, scaled_like
+from firstdiff.probing.engine import BlackBox
+from firstdiff.probing.telling import of_cut, summed_up
+from firstdiff.probing.within import Within
+from firstdiff.runs.judge import judge
+from firstdiff.runs.run import Run
+from firstdiff.verdict import Status, Verdict
+
+Array = npt.NDArray[np.floating]
+EMBEDDING = Site(0, None, "embd")
+
+BESIDE = 12
+"""Runs beside those that halve the layers."""
+
+
+def most_runs(layers: int) -> int:
+    """How often an engine may be run for a model of so many layers."""
+    return 2 * ceil(log2(max(2, layers))) + BESIDE
+
+
+@dataclass(slots=True, eq=False)
+class Probing:
+    """One engine, probed.
+
+    Parameters
+    ----------
+    run, asking, tokens
+        The model, the engine, and the prompt.
+    """
+
+    run: Run
+    asking: Asking
+    tokens: tuple[int, ...]
+
+    def verdict(self) -> Verdict:
+        """Find the first layer that goes wrong, and what is wrong in it.
+
+        Raises
+        ------
+        CaptureError
+            Where the engine gives no logits, or those of something else.
+        """
+        own = control(self.asking, self.tokens)
+        depth = Depth(self.asking, self.tokens, free_run(self.run.model, self.tokens))
+        fitting = [name for name in ARITHMETICS if depth.judge(own, {}, name).status is not Status.DIVERGES]
+        if not fitting:
+            return self._told(own, {}, depth, 0, "embd")
+        depth.read[EMBEDDING] = scaled_like(own.logits, depth.free[EMBEDDING])
+        depth.find_arithmetic()
+        whole = self.asking.original(self.tokens)
+        agrees = depth.judge(whole, depth.read).status is not Status.DIVERGES
+        layer = depth.first_wrong()
+        if layer is not None:
+            return self._of_layer(depth, layer)
+        if agrees:
+            self._halves(depth)
+        return self._told(whole, depth.read, depth, None, "")
+
+    def _halves(self, depth: Depth) -> None:
+        """Look at some layers between, so that less is computed between what is read."""
+        last = self.run.model.hp.n_layer - 1
+        for layer in dict.fromkeys((last // 2, last // 4, 3 * last // 4)):
+            if layer not in depth.judged and self.asking.left > 0:
+                depth.agrees(layer)
+
+    def _of_layer(self, depth: Depth, layer: int) -> Verdict:
+        """The verdict on the first layer that goes wrong: by its output alone, or by what is read within it."""
+        answer = depth.wrong(layer)
+        known = depth.known(layer)
+        told = self._told(answer, known, depth, layer, "l_out")
+        if all(e.hypothesis is not None for e in told.explanations) or self.run.model.tier == "graph":
+            return told
+        rows = depth.input_of(layer)
+        within = Within(self.asking, depth, layer, rows)
+
+        def diverges(read: Mapping[Site, Array]) -> Site | None:
+            named = depth.arithmetic or ARITHMETICS[0]
+            trace = answer.trace(known | dict(read), self.asking.engine.name, named)
+            replay = Replay(arithmetic_named(named), trace)
+            run_trace(answer.model, trace, replay)
+            wrong = (s.site for s in replay.settled() if s.status is Status.DIVERGES and s.site != LOGITS)
+            return next(wrong, None)
+
+        within.look(diverges=diverges)
+        return self._told(answer, known | within.read, depth, layer, "l_out", within)
+
+    def _told(
+        self,
+        answer: Answer,
+        known: Mapping[Site, Array],
+        depth: Depth,
+        layer: int | None,
+        point: str,
+        within: Within | None = None,
+    ) -> Verdict:
+        """Judge what was read, in the order of execution, with the logits of the model that it is of."""
+        ordered = {site: known[site] for site in depth.free if site in known}
+        trace = answer.trace(ordered, self.asking.engine.name, depth.arithmetic or ARITHMETICS[0])
+        verdict = judge(replace(self.run, model=answer.model), trace)
+        if point:
+            verdict = of_cut(verdict, Site(0, None if point == "embd" else layer, point), self.run)
+        return replace(verdict, tokens=(self.tokens,), notes=(*summed_up(self.asking, depth, within), *verdict.notes))
+
+
+def free_run(model: Model, tokens: Sequence[int]) -> dict[Site, Array]:
+    """What the reference gives for a prompt, by site."""
+    recording = Recording(F32)
+    for _ in model.forward([Step(tuple(tokens), tuple(range(len(tokens))))], recording):
+        pass
+    return {Site.of_key(key, 0): x for key, x in recording.finish().items()}
+
+
+def probe(run: Run, engine: BlackBox, tokens: Sequence[int], folder: Path, *, most: int | None = None) -> Verdict:
+    """Judge an engine by its logits for models of our own making.
+
+    Parameters
+    ----------
+    run
+        The model, and how it is judged.
+    engine
+        The engine.
+    tokens
+        A prompt for the model.
+    folder
+        Where probe models are written, no more than two at a time.
+    most
+        How often the engine may be run; None for as often as a single fault takes.
+
+    Raises
+    ------
+    CaptureError
+        Where the engine gives no logits, or those of something else.
+    """
+    asking = Asking(run, engine, folder, most_runs(run.model.hp.n_layer) if most is None else most)
+    try:
+        return Probing(run, asking, tuple(tokens)).verdict()
+    finally:
+        asking.remove()

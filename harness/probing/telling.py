@@ -1,0 +1,90 @@
+"""The verdict on a probed engine: the names of its own model, and what the probes do and do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from firstdiff.dumps import Site
+from firstdiff.probing.asking import LOGITS, Asking
+from firstdiff.runs.judge import described
+from firstdiff.runs.run import Run
+from firstdiff.verdict import CounterCheck, Explanation, SiteVerdict, Status, Verdict
+
+if TYPE_CHECKING:
+    from firstdiff.probing.depth import Depth
+    from firstdiff.probing.within import Within
+
+READ_BY = ("result_norm", "result_output")
+"""Points of a probe model that are none of the model's: its own last norm and output matrix."""
+
+
+def of_cut(verdict: Verdict, site: Site, run: Run) -> Verdict:
+    """The verdict on a model that ends after a site, as one on the whole: the logits are what is read of the site."""
+
+    def renamed(of: Site) -> Site:
+        return site if of == LOGITS else of
+
+    def explained(e: Explanation) -> Explanation:
+        said = e.extent.replace(LOGITS.point, str(site))
+        sites, searched = tuple(map(renamed, e.sites)), None if e.searched is None else renamed(e.searched)
+        return replace(e, site=renamed(e.site), sites=sites, extent=said, searched=searched)
+
+    def judged(s: SiteVerdict) -> SiteVerdict:
+        segment = tuple(of for of in s.segment if of.point not in READ_BY and of != site)
+        return replace(s, site=renamed(s.site), segment=segment, op="add" if s.site == LOGITS else s.op)
+
+    check = verdict.counter_check
+    kept = [s for s in verdict.sites if s.site == LOGITS or (s.point not in READ_BY and s.site != site)]
+    return replace(
+        verdict,
+        model=described(run.model) | {"sha256": run.identity.sha256, "probed": True},
+        sites=tuple(map(judged, kept)),
+        explanations=tuple(map(explained, verdict.explanations)),
+        counter_check=None if check is None else _checked(check, renamed),
+        logits=(),
+        details={renamed(of): detail for of, detail in verdict.details.items()},
+    )
+
+
+def _checked(check: CounterCheck, renamed: object) -> CounterCheck:
+    assert callable(renamed)
+    return replace(check, left=tuple(renamed(of) for of in check.left))
+
+
+def summed_up(asking: Asking, depth: Depth, within: Within | None) -> Iterator[str]:
+    """What the probes were, and what they do not show."""
+    yield (
+        f"probes: the engine was run {asking.runs} times on models made of this one, which end after a layer, hold one "
+        "layer, or lead a tensor to the logits; they have a small vocabulary of their own, a last norm without weight, "
+        "and the identity in float32 as output matrix, for which an engine may take other kernels than for the model"
+    )
+    yield from _layers(depth)
+    yield from () if within is None else within.refused
+    if within is not None and within.alone is False:
+        yield (
+            f"layer {within.layer} is right in a model of one layer: what is wrong depends on the number of the layer, "
+            "or on other layers"
+        )
+    elif within is not None and within.alone:
+        yield (
+            f"layer {within.layer} is wrong in a model of one layer too: what is wrong goes with its weights or its "
+            "input"
+        )
+
+
+def _layers(depth: Depth) -> Iterator[str]:
+    right = sorted(layer for layer, found in depth.judged.items() if found.status is not Status.DIVERGES)
+    wrong = sorted(layer for layer, found in depth.judged.items() if found.status is Status.DIVERGES)
+    last = depth.asking.run.model.hp.n_layer - 1
+    if wrong and wrong[0] < last:
+        yield (
+            f"the layers after layer {wrong[0]} (up to {last}) were not judged, because their inputs are wrong: probe "
+            "again when this is mended"
+        )
+    if right and right[-1] > 0:
+        yield (
+            f"layers were judged together, from one that was read to the next (read after: "
+            f"{', '.join(map(str, right))}): a fault that changes less than the floor of such a group does not show"
+        )

@@ -1,0 +1,143 @@
+"""Which tensor within a layer is the first to go wrong: the layer alone, with matrices of ours around what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.dumps import Site
+from firstdiff.errors import CaptureError
+from firstdiff.model.probes.layer import LayerProbes, Reading
+from firstdiff.probing.asking import Asking, TooManyRunsError
+from firstdiff.probing.depth import Depth, scaled_like
+from firstdiff.verdict import Status
+
+Array = npt.NDArray[np.floating]
+Make = Callable[[], Reading | None]
+Diverges = Callable[[Mapping[Site, Array]], Site | None]
+
+
+@dataclass(slots=True, eq=False)
+class Within:
+    """What is read of one layer.
+
+    Parameters
+    ----------
+    asking, depth, layer
+        The engine, what is known of its layers, and the one that is looked at.
+    rows
+        What the layer is given.
+    read
+        What was read, by site.
+    alone
+        Whether the layer is wrong too where it is the only one of its model; None where that was not asked.
+    refused
+        What the engine said of models that it did not run, in words.
+    """
+
+    asking: Asking
+    depth: Depth
+    layer: int
+    rows: npt.NDArray[np.float32]
+    read: dict[Site, Array] = field(default_factory=dict)
+    alone: bool | None = None
+    refused: list[str] = field(default_factory=list)
+
+    def look(self, *, diverges: Diverges) -> None:
+        """Read tensor after tensor, the middle ones first, as long as runs are left.
+
+        `diverges` gives the first site of the layer that is wrong, of those that were read.
+        """
+        try:
+            layers = self._layers()
+            probes = self._probes(layers, self.rows)
+            for make in self._readings(probes, layers, diverges):
+                reading = make()
+                if reading is None or len(reading.models) > self.asking.left:
+                    continue
+                with self._noting(reading.point):
+                    self._take(reading, diverges)
+        except TooManyRunsError:
+            return
+        except CaptureError as e:
+            self.refused.append(f"layer {self.layer} by itself could not be looked at: {e}")
+
+    @contextmanager
+    def _noting(self, point: str) -> Iterator[None]:
+        """Note that a tensor could not be read, where the engine does not run the models that it is read by."""
+        try:
+            yield
+        except CaptureError as e:
+            self.refused.append(f"{point}-{self.layer} could not be read: {e}")
+
+    def _layers(self) -> tuple[int, ...]:
+        """The layer alone; where it is right there, with those before it, which pass on what they are given."""
+        probes = self._probes((self.layer,), self.rows)
+        answer = self.asking.ask(probes.base, f"layer {self.layer} alone")
+        found = self.depth.judge(answer, {Site(0, None, "embd"): self.rows})
+        self.alone = found.status is Status.DIVERGES
+        return (self.layer,) if self.alone else tuple(range(self.layer + 1))
+
+    def _probes(self, layers: tuple[int, ...], rows: npt.NDArray[np.float32]) -> LayerProbes:
+        model = self.asking.run.model
+        return LayerProbes(model.gguf, model.hp, layers, rows)
+
+    def _readings(self, probes: LayerProbes, layers: tuple[int, ...], diverges: Diverges) -> Iterator[Make]:
+        """What to read next, as far as what was read tells."""
+        yield lambda: probes.kqv_out(self._size("kqv_out"))
+        if diverges(self.read) is not None:
+            yield lambda: probes.values(self._size("Vcur"))
+            yield lambda: probes.attn_norm(self._size("attn_norm"))
+            yield lambda: self._probabilities(probes)
+            yield lambda: probes.keys(self._size("Kcur"))
+            yield lambda: probes.queries(self._size("Qcur"))
+            return
+        rows = self._stream(probes)
+        if rows is None:
+            return
+        after = self._probes(layers, rows)
+        yield lambda: after.swiglu(self._size("ffn_swiglu"))
+        if diverges(self.read) is None:
+            return
+        yield lambda: after.ffn_norm(self._free("ffn_norm"), self._size("ffn_norm"))
+        yield lambda: after.up(self._normed(), self._size("ffn_up"))
+        yield lambda: after.gate(self._normed(), self._size("ffn_gate"))
+
+    def _stream(self, probes: LayerProbes) -> npt.NDArray[np.float32] | None:
+        """What stands in the stream before the feed-forward network; None where it is wrong already."""
+        answer = self.asking.ask(probes.changed({}, "ffn_down"), f"ffn_inp-{self.layer}")
+        known = {Site(0, None, "embd"): self.rows}
+        if self.depth.judge(answer, known).status is Status.DIVERGES:
+            return None
+        site = Site(0, self.layer, "ffn_inp")
+        self.read[site] = scaled_like(answer.logits, self.depth.free[site])
+        return np.asarray(self.read[site], np.float32)
+
+    def _probabilities(self, probes: LayerProbes) -> Reading | None:
+        normed = self.read.get(Site(0, self.layer, "attn_norm"))
+        return None if normed is None else probes.probabilities(np.asarray(normed, np.float64))
+
+    def _normed(self) -> npt.NDArray[np.float64]:
+        read = self.read.get(Site(0, self.layer, "ffn_norm"))
+        return self._free("ffn_norm") if read is None else np.asarray(read, np.float64)
+
+    def _take(self, reading: Reading, diverges: Diverges) -> None:
+        logits = [self.asking.ask(model, f"{reading.point}-{self.layer}").logits for model in reading.models]
+        site = Site(0, self.layer, reading.point)
+        right, found = self.depth.free[site], reading.read(logits)
+        if right.ndim > 2 and reading.point == "kq_soft_max":  # noqa: PLR2004 - [head, query, key]
+            found = found.reshape(found.shape[0], right.shape[0], -1).transpose(1, 0, 2)
+        self.read[site] = np.asarray(found.reshape(right.shape), np.float32)
+        if reading.point in ("Qcur", "Kcur") and diverges(self.read) != site:
+            # Made in the values' place it is right. An engine may put the rows of Q and K in another order.
+            del self.read[site]
+
+    def _free(self, point: str) -> npt.NDArray[np.float64]:
+        return np.asarray(self.depth.free[Site(0, self.layer, point)], np.float64)
+
+    def _size(self, point: str) -> float:
+        return float(np.sqrt(np.square(self._free(point)).mean()))
