@@ -88,7 +88,8 @@ class Probing:
         answer = depth.wrong(layer)
         known = depth.known(layer)
         told = self._told(answer, known, depth, layer, "l_out")
-        if all(e.hypothesis is not None for e in told.explanations) or self.run.model.tier == "graph":
+        settled = all(e.hypothesis is not None and not e.equals for e in told.explanations)
+        if settled or self.run.model.tier == "graph":
             return told
         rows = depth.input_of(layer)
         within = Within(self.asking, depth, layer, rows)

@@ -119,11 +119,15 @@ class Within:
 
     def _probabilities(self, probes: LayerProbes) -> Reading | None:
         normed = self.read.get(Site(0, self.layer, "attn_norm"))
-        return None if normed is None else probes.probabilities(np.asarray(normed, np.float64))
+        if normed is None or not np.isfinite(normed).all():
+            return None
+        return probes.probabilities(np.asarray(normed, np.float64))
 
     def _normed(self) -> npt.NDArray[np.float64]:
         read = self.read.get(Site(0, self.layer, "ffn_norm"))
-        return self._free("ffn_norm") if read is None else np.asarray(read, np.float64)
+        if read is None or not np.isfinite(read).all():
+            return self._free("ffn_norm")
+        return np.asarray(read, np.float64)
 
     def _take(self, reading: Reading, diverges: Diverges) -> None:
         logits = [self.asking.ask(model, f"{reading.point}-{self.layer}").logits for model in reading.models]

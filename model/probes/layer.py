@@ -65,12 +65,14 @@ class LayerProbes:
         return self.base.tensors.get(self.name(of))
 
     def changed(self, tensors: Mapping[str, Tensor | None], *left_out: str) -> ProbeModel:
-        """The layer with other tensors, and without what some give: weights and biases of zeros."""
+        """The layer with other tensors, and without what some give: zeros.
+
+        What is left out is a tensor, or all that have a name: ``ffn_down.bias``, ``ffn_down``.
+        """
         base = self.base
         new = {self.name(of): tensor for of, tensor in tensors.items() if tensor is not None}
         for of in left_out:
-            for part in ("weight", "bias"):
-                name = self.name(f"{of}.{part}")
+            for name in (self.name(of), self.name(f"{of}.weight"), self.name(f"{of}.bias")):
                 if name in base.tensors:
                     new[name] = zeros_like(base.tensors[name])
         return base.changed(new)

@@ -1,0 +1,59 @@
+"""Engines that give nothing but logits, to be probed: the reference with a fault planted, and what is right of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.dumps import Site, Step
+from firstdiff.hypotheses.hypothesis import Values
+from firstdiff.hypotheses.planting import Planted, Planting
+from firstdiff.model.arithmetic import F32, Arithmetic
+from firstdiff.model.engine import Model, open_model
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(eq=False)
+class ReferenceBox:
+    """The reference as an engine of which only logits are seen, with faults planted.
+
+    Parameters
+    ----------
+    planted
+        Faults, each in one way for all models.
+    arithmetic
+        What it computes in.
+    last
+        Whether it gives the logits of the last token only.
+    runs, touched
+        How often it was run, and the sites that a fault changed in the last run.
+    """
+
+    planted: Sequence[Planted] = ()
+    arithmetic: Arithmetic = F32
+    last: bool = False
+    name: str = "a black box"
+    runs: int = 0
+    touched: list[Site] = field(default_factory=list)
+    _ways: dict[tuple[str, str], Values] = field(default_factory=dict)
+
+    def logits(self, model: Path, tokens: Sequence[int], width: int) -> Floats:
+        self.runs += 1
+        given = self.run(open_model(model), tokens)
+        assert given.shape[1] == width
+        return given[-1:] if self.last else given
+
+    def run(self, model: Model, tokens: Sequence[int]) -> Floats:
+        """Run a model that is open."""
+        probe = Planting(self.arithmetic, model, self.planted)
+        probe._ways = self._ways  # a faulty engine keeps to one way in all models
+        step = Step(tuple(tokens), tuple(range(len(tokens))))
+        with np.errstate(all="ignore"):
+            (logits,) = list(model.forward([step], probe))
+        self.touched = probe.touched
+        return np.array(logits, np.float32)
