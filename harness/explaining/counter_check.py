@@ -13,7 +13,7 @@ from firstdiff.explaining.attempt import Fault, Place
 from firstdiff.explaining.collecting import Judged
 from firstdiff.explaining.covering import Group
 from firstdiff.explaining.failures import Failures
-from firstdiff.explaining.measured.other_way import WITHIN
+from firstdiff.explaining.measured.other_way import rounds
 from firstdiff.hypotheses import Scene
 from firstdiff.judging.measure import measure
 from firstdiff.judging.own_layout import OwnLayout
@@ -129,7 +129,7 @@ def counter_check(
         judged.trace,
         judged.alignment,
         faults=faults,
-        bars={place: a.bar for place, a in made.items() if a.fault.id in WITHIN},
+        bars={place: a.bar for place, a in made.items() if rounds(a.fault)},
         scene=scene,
         failures=failures,
         own=judged.own,

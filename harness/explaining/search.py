@@ -11,6 +11,7 @@ from firstdiff.explaining.attempt import ALIKE, Attempt, Fault, Means, attempt, 
 from firstdiff.explaining.budget import OutOfTime
 from firstdiff.explaining.looking_over import looked_over
 from firstdiff.explaining.measured.measuring import is_wide, measured, nothing_but_bias
+from firstdiff.explaining.measured.other_way import turned_over
 from firstdiff.explaining.pairs import pairs_of
 from firstdiff.explaining.residual import Part, part_of, rerun
 from firstdiff.explaining.side_by_side import side_by_side
@@ -60,7 +61,7 @@ def search(case: Case, means: Means, *, pairs: bool = True) -> Search:
     try:
         for attempted in _singles(case, means):
             tried.append(attempted)  # noqa: PERF402 - what was tried until the time is over stands
-        tried = looked_over(case, means, tried)
+        tried = turned_over(case, means, looked_over(case, means, tried))
         nothing = nothing_but_bias(case, means)
         if not explaining(case, [*nothing, *tried]):
             told = measured(case, means)

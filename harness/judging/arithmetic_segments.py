@@ -124,6 +124,8 @@ def of_segments(
         return _Tried(name, judged) if judged else None
 
     chosen = _spread(trace, [s.site for s in segments])
+    if not chosen:  # those that could tell are of steps that others stand for
+        return None
     plain = tried(found.arithmetic.name, chosen)
     names = _nearest(partial(tried, at=_first(chosen)), found.arithmetic.name, stated=stated)
     better = [of for name in names for variant in _variants(name) if (of := tried(variant, chosen)) is not None]

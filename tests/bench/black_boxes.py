@@ -110,7 +110,8 @@ def report(outcomes: Sequence[Outcome], seconds: float) -> Iterator[str]:
     runs = sorted(o.runs for o in seen)
     if runs:
         over = sum(o.runs > o.most for o in seen)
-        yield f"runs of the engine: median {runs[len(runs) // 2]}, most {runs[-1]}; more than 2 log2(layers) + 12: {over}"
+        median = runs[len(runs) // 2]
+        yield f"runs of the engine: median {median}, most {runs[-1]}; more than 2 log2(layers) + 12: {over}"
     yield ""
     for o in outcomes:
         if not (o.seen and o.right_layer and o.right_op and o.right_cause):

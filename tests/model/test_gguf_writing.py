@@ -59,8 +59,10 @@ def test_our_own_reader_finds_what_was_written(tmp_path: Path) -> None:
 def test_the_gguf_package_finds_it_too(tmp_path: Path) -> None:
     read = gguf.GGUFReader(write_gguf(tmp_path / "a.gguf", KEYS, tensors()))
     for key, value in KEYS.items():
-        assert np.allclose(read.fields[key].contents(), value) if not isinstance(value, str | list) else (
-            read.fields[key].contents() == value
+        assert (
+            np.allclose(read.fields[key].contents(), value)
+            if not isinstance(value, str | list)
+            else (read.fields[key].contents() == value)
         ), key
     assert [t.name for t in read.tensors] == list(tensors())
 

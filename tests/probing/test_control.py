@@ -57,7 +57,10 @@ WRONG: dict[str, tuple[Box, tuple[str, ...]]] = {
     "the same number everywhere": (Box(after=lambda y: 0 * y + 0.25), ("are the same number (0.25)",)),
     "NaN": (Box(after=holes), ("1 of 1,600 logits are NaN or infinite, the first at token 2, id 5",)),
     "rows in another order": (Box(after=lambda y: y[::-1].copy()), ("the logits of token 0 are those of token 4",)),
-    "a BOS before the prompt": (Box(tokens=lambda t: [t[-1], *t[:-1]]), ("the logits of token 0 are those of token 4",)),
+    "a BOS before the prompt": (
+        Box(tokens=lambda t: [t[-1], *t[:-1]]),
+        ("the logits of token 0 are those of token 4",),
+    ),
 }
 
 
@@ -116,8 +119,8 @@ def test_a_padded_vocabulary_is_cut_where_the_shape_says_so(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("write", "words"),
     [
-        (lambda path: None, "wrote no file that begins with 'logits'"),
-        (lambda path: ROWS[:2].tofile(path), "wrote 14 logits to logits, where 3 tokens and a vocabulary of 7 give"),
+        (lambda _path: None, "wrote no file that begins with 'logits'"),
+        (ROWS[:2].tofile, "wrote 14 logits to logits, where 3 tokens and a vocabulary of 7 give"),
         (lambda path: path.write_bytes(b"\1" * 5), "5 bytes, which are no whole float32 numbers"),
         (lambda path: path.write_text("1 2 x"), "5 bytes, which are no whole float32 numbers"),
         (lambda path: path.write_text("1 2 1e"), "could not convert string to float"),

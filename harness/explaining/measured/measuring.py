@@ -9,7 +9,7 @@ import numpy as np
 
 from firstdiff.explaining.attempt import ALIKE, Attempt, Fault, Means, at_part, attempt
 from firstdiff.explaining.measured.activations import other_activations
-from firstdiff.explaining.measured.alteration import RESULT, laid_out
+from firstdiff.explaining.measured.alteration import RESULT
 from firstdiff.explaining.measured.curves import curves
 from firstdiff.explaining.measured.experts import expert_shares
 from firstdiff.explaining.measured.frequencies import other_frequencies
@@ -21,7 +21,7 @@ from firstdiff.explaining.measured.matrices import other_rows
 from firstdiff.explaining.measured.norms import mean_of_some
 from firstdiff.explaining.measured.operands import views
 from firstdiff.explaining.measured.orders import other_orders
-from firstdiff.explaining.measured.other_way import WITHIN, rounds_otherwise
+from firstdiff.explaining.measured.other_way import WITHIN, turned
 from firstdiff.explaining.measured.pattern import Pattern
 from firstdiff.explaining.measured.places import changed_places
 from firstdiff.explaining.measured.rotations import other_positions
@@ -153,10 +153,12 @@ class _Measuring:
         for order, of in enumerate(statements):
             tried = _tried(case, self.means, of, part)
             if tried is not None and of.id in WITHIN:
-                tried = self._turned(tried, of)
+                tried = turned(case, self.means, tried, self.view)
             if tried is None:
                 continue
             self.tried.append(tried)
+            if self._is_one_number(of):
+                continue
             clear = of.id in WITHIN or tried.residual <= max(case.error / FAR, min(case.error / CLEARLY, allowed))
             if tried.explains and clear:
                 good.append((order, tried))
@@ -173,23 +175,14 @@ class _Measuring:
         changed = tried.fault.change(len(self.case.segment), self.case.call, scene)
         if changed is None:
             return False
-        given, turned = computed(changed, scene.arithmetic), tried.fault.id in WITHIN
-        return is_rounding(self.view, given, tried.residual, turned=turned)
+        given, other_way = computed(changed, scene.arithmetic), tried.fault.id in WITHIN
+        return is_rounding(self.view, given, tried.residual, turned=other_way)
 
-    def _turned(self, tried: Attempt, of: Found) -> Attempt:
-        """A rounding that explains if what it leaves are numbers that were rounded the other way."""
-        case, scene, view = self.case, self.means.scene, self.view
-        changed = None if tried.residual > case.error else tried.fault.change(0, case.call, scene)
-        if changed is None:
-            return replace(tried, bar=0.0)
-        given = laid_out(np.asarray(computed(changed, scene.arithmetic), np.float64), case.site.point)[0]
-        left = np.where(view.error != 0, view.result + view.error - given.take(view.rows, view.token_axis), 0)
-        if NEAR**2 * view.squares(left).sum() > view.squares(view.error).sum():
-            return replace(tried, bar=0.0)
-        self.means.budget.check()
-        if tried.explains:
-            return tried
-        return replace(tried, bar=rounds_otherwise(case, scene, MEASURED[of.id], of.values))
+    def _is_one_number(self, of: Found) -> bool:
+        """Whether a statement says of a single token only how large its row is: many faults do that."""
+        if of.id not in ("measured-scaled", "measured-raised") or len(self.view.rows) > 1:
+            return False
+        return not {"feature", "key", "head"} & of.values.keys()
 
     def _roundings(self) -> Iterator[Found]:
         """The roundings that leave least; of a large product those that do so at some outputs and tokens."""

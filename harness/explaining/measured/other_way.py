@@ -7,6 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from firstdiff.dumps.points import axes_of
+from firstdiff.explaining.attempt import Attempt, Fault, Means
+from firstdiff.explaining.measured.alteration import laid_out
+from firstdiff.explaining.measured.view import View, view_of
 from firstdiff.explaining.residual import computed
 from firstdiff.hypotheses.hypothesis import Hypothesis, Scene, Values
 from firstdiff.judging.case import Case
@@ -29,6 +32,55 @@ MORE = 2.0
 
 SUMMED = 4 * float(np.finfo(np.float32).eps)
 """What a sum in another order takes, relative to its terms."""
+
+
+NEAR = 2.0
+"""A rounding takes more of the error, over all tokens, than one over this leaves: nothing else does so by chance."""
+
+
+def rounds(fault: Fault) -> bool:
+    """Whether a fault is that numbers are rounded within the operation."""
+    return fault.id in WITHIN or any(h.rounds for h in fault.hypotheses)
+
+
+def turned_over(case: Case, means: Means, tried: list[Attempt]) -> list[Attempt]:
+    """The attempts, of which those explain too that round, and leave what was rounded the other way."""
+    if not case.direct or any(a.explains for a in tried):
+        return tried
+    roundings = [
+        a for a in tried if len(a.fault.parts) == 1 and a.fault.hypotheses[0].rounds and NEAR * a.residual < case.error
+    ]
+    if not roundings:
+        return tried
+    with np.errstate(all="ignore"):
+        view = view_of(case, means.scene)
+        if view is None:
+            return tried
+        return [_turned_over(case, means, a, view) if a in roundings else a for a in tried]
+
+
+def _turned_over(case: Case, means: Means, tried: Attempt, view: View) -> Attempt:
+    with means.failures.at(case.site, *tried.fault.hypotheses):
+        other = turned(case, means, tried, view)
+        return other if other.explains else tried
+    return tried
+
+
+def turned(case: Case, means: Means, tried: Attempt, view: View) -> Attempt:
+    """A rounding that explains if what it leaves are numbers that were rounded the other way."""
+    scene = means.scene
+    changed = None if tried.residual > case.error else tried.fault.change(len(case.segment), case.call, scene)
+    if changed is None:
+        return replace(tried, bar=0.0)
+    given = laid_out(np.asarray(computed(changed, scene.arithmetic), np.float64), case.site.point)[0]
+    left = np.where(view.error != 0, view.result + view.error - given.take(view.rows, view.token_axis), 0)
+    if NEAR**2 * view.squares(left).sum() > view.squares(view.error).sum():
+        return replace(tried, bar=0.0)
+    means.budget.check()
+    if tried.explains:
+        return tried
+    ((stated, values),) = tried.fault.parts
+    return replace(tried, bar=rounds_otherwise(case, scene, stated, values))
 
 
 def rounds_otherwise(case: Case, scene: Scene, stated: Hypothesis, values: Values) -> float:
