@@ -4,23 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps import Site, Step, Trace
+from firstdiff.dumps.tensors import Held
 from firstdiff.engines.opening import open_reference
 from firstdiff.errors import CaptureError
 from firstdiff.model.engine import Model
 from firstdiff.model.probes.files import HEAD, ProbeModel
+from firstdiff.model.rounding import round_to
 from firstdiff.probing.engine import BlackBox, Floats
 from firstdiff.progress import Progress
 from firstdiff.runs.run import Run
 
 LOGITS = Site(0, None, "result_output")
 """Where the logits of a probe model are in its trace."""
+
+
+def digits_of(arithmetic: str) -> str | None:
+    """What a number that an engine passes on to its logits is rounded to; None for float32."""
+    base = arithmetic.partition("+")[0]
+    return {"bf16": "bf16", "bf16-operands": "bf16", "f16": "f16", "f16-operands": "f16", "tf32": "f16"}.get(base)
+
+
+def _narrow(x: npt.NDArray[np.floating], digits: str) -> npt.NDArray[np.generic]:
+    if digits == "f16":
+        return np.asarray(x, np.float16)
+    return (np.ascontiguousarray(round_to(np.asarray(x, np.float32), "bf16")).view(np.uint32) >> 16).astype(np.uint16)
 
 
 class TooManyRunsError(Exception):
@@ -50,11 +64,20 @@ class Answer:
         """The tokens whose logits it gave."""
         return np.flatnonzero(~np.isnan(self.logits).all(1))
 
-    def trace(self, known: Mapping[Site, npt.NDArray[np.floating]], engine: str, arithmetic: str | None) -> Trace:
-        """The trace that the engine would have dumped: what is known of it, and its logits."""
+    def trace(self, known: Mapping[Site, npt.NDArray[np.floating]], engine: str, arithmetic: str) -> Trace:
+        """The trace that the engine would have dumped: what is known of it, and its logits.
+
+        What was read of an engine that rounds to 16 bits has no more digits than these.
+        """
         steps = [Step(self.tokens, tuple(range(len(self.tokens))))]
-        stated = {} if arithmetic is None else {"arithmetic": arithmetic}
-        return Trace.from_arrays(steps, {**known, LOGITS: self.logits}, engine={"name": engine, **stated}, model={})
+        logits = self.logits[self.given]
+        stated = {"name": engine, "arithmetic": arithmetic}
+        trace = Trace.from_arrays(steps, {**known, LOGITS: logits}, engine=stated, model={})
+        digits = digits_of(arithmetic)
+        if digits is None:
+            return trace
+        held = {site: Held(_narrow(x, digits), digits) for site, x in known.items()}
+        return replace(trace, tensors={**trace.tensors, **held})
 
 
 @dataclass(slots=True, eq=False)

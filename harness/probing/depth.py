@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +13,9 @@ from firstdiff.dumps import Site
 from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import arithmetic_named
+from firstdiff.model.errors import ModelError
 from firstdiff.model.probes.files import probe_model
+from firstdiff.model.rounding import round_to
 from firstdiff.probing.asking import LOGITS, Answer, Asking
 from firstdiff.verdict import SiteVerdict, Status
 
@@ -28,8 +31,22 @@ ARITHMETICS = (
     "bf16-operands",
     "f16-operands",
     "f16-operands+kv=f16",
+    *(f"f32+{held}" for held in ("held=bf16", "held=f16", "matrices=q8_0", "matrices=i8-row", "matrices=f8_e4m3-row")),
+    *(f"{base}+matrices={kind}" for base in ("bf16", "f16") for kind in ("q8_0", "i8-row", "f8_e4m3-row")),
 )
 """What an engine may compute in, the exact ones first."""
+
+ALIKE = 2.0
+"""Errors that differ by less than this factor do not tell two arithmetics apart."""
+
+EXACTLY = 1e-5
+"""The error of a layer up to which an arithmetic is the engine's own to the digit."""
+
+
+def results_of(arithmetic: str) -> str | None:
+    """What an arithmetic rounds the result of each operation to; None for float32."""
+    base = arithmetic.partition("+")[0]
+    return base if base in ("bf16", "f16") else None
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +67,8 @@ class Depth:
         Tensors that were read and are right, by their site in the model.
     judged
         What was found of each model that ends after a layer, by layer.
+    of_all
+        Whether the engine gives the logits of all tokens: of the last one only, nothing is read to go on with.
     """
 
     asking: Asking
@@ -58,6 +77,7 @@ class Depth:
     arithmetic: str | None = None
     read: dict[Site, Array] = field(default_factory=dict)
     judged: dict[int, SiteVerdict] = field(default_factory=dict)
+    of_all: bool = True
     _given: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def known(self, layer: int) -> dict[Site, Array]:
@@ -85,7 +105,8 @@ class Depth:
             self._given[layer] = answer.logits
             return False
         site = Site(0, layer, "l_out")
-        self.read[site] = scaled_like(answer.logits, self.free[site])
+        if self.of_all:
+            self.read[site] = scaled_like(answer.logits, self.free[site])
         return True
 
     def wrong(self, layer: int) -> Answer:
@@ -108,20 +129,39 @@ class Depth:
         return wrong
 
     def find_arithmetic(self) -> None:
-        """Find what the engine computes in: the first arithmetic in which one of three layers, by itself, is right."""
-        last = self.asking.run.model.hp.n_layer - 1
-        for layer in dict.fromkeys((last // 2, last, 0)):
-            rows = self.input_of(layer)
-            answer = self.asking.ask(probe_model(self.asking.run.model.gguf, (layer,), rows), f"layer {layer} alone")
-            known = {Site(0, None, "embd"): rows}
-            fitting = [(found.floor or 0.0, name) for name, found in self._in_each(answer, known)]
-            if fitting:
-                self.arithmetic = min(fitting, key=lambda of: of[0])[1]
-                return
+        """Find what the engine computes in, by a middle layer: alone, and if that is not exact, behind another one.
 
-    def _in_each(self, answer: Answer, known: Mapping[Site, Array]) -> list[tuple[str, SiteVerdict]]:
-        judged = [(name, self.judge(answer, known, name)) for name in ARITHMETICS]
-        return [(name, found) for name, found in judged if found.status in (Status.AGREES, Status.INHERITS)]
+        A fault of the first layer, or of the second, would else be taken for an arithmetic.
+        """
+        gguf, last = self.asking.run.model.gguf, self.asking.run.model.hp.n_layer - 1
+        layer = last // 2
+        rows = self.input_of(layer)
+        alone = self.asking.ask(probe_model(gguf, (layer,), rows), f"layer {layer} alone")
+        best = self.nearest(alone)
+        if best is None or best[0] > EXACTLY:
+            other = 0 if layer else last
+            behind = probe_model(gguf, (other, layer), rows, passing=frozenset({other} - {layer}))
+            if other != layer:
+                found = self.nearest(self.asking.ask(behind, f"layer {layer} behind one that passes on its input"))
+                best = min((of for of in (best, found) if of is not None), default=None)
+        if best is not None:
+            self.arithmetic = best[1]
+
+    def nearest(self, answer: Answer) -> tuple[float, str] | None:
+        """The arithmetic in which a model's logits are nearest to right, and how near; None where they fit none."""
+        errors: dict[str, float] = {}
+        for name in self.possible(answer.logits[answer.given]):
+            with suppress(ModelError):  # rows that are no whole groups of a kind
+                found = self.judge(answer, {}, name)
+                if found.status is not Status.DIVERGES and found.local_error is not None:
+                    errors[name] = found.local_error
+        least = min(errors.values(), default=0.0)
+        return next(((error, name) for name, error in errors.items() if error <= ALIKE * least), None)
+
+    def possible(self, logits: Array) -> list[str]:
+        """The arithmetics whose results have the digits that logits have."""
+        digits = next((kind for kind in ("bf16", "f16") if np.array_equal(round_to(logits, kind), logits)), None)
+        return [name for name in ARITHMETICS if results_of(name) == digits]
 
     def input_of(self, layer: int) -> npt.NDArray[np.float32]:
         """What a layer is given, as it was read; where it was not, as the reference computes it."""

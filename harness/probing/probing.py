@@ -14,17 +14,17 @@ from firstdiff.dumps import Site, Step
 from firstdiff.engines.reference import Recording
 from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
-from firstdiff.model.arithmetic import F32, arithmetic_named
+from firstdiff.model.arithmetic import arithmetic_named
 from firstdiff.model.engine import Model
-from firstdiff.probing.asking import LOGITS, Answer, Asking
+from firstdiff.probing.asking import Answer, Asking
 from firstdiff.probing.control import control
 from firstdiff.probing.depth import ARITHMETICS, Depth, scaled_like
 from firstdiff.probing.engine import BlackBox
-from firstdiff.probing.telling import of_cut, summed_up
-from firstdiff.probing.within import Within
+from firstdiff.probing.telling import of_cut, summed_up, with_judged
+from firstdiff.probing.within import FirstWrong, Within
 from firstdiff.runs.judge import judge
 from firstdiff.runs.run import Run
-from firstdiff.verdict import Status, Verdict
+from firstdiff.verdict import SiteVerdict, Status, Verdict
 
 Array = npt.NDArray[np.floating]
 EMBEDDING = Site(0, None, "embd")
@@ -61,20 +61,27 @@ class Probing:
             Where the engine gives no logits, or those of something else.
         """
         own = control(self.asking, self.tokens)
-        depth = Depth(self.asking, self.tokens, free_run(self.run.model, self.tokens))
-        fitting = [name for name in ARITHMETICS if depth.judge(own, {}, name).status is not Status.DIVERGES]
-        if not fitting:
+        depth = Depth(self.asking, self.tokens, free_run(self.run.model, self.tokens, ARITHMETICS[0]))
+        depth.of_all = len(own.given) == len(own.tokens)
+        nearest = depth.nearest(own)
+        if nearest is None:
             return self._told(own, {}, depth, 0, "embd")
-        depth.read[EMBEDDING] = scaled_like(own.logits, depth.free[EMBEDDING])
+        depth.arithmetic = nearest[1]
         depth.find_arithmetic()
+        depth.free = free_run(self.run.model, self.tokens, depth.arithmetic)
+        if depth.of_all:
+            depth.read[EMBEDDING] = scaled_like(own.logits, depth.free[EMBEDDING])
         whole = self.asking.original(self.tokens)
         agrees = depth.judge(whole, depth.read).status is not Status.DIVERGES
         layer = depth.first_wrong()
         if layer is not None:
             return self._of_layer(depth, layer)
+        within = None
         if agrees:
             self._halves(depth)
-        return self._told(whole, depth.read, depth, None, "")
+            within = self._inside(depth, whole)
+        known = depth.read if within is None else depth.read | within.read
+        return self._told(whole, known, depth, None, "", within)
 
     def _halves(self, depth: Depth) -> None:
         """Look at some layers between, so that less is computed between what is read."""
@@ -85,25 +92,44 @@ class Probing:
 
     def _of_layer(self, depth: Depth, layer: int) -> Verdict:
         """The verdict on the first layer that goes wrong: by its output alone, or by what is read within it."""
+        within = Within(self.asking, depth, layer, depth.input_of(layer))
+        if not depth.of_all:
+            return self._told(within.by_itself(), {}, depth, layer, "l_out", within)
         answer = depth.wrong(layer)
         known = depth.known(layer)
+        if not layer:  # the last norm hides what each row of the embedding is multiplied by
+            known.pop(EMBEDDING, None)
         told = self._told(answer, known, depth, layer, "l_out")
         settled = all(e.hypothesis is not None and not e.equals for e in told.explanations)
         if settled or self.run.model.tier == "graph":
             return told
-        rows = depth.input_of(layer)
-        within = Within(self.asking, depth, layer, rows)
 
-        def diverges(read: Mapping[Site, Array]) -> Site | None:
-            named = depth.arithmetic or ARITHMETICS[0]
-            trace = answer.trace(known | dict(read), self.asking.engine.name, named)
-            replay = Replay(arithmetic_named(named), trace)
-            run_trace(answer.model, trace, replay)
-            wrong = (s.site for s in replay.settled() if s.status is Status.DIVERGES and s.site != LOGITS)
-            return next(wrong, None)
+        within.look(first_wrong=self._first_wrong(answer, known, depth))
+        closer = self._told(answer, known | within.read, depth, layer, "l_out", within)
+        return closer if says_more(closer) else self._told(answer, known, depth, layer, "l_out", within)
 
-        within.look(diverges=diverges)
-        return self._told(answer, known | within.read, depth, layer, "l_out", within)
+    def _first_wrong(self, answer: Answer, known: Mapping[Site, Array], depth: Depth) -> FirstWrong:
+        """What says which tensor of those that were read is the first to be wrong."""
+
+        def first_wrong(read: Mapping[Site, Array]) -> SiteVerdict | None:
+            trace = answer.trace(known | dict(read), self.asking.engine.name, depth.arithmetic or ARITHMETICS[0])
+            replay = Replay(arithmetic_named(depth.arithmetic or ARITHMETICS[0]), trace)
+            run_trace(answer.model, trace, replay, frozenset(read).__contains__)
+            return next((s for s in replay.settled() if s.status is Status.DIVERGES), None)
+
+        return first_wrong
+
+    def _inside(self, depth: Depth, whole: Answer) -> Within | None:
+        """Look at each operation of one layer whose input was read."""
+        read = sorted(site.layer for site in depth.read if site.layer is not None)
+        before = [layer for layer in read if layer < self.run.model.hp.n_layer - 1]
+        holds = "held=" in (depth.arithmetic or "")  # it would round the rows that a layer is given
+        if not depth.of_all or not before or self.run.model.tier == "graph" or holds:
+            return None
+        layer = before[len(before) // 2] + 1
+        within = Within(self.asking, depth, layer, depth.input_of(layer))
+        within.look(first_wrong=self._first_wrong(whole, depth.read, depth), whole=True)
+        return within
 
     def _told(
         self,
@@ -120,12 +146,24 @@ class Probing:
         verdict = judge(replace(self.run, model=answer.model), trace)
         if point:
             verdict = of_cut(verdict, Site(0, None if point == "embd" else layer, point), self.run)
+        verdict = with_judged(verdict, depth.judged)
         return replace(verdict, tokens=(self.tokens,), notes=(*summed_up(self.asking, depth, within), *verdict.notes))
 
 
-def free_run(model: Model, tokens: Sequence[int]) -> dict[Site, Array]:
-    """What the reference gives for a prompt, by site."""
-    recording = Recording(F32)
+def says_more(closer: Verdict) -> bool:
+    """Whether what was read within a layer can be believed.
+
+    What leads a tensor to the logits may be wrong itself. Several tensors then look wrong, and nothing explains all.
+    """
+    if len(closer.diverging) == 1:
+        return True
+    check = closer.counter_check
+    return check is not None and check.agrees and all(e.hypothesis is not None for e in closer.explanations)
+
+
+def free_run(model: Model, tokens: Sequence[int], arithmetic: str) -> dict[Site, Array]:
+    """What the reference gives for a prompt in an arithmetic, by site."""
+    recording = Recording(arithmetic_named(arithmetic))
     for _ in model.forward([Step(tuple(tokens), tuple(range(len(tokens))))], recording):
         pass
     return {Site.of_key(key, 0): x for key, x in recording.finish().items()}

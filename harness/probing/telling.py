@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from firstdiff.probing.asking import LOGITS, Asking
 from firstdiff.runs.judge import described
 from firstdiff.runs.run import Run
 from firstdiff.verdict import CounterCheck, Explanation, SiteVerdict, Status, Verdict
+from firstdiff.verdict.ranges import enumerated
 
 if TYPE_CHECKING:
     from firstdiff.probing.depth import Depth
@@ -48,6 +49,19 @@ def of_cut(verdict: Verdict, site: Site, run: Run) -> Verdict:
     )
 
 
+def with_judged(verdict: Verdict, judged: Mapping[int, SiteVerdict]) -> Verdict:
+    """The verdict with what was found of models that end after a layer, where it holds nothing of that layer's end."""
+
+    def told(s: SiteVerdict) -> SiteVerdict:
+        found = None if s.layer is None else judged.get(s.layer)
+        if s.point != "l_out" or s.status is not Status.NOT_RECORDED or found is None:
+            return s
+        segment = tuple(of for of in found.segment if of.point not in READ_BY and of != s.site)
+        return replace(found, site=s.site, op="add", segment=segment)
+
+    return replace(verdict, sites=tuple(map(told, verdict.sites)))
+
+
 def _checked(check: CounterCheck, renamed: object) -> CounterCheck:
     assert callable(renamed)
     return replace(check, left=tuple(renamed(of) for of in check.left))
@@ -61,7 +75,7 @@ def summed_up(asking: Asking, depth: Depth, within: Within | None) -> Iterator[s
         "and the identity in float32 as output matrix, for which an engine may take other kernels than for the model"
     )
     yield from _layers(depth)
-    yield from () if within is None else within.refused
+    yield from _within(within)
     if within is not None and within.alone is False:
         yield (
             f"layer {within.layer} is right in a model of one layer: what is wrong depends on the number of the layer, "
@@ -71,6 +85,18 @@ def summed_up(asking: Asking, depth: Depth, within: Within | None) -> Iterator[s
         yield (
             f"layer {within.layer} is wrong in a model of one layer too: what is wrong goes with its weights or its "
             "input"
+        )
+
+
+def _within(within: Within | None) -> Iterator[str]:
+    if within is None:
+        return
+    yield from within.refused
+    if within.right_by_means:
+        points = sorted({site.point for site in within.right_by_means})
+        yield (
+            f"{enumerated(points)} of layer {within.layer}: the products of these weights are right where they are "
+            "made in the values' place; that the engine uses them so at their own place is not shown"
         )
 
 

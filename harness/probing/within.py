@@ -12,13 +12,27 @@ import numpy.typing as npt
 from firstdiff.dumps import Site
 from firstdiff.errors import CaptureError
 from firstdiff.model.probes.layer import LayerProbes, Reading
-from firstdiff.probing.asking import Asking, TooManyRunsError
+from firstdiff.probing.asking import Answer, Asking, TooManyRunsError
 from firstdiff.probing.depth import Depth, scaled_like
-from firstdiff.verdict import Status
+from firstdiff.verdict import SiteVerdict, Status
 
 Array = npt.NDArray[np.floating]
 Make = Callable[[], Reading | None]
-Diverges = Callable[[Mapping[Site, Array]], Site | None]
+FirstWrong = Callable[[Mapping[Site, Array]], SiteVerdict | None]
+"""Gives the first site of the layer that is wrong, of those that were read; None for none."""
+
+BY_MEANS = ("Vcur", "Kcur", "Qcur", "attn_norm")
+"""Points that are read from differences of means."""
+
+MOST_TOKENS = 16
+"""Tokens of which a tensor is read from differences of means: each token adds to what a difference is off."""
+
+EXACT = "f32"
+"""What an engine computes in that takes matrices of ours as they are: others round the numbers that are made by them,
+or what is read from differences."""
+
+UNSURE = 4e-6
+"""The error up to which a tensor that is read so may be right: 8 tokens leave 7e-7."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +51,8 @@ class Within:
         Whether the layer is wrong too where it is the only one of its model; None where that was not asked.
     refused
         What the engine said of models that it did not run, in words.
+    right_by_means
+        What was read from differences of means, and is right as far as these tell.
     """
 
     asking: Asking
@@ -46,21 +62,28 @@ class Within:
     read: dict[Site, Array] = field(default_factory=dict)
     alone: bool | None = None
     refused: list[str] = field(default_factory=list)
+    right_by_means: dict[Site, Array] = field(default_factory=dict)
+    _given: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
-    def look(self, *, diverges: Diverges) -> None:
-        """Read tensor after tensor, the middle ones first, as long as runs are left.
+    def look(self, *, first_wrong: FirstWrong, whole: bool = False) -> None:
+        """Read tensor after tensor, as long as runs are left.
 
-        `diverges` gives the first site of the layer that is wrong, of those that were read.
+        Parameters
+        ----------
+        first_wrong
+            Says what is wrong of what was read, by which the next one is chosen.
+        whole
+            Whether nothing is known to be wrong, so that everything is read.
         """
         try:
-            layers = self._layers()
+            layers = tuple(range(self.layer + 1)) if whole else self._layers()
             probes = self._probes(layers, self.rows)
-            for make in self._readings(probes, layers, diverges):
+            for make in self._readings(probes, layers, first_wrong, whole=whole):
                 reading = make()
                 if reading is None or len(reading.models) > self.asking.left:
                     continue
                 with self._noting(reading.point):
-                    self._take(reading, diverges)
+                    self._take(reading, first_wrong)
         except TooManyRunsError:
             return
         except CaptureError as e:
@@ -74,11 +97,20 @@ class Within:
         except CaptureError as e:
             self.refused.append(f"{point}-{self.layer} could not be read: {e}")
 
+    def by_itself(self) -> Answer:
+        """The layer as it is wrong: alone, or with those before it, which pass on what they are given."""
+        layers = self._layers()
+        if self.alone:
+            return self.asking.answered(self._probes(layers, self.rows).base, self._given)
+        probe = self._probes(layers, self.rows).base
+        return self.asking.answered(probe, self.asking.ask(probe, f"layer {self.layer} at its place").logits)
+
     def _layers(self) -> tuple[int, ...]:
         """The layer alone; where it is right there, with those before it, which pass on what they are given."""
         probes = self._probes((self.layer,), self.rows)
         answer = self.asking.ask(probes.base, f"layer {self.layer} alone")
-        found = self.depth.judge(answer, {Site(0, None, "embd"): self.rows})
+        self._given = answer.logits
+        found = self.depth.judge(answer, {})
         self.alone = found.status is Status.DIVERGES
         return (self.layer,) if self.alone else tuple(range(self.layer + 1))
 
@@ -86,22 +118,28 @@ class Within:
         model = self.asking.run.model
         return LayerProbes(model.gguf, model.hp, layers, rows)
 
-    def _readings(self, probes: LayerProbes, layers: tuple[int, ...], diverges: Diverges) -> Iterator[Make]:
+    def _readings(
+        self, probes: LayerProbes, layers: tuple[int, ...], first_wrong: FirstWrong, *, whole: bool
+    ) -> Iterator[Make]:
         """What to read next, as far as what was read tells."""
         yield lambda: probes.kqv_out(self._size("kqv_out"))
-        if diverges(self.read) is not None:
+        attention = whole or first_wrong(self.read) is not None
+        exact = self.depth.arithmetic == EXACT
+        if attention and exact and len(self.rows) <= MOST_TOKENS:
             yield lambda: probes.values(self._size("Vcur"))
             yield lambda: probes.attn_norm(self._size("attn_norm"))
             yield lambda: self._probabilities(probes)
-            yield lambda: probes.keys(self._size("Kcur"))
-            yield lambda: probes.queries(self._size("Qcur"))
+        if attention and not whole:
+            if exact and len(self.rows) <= MOST_TOKENS:
+                yield lambda: probes.keys(self._size("Kcur"))
+                yield lambda: probes.queries(self._size("Qcur"))
             return
         rows = self._stream(probes)
         if rows is None:
             return
         after = self._probes(layers, rows)
         yield lambda: after.swiglu(self._size("ffn_swiglu"))
-        if diverges(self.read) is None:
+        if not exact or (not whole and first_wrong(self.read) is None):
             return
         yield lambda: after.ffn_norm(self._free("ffn_norm"), self._size("ffn_norm"))
         yield lambda: after.up(self._normed(), self._size("ffn_up"))
@@ -110,15 +148,15 @@ class Within:
     def _stream(self, probes: LayerProbes) -> npt.NDArray[np.float32] | None:
         """What stands in the stream before the feed-forward network; None where it is wrong already."""
         answer = self.asking.ask(probes.changed({}, "ffn_down"), f"ffn_inp-{self.layer}")
-        known = {Site(0, None, "embd"): self.rows}
-        if self.depth.judge(answer, known).status is Status.DIVERGES:
+        if self.depth.judge(answer, {}).status is Status.DIVERGES:
             return None
         site = Site(0, self.layer, "ffn_inp")
         self.read[site] = scaled_like(answer.logits, self.depth.free[site])
         return np.asarray(self.read[site], np.float32)
 
     def _probabilities(self, probes: LayerProbes) -> Reading | None:
-        normed = self.read.get(Site(0, self.layer, "attn_norm"))
+        site = Site(0, self.layer, "attn_norm")
+        normed = self.read.get(site, self.right_by_means.get(site))
         if normed is None or not np.isfinite(normed).all():
             return None
         return probes.probabilities(np.asarray(normed, np.float64))
@@ -129,16 +167,20 @@ class Within:
             return self._free("ffn_norm")
         return np.asarray(read, np.float64)
 
-    def _take(self, reading: Reading, diverges: Diverges) -> None:
+    def _take(self, reading: Reading, first_wrong: FirstWrong) -> None:
         logits = [self.asking.ask(model, f"{reading.point}-{self.layer}").logits for model in reading.models]
         site = Site(0, self.layer, reading.point)
         right, found = self.depth.free[site], reading.read(logits)
         if right.ndim > 2 and reading.point == "kq_soft_max":  # noqa: PLR2004 - [head, query, key]
             found = found.reshape(found.shape[0], right.shape[0], -1).transpose(1, 0, 2)
         self.read[site] = np.asarray(found.reshape(right.shape), np.float32)
-        if reading.point in ("Qcur", "Kcur") and diverges(self.read) != site:
-            # Made in the values' place it is right. An engine may put the rows of Q and K in another order.
-            del self.read[site]
+        if reading.point not in BY_MEANS:
+            return
+        wrong = first_wrong(self.read)
+        is_wrong = wrong is not None and wrong.site == site and (wrong.local_error or 0.0) > UNSURE
+        # An engine may put the rows of Q and K in another order, which does not show in the values' place.
+        if not is_wrong and (reading.point in ("Qcur", "Kcur") or (wrong is not None and wrong.site == site)):
+            self.right_by_means[site] = self.read.pop(site)
 
     def _free(self, point: str) -> npt.NDArray[np.float64]:
         return np.asarray(self.depth.free[Site(0, self.layer, point)], np.float64)

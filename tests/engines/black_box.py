@@ -1,0 +1,56 @@
+"""Other people's engines as commands that give nothing but logits, for the tests of probes.
+
+``python black_box.py ENGINE --model M --tokens 1,2,3 --logits FILE``; ENGINE is ``llama.cpp``, ``transformers``,
+``transformers-bf16`` or ``last``, which is transformers with the last token's logits only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).parents[1]))  # for builders
+
+
+def of_llama_cpp(model: Path, tokens: Sequence[int]) -> Any:
+    import llama_cpp
+
+    engine = llama_cpp.Llama(str(model), n_ctx=64, n_batch=64, logits_all=True, verbose=False, n_threads=1)
+    engine.eval(tokens)
+    return np.array(engine.scores[: len(tokens)], np.float32)
+
+
+def of_transformers(model: Path, tokens: Sequence[int], dtype: str) -> Any:
+    import torch
+
+    from builders.hugging_face import hugging_face_model
+
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        logits = hugging_face_model(model, getattr(torch, dtype))(torch.tensor([list(tokens)])).logits
+    return logits[0].float().numpy()
+
+
+def main() -> None:
+    """Run an engine, and write its logits."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("engine")
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--tokens", required=True)
+    parser.add_argument("--logits", type=Path, required=True)
+    options = parser.parse_args()
+    tokens = [int(token) for token in options.tokens.split(",")]
+    if options.engine == "llama.cpp":
+        logits = of_llama_cpp(options.model, tokens)
+    else:
+        logits = of_transformers(options.model, tokens, "bfloat16" if options.engine.endswith("bf16") else "float32")
+    np.save(options.logits, logits[-1:] if options.engine == "last" else logits)
+
+
+if __name__ == "__main__":
+    main()
