@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -16,7 +17,7 @@ from firstdiff.explaining.pairs import pairs_of
 from firstdiff.explaining.residual import Part, part_of, rerun
 from firstdiff.explaining.side_by_side import side_by_side
 from firstdiff.hypotheses.fitting import Numbers
-from firstdiff.hypotheses.hypothesis import Hypothesis, Later
+from firstdiff.hypotheses.hypothesis import Hypothesis, Later, Scene
 from firstdiff.judging.case import Case
 from firstdiff.model.arithmetic import Array
 from firstdiff.model.moves import MOVES
@@ -132,6 +133,8 @@ def _faults(case: Case, means: Means, hypothesis: Hypothesis) -> Iterator[Fault]
     if len(numbers) > 1:
         ways = hypothesis.ways(calls[numbers[0]], scene, None)
         yield from (Fault(((hypothesis, values),)) for values in islice(ways, EACH if long else None))
+    if not long:
+        yield from _of_layers(hypothesis, [calls[n] for n in numbers], scene)
     for number in numbers:
         if number == len(calls) - 1:
             tried = hypothesis.ways(calls[number], scene, case.recorded)
@@ -142,6 +145,16 @@ def _faults(case: Case, means: Means, hypothesis: Hypothesis) -> Iterator[Fault]
             tried = hypothesis.ways(calls[number], beside, case.recorded if _fits(hypothesis) else None)
         for values in tried:
             yield Fault(((hypothesis, values),), on=number if len(calls) > 1 else None)
+
+
+def _of_layers(hypothesis: Hypothesis, calls: list[Call], scene: Scene) -> Iterator[Fault]:
+    """The ways of a hypothesis at all calls of one layer, where a segment has calls of several, or behind the layers."""
+    layers = Counter(call.layer for call in calls)
+    for layer, count in layers.items():
+        if count > 1 and len(layers) > 1:
+            first = next(call for call in calls if call.layer == layer)
+            for values in hypothesis.ways(first, scene, None):
+                yield Fault(((hypothesis, values),), layers=frozenset({layer}))
 
 
 def _fits(hypothesis: Hypothesis) -> bool:

@@ -136,9 +136,11 @@ class Depth:
         gguf, last = self.asking.run.model.gguf, self.asking.run.model.hp.n_layer - 1
         layer = last // 2
         rows = self.input_of(layer)
-        alone = self.asking.ask(probe_model(gguf, (layer,), rows), f"layer {layer} alone")
-        best = self.nearest(alone)
-        if best is None or best[0] > EXACTLY:
+        alike = self.asking.run.model.tier == "hand"  # of other architectures a layer's number may say what it does
+        before = () if alike else tuple(range(layer))
+        alone = probe_model(gguf, (*before, layer), rows, passing=frozenset(before))
+        best = self.nearest(self.asking.ask(alone, f"layer {layer} alone"))
+        if alike and (best is None or best[0] > EXACTLY):
             other = 0 if layer else last
             behind = probe_model(gguf, (other, layer), rows, passing=frozenset({other} - {layer}))
             if other != layer:

@@ -31,6 +31,16 @@ MULTIPLE = 64
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 
 EMBEDDING, NORM, HEAD = "token_embd.weight", "output_norm.weight", "output.weight"
+
+ZEROED = ("output_norm.bias",)
+"""Tensors behind the layers that must be there, and shall do nothing."""
+
+LEFT_OUT = ("output.bias", "output_norm.scale", "output.scale", "output.input_scale")
+"""Those that need not be there."""
+
+NO_CAP = 1e6
+"""A soft cap of logits that changes none: engines divide by it, so that it cannot be 0."""
+
 _DROPPED = ("general.alignment", "general.file_type", "split.")
 
 
@@ -115,8 +125,8 @@ def _kept(gguf: GGUF, layers: Sequence[int], passing: frozenset[int]) -> Iterato
     for name, info in gguf.tensors.items():
         found = _LAYER.fullmatch(name)
         if found is None:
-            if name not in (EMBEDDING, NORM, HEAD):
-                yield name, Tensor(info.type, info.shape, gguf.raw(name))
+            if name not in (EMBEDDING, NORM, HEAD, *LEFT_OUT):
+                yield name, Tensor(info.type, info.shape, None if name in ZEROED else gguf.raw(name))
         elif (layer := int(found[1])) in numbers:
             data = None if layer in passing else gguf.raw(name)
             yield of_layer(found[2], numbers[layer]), Tensor(info.type, info.shape, data)
@@ -153,4 +163,6 @@ def _metadata(gguf: GGUF, layers: Sequence[int], n_vocab: int) -> dict[str, obje
             made[key] = Encoded(of.encoded(key))
     made[f"{name}.block_count"] = np.uint32(len(layers))
     made[f"{name}.vocab_size"] = np.uint32(n_vocab)
+    if f"{name}.final_logit_softcapping" in of:
+        made[f"{name}.final_logit_softcapping"] = NO_CAP
     return made | tokenizer(n_vocab) | {"tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_eos_token": False}
