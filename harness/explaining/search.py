@@ -148,7 +148,7 @@ def _faults(case: Case, means: Means, hypothesis: Hypothesis) -> Iterator[Fault]
 
 
 def _of_layers(hypothesis: Hypothesis, calls: list[Call], scene: Scene) -> Iterator[Fault]:
-    """The ways of a hypothesis at all calls of one layer, where a segment has calls of several, or behind the layers."""
+    """The ways of a hypothesis at all calls of one layer, where a segment goes beyond the layer."""
     layers = Counter(call.layer for call in calls)
     for layer, count in layers.items():
         if count > 1 and len(layers) > 1:

@@ -171,6 +171,9 @@ class Within:
         logits = [self.asking.ask(model, f"{reading.point}-{self.layer}").logits for model in reading.models]
         site = Site(0, self.layer, reading.point)
         right, found = self.depth.free[site], reading.read(logits)
+        if not np.isfinite(found).all():
+            self.refused.append(f"{site.key} could not be read: the logits of its model are NaN or infinite")
+            return
         if right.ndim > 2 and reading.point == "kq_soft_max":  # noqa: PLR2004 - [head, query, key]
             found = found.reshape(found.shape[0], right.shape[0], -1).transpose(1, 0, 2)
         self.read[site] = np.asarray(found.reshape(right.shape), np.float32)

@@ -161,7 +161,8 @@ class LayerProbes:
         hp = self.hp
         group, dim = hp.n_head // hp.n_head_kv, hp.head_dim
         places = (np.arange(hp.n_head_kv)[:, None] * group * dim + np.arange(dim)).reshape(-1)[:count]
-        of = self._through(point, "attn_output", tensors, (*left_out, "attn_q", "ffn_down"), places, size)
+        left_out = (*left_out, "attn_q", "attn_k", "ffn_down")
+        of = self._through(point, "attn_output", tensors, left_out, places, size)
         seen = np.arange(1, len(self.rows) + 1)[:, None]
 
         def read(logits: Sequence[Floats]) -> Doubles:

@@ -60,7 +60,7 @@ def one(job: tuple[Path, str, str, int]) -> Outcome | None:
     if hypothesis.outside_layers and layer:
         return None
     box = ReferenceBox([Planted(hypothesis, place)])
-    box.run(model, TOKENS)
+    box.settle(model, TOKENS)
     touched = [site for site in box.touched if site.point]
     if not touched:
         return None

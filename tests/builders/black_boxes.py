@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,13 @@ class ReferenceBox:
     runs: int = 0
     touched: list[Site] = field(default_factory=list)
     _ways: dict[tuple[str, str], Values] = field(default_factory=dict)
+
+    def settle(self, model: Model, tokens: Sequence[int]) -> None:
+        """Let each fault be one: with the values that it first has in a run of the model, at all of its points."""
+        self.run(model, tokens)
+        first = {id_: values for (id_, _), values in reversed(self._ways.items())}
+        self.planted = [replace(of, values=first.get(of.hypothesis.id, of.values)) for of in self.planted]
+        self.run(model, tokens)
 
     def logits(self, model: Path, tokens: Sequence[int], width: int) -> Floats:
         self.runs += 1
