@@ -35,7 +35,7 @@ GROUND = ("errors", "progress", "interruption", "blas")
 DOORS = ("__init__", "__main__", "api", "cli", "plot", "pytest_plugin", "torch")
 FLOORS = (
     "ground", "verdict", "engines", "judging", "hypotheses", "explaining", "preflight", "rope", "logs", "runs", "gate",
-    "probing", "commands", "doors",
+    "probing", "conformance", "commands", "doors",
 )  # fmt: skip
 """The rooms of the harness from the top down: a room imports those above it."""
 EDGES = ("verdict", "runs", "gate", "commands", "doors")  # load reports, inside functions

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from firstdiff.commands.black_boxes import add_conformance, add_probe
 from firstdiff.commands.shared_options import (
     add_attention,
     add_budget,
@@ -100,7 +101,9 @@ def _add_judging(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     add_html(run)
     add_common(run)
 
-    _add_probe(add("probe", "Judge an engine that only gives logits, by models made so that these show its tensors."))
+    add_probe(add("probe", "Judge an engine that only gives logits, by models made so that these show its tensors."))
+
+    add_conformance(add("conformance", "Run an engine through tiny models, each of which isolates one thing."))
 
     gate = add("gate", "Judge a matrix of cases, and hold it to limits and to committed baselines.")
     gate.add_argument(
@@ -212,26 +215,6 @@ def _add_record(record: argparse.ArgumentParser) -> None:
     record.add_argument("--out", type=Path, required=True, metavar="TRACE", help="folder of the trace")
     add_attention(record)
     add_threads(record)
-
-
-def _add_probe(probe: argparse.ArgumentParser) -> None:
-    probe.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
-    probe.add_argument(
-        "--engine",
-        required=True,
-        metavar="CMD",
-        help="your engine: 'CMD --model {model} --tokens {tokens} --logits {logits}'; it writes the logits of each "
-        "token, or of the last one, to the file {logits}",
-    )
-    add_input(probe)
-    probe.add_argument(
-        "--runs", type=count, metavar="N", help="how often the engine may be run (default: 22 of 30 layers)"
-    )
-    probe.add_argument("--timeout", type=seconds, metavar="S", help="seconds that a run may take (default: 600)")
-    add_tier(probe, "hand", "graph")
-    add_budget(probe)
-    add_html(probe)
-    add_common(probe)
 
 
 def _add_layers(layers: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from firstdiff.errors import CaptureError
 from firstdiff.model.engine import Model
 from firstdiff.model.probes.files import HEAD, ProbeModel
 from firstdiff.model.rounding import round_to
-from firstdiff.probing.engine import BlackBox, Floats
+from firstdiff.probing.engine import BlackBox, Floats, whole
 from firstdiff.progress import Progress
 from firstdiff.runs.run import Run
 
@@ -164,6 +164,11 @@ class Asking:
                 f"{path}: a probe model cannot be written ({e.strerror}): give another folder with --out"
             ) from e
 
+    def keep(self) -> None:
+        """Let the file of the last probe stay where the next ones are written, in the place of the one before."""
+        self._kept = _removed(self._kept)
+        self._kept, self._latest = self._latest, None
+
     def remove(self) -> None:
         """Remove all files."""
         self._latest, self._kept = _removed(self._latest), _removed(self._kept)
@@ -172,10 +177,7 @@ class Asking:
         if self.left <= 0:
             raise TooManyRunsError
         self.runs += 1
-        given = self.engine.logits(path, tokens, width)
-        whole = np.full((len(tokens), width), np.nan, np.float32)
-        whole[-len(given) :] = np.where(np.isnan(given), np.inf, given)  # a row of NaN is one that was not given
-        return whole
+        return whole(self.engine.logits(path, tokens, width), len(tokens))
 
 
 def _removed(path: Path | None) -> None:

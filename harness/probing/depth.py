@@ -3,50 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps import Site
-from firstdiff.judging.passes import run_trace
-from firstdiff.judging.replay import Replay
-from firstdiff.model.arithmetic import arithmetic_named
-from firstdiff.model.errors import ModelError
 from firstdiff.model.probes.files import probe_model
-from firstdiff.model.rounding import round_to
-from firstdiff.probing.asking import LOGITS, Answer, Asking
+from firstdiff.probing.arithmetics import ARITHMETICS, judged_in, nearest
+from firstdiff.probing.asking import Answer, Asking
 from firstdiff.verdict import SiteVerdict, Status
 
 Array = npt.NDArray[np.floating]
 
-ARITHMETICS = (
-    "f32",
-    "ggml-cpu+kv=f16",
-    "ggml-cpu",
-    "bf16",
-    "f16",
-    "tf32",
-    "bf16-operands",
-    "f16-operands",
-    "f16-operands+kv=f16",
-    *(f"f32+{held}" for held in ("held=bf16", "held=f16", "matrices=q8_0", "matrices=i8-row", "matrices=f8_e4m3-row")),
-    *(f"{base}+matrices={kind}" for base in ("bf16", "f16") for kind in ("q8_0", "i8-row", "f8_e4m3-row")),
-)
-"""What an engine may compute in, the exact ones first."""
-
-ALIKE = 2.0
-"""Errors that differ by less than this factor do not tell two arithmetics apart."""
-
 EXACTLY = 1e-5
 """The error of a layer up to which an arithmetic is the engine's own to the digit."""
-
-
-def results_of(arithmetic: str) -> str | None:
-    """What an arithmetic rounds the result of each operation to; None for float32."""
-    base = arithmetic.partition("+")[0]
-    return base if base in ("bf16", "f16") else None
 
 
 @dataclass(slots=True, eq=False)
@@ -84,13 +55,9 @@ class Depth:
         """What was read of the layers before one."""
         return {site: x for site, x in self.read.items() if site.layer is None or site.layer < layer}
 
-    def judge(self, answer: Answer, known: Mapping[Site, Array], arithmetic: str | None = None) -> SiteVerdict:
+    def judge(self, answer: Answer, known: Mapping[Site, Array]) -> SiteVerdict:
         """Judge the logits of a model, given what is known of it."""
-        named = arithmetic or self.arithmetic or ARITHMETICS[0]
-        trace = answer.trace(known, self.asking.engine.name, named)
-        replay = Replay(arithmetic_named(named), trace)
-        run_trace(answer.model, trace, replay, frozenset({LOGITS}).__contains__)
-        return next(s for s in replay.settled() if s.site == LOGITS)
+        return judged_in(answer, known, self.asking.engine.name, self.arithmetic or ARITHMETICS[0])
 
     def cut(self, layer: int) -> Answer:
         """The model that ends after a layer."""
@@ -109,17 +76,29 @@ class Depth:
             self.read[site] = scaled_like(answer.logits, self.free[site])
         return True
 
+    def most_wrong(self) -> int:
+        """The layer whose end is furthest from right, of those that are right, and whose input was read."""
+        ends = {layer: found.local_error or 0.0 for layer, found in self.judged.items() if self._has_input(layer)}
+        return max(ends, key=lambda layer: ends[layer], default=0)
+
+    def _has_input(self, layer: int) -> bool:
+        site = Site(0, layer - 1, "l_out") if layer else Site(0, None, "embd")
+        return site in self.read and self.judged[layer].status is not Status.DIVERGES
+
     def wrong(self, layer: int) -> Answer:
         """The model that ends after a layer, as it was answered; its file is there from now on."""
         probe = probe_model(self.asking.run.model.gguf, range(layer + 1), self.tokens)
         return self.asking.answered(probe, self._given[layer])
 
     def first_wrong(self) -> int | None:
-        """The first layer after which the model goes wrong, given that the whole does; None for no layer."""
+        """The first layer after which the model goes wrong, as far as it was asked for; None for no layer."""
         last = self.asking.run.model.hp.n_layer - 1
-        if self.agrees(last):
+        if last not in self.judged:
+            self.agrees(last)
+        wrong = min((layer for layer, found in self.judged.items() if found.status is Status.DIVERGES), default=None)
+        if wrong is None:
             return None
-        right, wrong = -1, last
+        right = max((layer for layer in self.judged if layer < wrong), default=-1)
         while wrong - right > 1:
             middle = (right + wrong) // 2
             if self.agrees(middle):
@@ -139,31 +118,16 @@ class Depth:
         alike = self.asking.run.model.tier == "hand"  # of other architectures a layer's number may say what it does
         before = () if alike else tuple(range(layer))
         alone = probe_model(gguf, (*before, layer), rows, passing=frozenset(before))
-        best = self.nearest(self.asking.ask(alone, f"layer {layer} alone"))
+        best = nearest(self.asking.ask(alone, f"layer {layer} alone"), self.asking.engine.name)
         if alike and (best is None or best[0] > EXACTLY):
             other = 0 if layer else last
             behind = probe_model(gguf, (other, layer), rows, passing=frozenset({other} - {layer}))
             if other != layer:
-                found = self.nearest(self.asking.ask(behind, f"layer {layer} behind one that passes on its input"))
+                answer = self.asking.ask(behind, f"layer {layer} behind one that passes on its input")
+                found = nearest(answer, self.asking.engine.name)
                 best = min((of for of in (best, found) if of is not None), default=None)
         if best is not None:
             self.arithmetic = best[1]
-
-    def nearest(self, answer: Answer) -> tuple[float, str] | None:
-        """The arithmetic in which a model's logits are nearest to right, and how near; None where they fit none."""
-        errors: dict[str, float] = {}
-        for name in self.possible(answer.logits[answer.given]):
-            with suppress(ModelError):  # rows that are no whole groups of a kind
-                found = self.judge(answer, {}, name)
-                if found.status is not Status.DIVERGES and found.local_error is not None:
-                    errors[name] = found.local_error
-        least = min(errors.values(), default=0.0)
-        return next(((error, name) for name, error in errors.items() if error <= ALIKE * least), None)
-
-    def possible(self, logits: Array) -> list[str]:
-        """The arithmetics whose results have the digits that logits have."""
-        digits = next((kind for kind in ("bf16", "f16") if np.array_equal(round_to(logits, kind), logits)), None)
-        return [name for name in ARITHMETICS if results_of(name) == digits]
 
     def input_of(self, layer: int) -> npt.NDArray[np.float32]:
         """What a layer is given, as it was read; where it was not, as the reference computes it."""

@@ -86,3 +86,10 @@ class CommandEngine:
             return read_logits(self.folder, tokens=len(tokens), width=width)
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def whole(given: Floats, tokens: int) -> Floats:
+    """Logits by token [token, vocabulary]: rows that were not given are NaN, and what is NaN in others is infinite."""
+    made = np.full((tokens, given.shape[1]), np.nan, np.float32)
+    made[-len(given) :] = np.where(np.isnan(given), np.inf, given)
+    return made

@@ -16,9 +16,10 @@ from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import arithmetic_named
 from firstdiff.model.engine import Model
-from firstdiff.probing.asking import Answer, Asking
+from firstdiff.probing.arithmetics import ARITHMETICS, nearest
+from firstdiff.probing.asking import LOGITS, Answer, Asking
 from firstdiff.probing.control import control
-from firstdiff.probing.depth import ARITHMETICS, Depth, scaled_like
+from firstdiff.probing.depth import Depth, scaled_like
 from firstdiff.probing.engine import BlackBox
 from firstdiff.probing.telling import of_cut, summed_up, with_judged
 from firstdiff.probing.within import FirstWrong, Within
@@ -63,10 +64,10 @@ class Probing:
         own = control(self.asking, self.tokens)
         depth = Depth(self.asking, self.tokens, free_run(self.run.model, self.tokens, ARITHMETICS[0]))
         depth.of_all = len(own.given) == len(own.tokens)
-        nearest = depth.nearest(own)
-        if nearest is None:
-            return self._told(own, {}, depth, 0, "embd")
-        depth.arithmetic = nearest[1]
+        found = nearest(own, self.asking.engine.name)
+        if found is None:
+            return self._told(own, {}, depth, 0, LOGITS.point)
+        depth.arithmetic = found[1]
         depth.find_arithmetic()
         depth.free = free_run(self.run.model, self.tokens, depth.arithmetic)
         if depth.of_all:
@@ -74,12 +75,12 @@ class Probing:
         whole = self.asking.original(self.tokens)
         agrees = depth.judge(whole, depth.read).status is not Status.DIVERGES
         layer = depth.first_wrong()
+        if layer is None and agrees:
+            self._halves(depth)
+            layer = depth.first_wrong()
         if layer is not None:
             return self._of_layer(depth, layer)
-        within = None
-        if agrees:
-            self._halves(depth)
-            within = self._inside(depth, whole)
+        within = self._inside(depth, whole) if agrees else None
         known = depth.read if within is None else depth.read | within.read
         return self._told(whole, known, depth, None, "", within)
 
@@ -97,6 +98,11 @@ class Probing:
             return self._told(within.by_itself(), {}, depth, layer, "l_out", within)
         answer = depth.wrong(layer)
         known = depth.known(layer)
+        if depth.judge(answer, known).status is not Status.DIVERGES:  # what was read before it makes it right
+            layer = depth.most_wrong()
+            answer, known = depth.cut(layer), depth.known(layer)
+            self.asking.keep()
+            within = Within(self.asking, depth, layer, depth.input_of(layer))
         if not layer:  # the last norm hides what each row of the embedding is multiplied by
             known.pop(EMBEDDING, None)
         told = self._told(answer, known, depth, layer, "l_out")
@@ -121,12 +127,10 @@ class Probing:
 
     def _inside(self, depth: Depth, whole: Answer) -> Within | None:
         """Look at each operation of one layer whose input was read."""
-        read = sorted(site.layer for site in depth.read if site.layer is not None)
-        before = [layer for layer in read if layer < self.run.model.hp.n_layer - 1]
         holds = "held=" in (depth.arithmetic or "")  # it would round the rows that a layer is given
-        if not depth.of_all or not before or self.run.model.tier == "graph" or holds:
+        if not depth.of_all or self.run.model.tier == "graph" or holds:
             return None
-        layer = before[len(before) // 2] + 1
+        layer = depth.most_wrong()
         within = Within(self.asking, depth, layer, depth.input_of(layer))
         within.look(first_wrong=self._first_wrong(whole, depth.read, depth), whole=True)
         return within
@@ -145,7 +149,7 @@ class Probing:
         trace = answer.trace(ordered, self.asking.engine.name, depth.arithmetic or ARITHMETICS[0])
         verdict = judge(replace(self.run, model=answer.model), trace)
         if point:
-            verdict = of_cut(verdict, Site(0, None if point == "embd" else layer, point), self.run)
+            verdict = of_cut(verdict, LOGITS if point == LOGITS.point else Site(0, layer, point), self.run)
         verdict = with_judged(verdict, depth.judged)
         return replace(verdict, tokens=(self.tokens,), notes=(*summed_up(self.asking, depth, within), *verdict.notes))
 

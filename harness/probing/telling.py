@@ -33,11 +33,14 @@ def of_cut(verdict: Verdict, site: Site, run: Run) -> Verdict:
         return replace(e, site=renamed(e.site), sites=sites, extent=said, searched=searched)
 
     def judged(s: SiteVerdict) -> SiteVerdict:
+        if site == LOGITS:
+            return s
         segment = tuple(of for of in s.segment if of.point not in READ_BY and of != site)
         return replace(s, site=renamed(s.site), segment=segment, op="add" if s.site == LOGITS else s.op)
 
     check = verdict.counter_check
-    kept = [s for s in verdict.sites if s.site == LOGITS or (s.point not in READ_BY and s.site != site)]
+    own = READ_BY if site != LOGITS else ()
+    kept = [s for s in verdict.sites if s.site == LOGITS or (s.point not in own and s.site != site)]
     return replace(
         verdict,
         model=described(run.model) | {"sha256": run.identity.sha256, "probed": True},

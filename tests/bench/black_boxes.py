@@ -81,7 +81,8 @@ def one(job: tuple[Path, str, str, int]) -> Outcome | None:
         place,
         first is not None,
         first is not None and (place is None or first.layer == place),
-        any(point in where.replace(",", " ").split() or f"{point}-{place}" in where for point in points),
+        any(point in where.replace(",", " ").split() or f"{point}-{place}" in where for point in points)
+        or (cause is not None and bool(cause.equals) and is_told(verdict, id_)),  # equal numbers, by other operations
         cause is not None and is_told(verdict, id_),
         "" if first is None else f"{first.site}: {cause.hypothesis if cause else 'not explained'} ({where.strip()})",
         box.runs,

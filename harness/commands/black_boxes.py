@@ -1,0 +1,48 @@
+"""The options of the commands that run engines which give nothing but logits. Only argparse is imported."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from firstdiff.commands.shared_options import add_budget, add_common, add_html, add_input, add_json, add_tier
+from firstdiff.commands.values import count, seconds
+
+
+def add_probe(probe: argparse.ArgumentParser) -> None:
+    """What ``firstdiff probe`` takes."""
+    probe.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
+    probe.add_argument(
+        "--engine",
+        required=True,
+        metavar="CMD",
+        help="your engine: 'CMD --model {model} --tokens {tokens} --logits {logits}'; it writes the logits of each "
+        "token, or of the last one, to the file {logits}",
+    )
+    add_input(probe)
+    probe.add_argument(
+        "--runs", type=count, metavar="N", help="how often the engine may be run (default: 22 of 30 layers)"
+    )
+    probe.add_argument("--timeout", type=seconds, metavar="S", help="seconds that a run may take (default: 600)")
+    add_tier(probe, "hand", "graph")
+    add_budget(probe)
+    add_html(probe)
+    add_common(probe)
+
+
+def add_conformance(suite: argparse.ArgumentParser) -> None:
+    """What ``firstdiff conformance`` takes."""
+    suite.add_argument(
+        "--engine",
+        required=True,
+        metavar="CMD",
+        help="your engine: 'CMD --model {model} --tokens {tokens} --logits {logits}', as for firstdiff probe",
+    )
+    suite.add_argument(
+        "--level", choices=("core", "full"), default="core", help="core: what most files need (default); full: all"
+    )
+    suite.add_argument("--only", action="append", default=[], metavar="TEST", help="only this test; repeatable")
+    suite.add_argument("--timeout", type=seconds, metavar="S", help="seconds that a run may take (default: 600)")
+    suite.add_argument("--junit", type=Path, metavar="FILE", help="write the results as JUnit XML too")
+    suite.add_argument("--badge", type=Path, metavar="FILE", help="write a badge for shields.io too")
+    add_json(suite, "the results")

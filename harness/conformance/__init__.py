@@ -1,0 +1,1 @@
+"""A suite of tiny models, each of which isolates one thing that an engine must get right."""

@@ -1,0 +1,122 @@
+"""Running an engine through the suite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from firstdiff.conformance.suite import Test
+from firstdiff.errors import CaptureError
+from firstdiff.hypotheses import TABLE, Hypothesis
+from firstdiff.model.engine import open_model
+from firstdiff.probing.arithmetics import ARITHMETICS, judged_in, nearest
+from firstdiff.probing.asking import Answer
+from firstdiff.probing.engine import BlackBox, whole
+from firstdiff.progress import QUIET, Progress
+from firstdiff.runs.judge import judge
+from firstdiff.runs.run import Run
+from firstdiff.verdict import Status, Verdict
+
+
+class Outcome(StrEnum):
+    """What came of a test."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """One test's result.
+
+    Parameters
+    ----------
+    test, outcome
+        Which, and what came of it. An engine refuses what it ends at, or gives no logits for.
+    says
+        What is wrong, in words; empty where nothing is.
+    error, floor
+        How far the logits are off, relative to their size, and what rounding may leave.
+    verdict
+        What is said of the model; None where there are no logits.
+    """
+
+    test: Test
+    outcome: Outcome
+    says: str = ""
+    error: float | None = None
+    floor: float | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Conformance:
+    """An engine that is run through the suite.
+
+    Parameters
+    ----------
+    engine, folder
+        The engine, and where models are written, one at a time.
+    arithmetic
+        What it computes in, as the first test that it runs shows.
+    progress, budget
+        Shows which test is run; seconds that explaining one failure may take.
+    """
+
+    engine: BlackBox
+    folder: Path
+    arithmetic: str | None = None
+    progress: Progress = QUIET
+    budget: float = 20.0
+    _known: dict[str, Hypothesis] = field(default_factory=dict)
+
+    def run(self, tests: Sequence[Test]) -> list[Result]:
+        """Run the tests, one after another."""
+        return [self._result(test) for test in tests]
+
+    def _result(self, test: Test) -> Result:
+        self.progress.say(f"testing {test.name}")
+        path = self.folder / "model.gguf"
+        try:
+            model = open_model(test.write(path))
+            logits = self.engine.logits(path, test.tokens, model.hp.n_vocab)
+        except CaptureError as e:
+            return Result(test, Outcome.REFUSED, str(e).removeprefix("--engine: "))
+        except OSError as e:
+            raise CaptureError(f"{path}: a model cannot be written ({e.strerror}): give another folder") from e
+        answer = Answer(model, test.tokens, whole(logits, len(test.tokens)))
+        try:
+            return self._judged(test, answer)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _judged(self, test: Test, answer: Answer) -> Result:
+        if self.arithmetic is None:
+            found = nearest(answer, self.engine.name)
+            self.arithmetic = None if found is None else found[1]
+        named = self.arithmetic or ARITHMETICS[0]
+        found_ = judged_in(answer, {}, self.engine.name, named)
+        if found_.status is not Status.DIVERGES:
+            return Result(test, Outcome.PASSED, "", found_.local_error, found_.floor)
+        verdict = replace(self._explained(answer, named), model={"file": test.name})
+        return Result(test, Outcome.FAILED, _why(verdict), found_.local_error, found_.floor, verdict)
+
+    def _explained(self, answer: Answer, arithmetic: str) -> Verdict:
+        """Explain a failure: by what explained an earlier one, or else by all hypotheses."""
+        trace = answer.trace({}, self.engine.name, arithmetic)
+        for table in (self._known, TABLE) if self._known else (TABLE,):
+            verdict = judge(Run(answer.model, budget=self.budget, table=table), trace)
+            if all(e.hypothesis is not None and e.measured is None for e in verdict.explanations):
+                break
+        named = {part for e in verdict.explanations for part in (e.hypothesis or "").split(" + ")}
+        self._known |= {id_: TABLE[id_] for id_ in named if id_ in TABLE}
+        return verdict
+
+
+def _why(verdict: Verdict) -> str:
+    """What explains a failure, in a few words."""
+    told = [f"{e.says} ({e.hypothesis})" for e in verdict.explanations if e.hypothesis is not None]
+    return "; ".join(told) or "no hypothesis explains it"

@@ -1,0 +1,76 @@
+"""What an engine computes in, as the logits of one model show it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+
+from firstdiff.dumps import Site
+from firstdiff.judging.passes import run_trace
+from firstdiff.judging.replay import Replay
+from firstdiff.model.arithmetic import arithmetic_named
+from firstdiff.model.errors import ModelError
+from firstdiff.model.rounding import round_to
+from firstdiff.probing.asking import LOGITS, Answer
+from firstdiff.verdict import SiteVerdict, Status
+
+Array = npt.NDArray[np.floating]
+
+ARITHMETICS = (
+    "f32",
+    "ggml-cpu+kv=f16",
+    "ggml-cpu",
+    "bf16",
+    "f16",
+    "tf32",
+    "bf16-operands",
+    "f16-operands",
+    "f16-operands+kv=f16",
+    *(f"f32+{held}" for held in ("held=bf16", "held=f16", "matrices=q8_0", "matrices=i8-row", "matrices=f8_e4m3-row")),
+    *(f"{base}+matrices={kind}" for base in ("bf16", "f16") for kind in ("q8_0", "i8-row", "f8_e4m3-row")),
+)
+"""What an engine may compute in, the exact ones first."""
+
+ALIKE = 2.0
+"""Errors that differ by less than this factor do not tell two arithmetics apart."""
+
+
+def results_of(arithmetic: str) -> str | None:
+    """What an arithmetic rounds the result of each operation to; None for float32."""
+    base = arithmetic.partition("+")[0]
+    return base if base in ("bf16", "f16") else None
+
+
+def judged_in(answer: Answer, known: Mapping[Site, Array], engine: str, arithmetic: str) -> SiteVerdict:
+    """Judge the logits of a model in an arithmetic, given what is known of it.
+
+    Raises
+    ------
+    ModelError
+        For an arithmetic that the model's weights cannot have.
+    """
+    trace = answer.trace(known, engine, arithmetic)
+    replay = Replay(arithmetic_named(arithmetic), trace)
+    run_trace(answer.model, trace, replay, frozenset({LOGITS}).__contains__)
+    return next(s for s in replay.settled() if s.site == LOGITS)
+
+
+def nearest(answer: Answer, engine: str) -> tuple[float, str] | None:
+    """The arithmetic in which a model's logits are nearest to right, and how near; None where they fit none."""
+    errors: dict[str, float] = {}
+    for name in possible(answer.logits[answer.given]):
+        with suppress(ModelError):  # rows that are no whole groups of a kind
+            found = judged_in(answer, {}, engine, name)
+            if found.status is not Status.DIVERGES and found.local_error is not None:
+                errors[name] = found.local_error
+    least = min(errors.values(), default=0.0)
+    return next(((error, name) for name, error in errors.items() if error <= ALIKE * least), None)
+
+
+def possible(logits: Array) -> list[str]:
+    """The arithmetics whose results have the digits that logits have."""
+    digits = next((kind for kind in ("bf16", "f16") if np.array_equal(round_to(logits, kind), logits)), None)
+    return [name for name in ARITHMETICS if results_of(name) == digits]
