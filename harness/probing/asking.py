@@ -138,7 +138,7 @@ class Asking:
         self.progress.say(f"asking for {what}")
         path = self._written(probe)
         logits = self._logits(path, probe.tokens, probe.tensors[HEAD].shape[0])
-        return Answer(open_reference(path, tier=self.run.model.tier), probe.tokens, logits)
+        return Answer(self._opened(path), probe.tokens, logits)
 
     def answered(self, probe: ProbeModel, logits: Floats) -> Answer:
         """A model that was asked for before: its file stays where the next ones are written.
@@ -148,13 +148,16 @@ class Asking:
         CaptureError
             Where it cannot be written.
         """
-        self._kept = _removed(self._kept)
+        _remove(self._kept)
         path = self._kept = self._written(probe)
         self._latest = None
-        return Answer(open_reference(path, tier=self.run.model.tier), probe.tokens, logits)
+        return Answer(self._opened(path), probe.tokens, logits)
+
+    def _opened(self, path: Path) -> Model:
+        return open_reference(path, tier="graph" if self.run.model.tier == "graph" else "hand")
 
     def _written(self, probe: ProbeModel) -> Path:
-        self._latest = _removed(self._latest)
+        _remove(self._latest)
         path = self._latest = self.folder / f"probe-{self._count}.gguf"
         self._count += 1
         try:
@@ -166,12 +169,14 @@ class Asking:
 
     def keep(self) -> None:
         """Let the file of the last probe stay where the next ones are written, in the place of the one before."""
-        self._kept = _removed(self._kept)
+        _remove(self._kept)
         self._kept, self._latest = self._latest, None
 
     def remove(self) -> None:
         """Remove all files."""
-        self._latest, self._kept = _removed(self._latest), _removed(self._kept)
+        _remove(self._latest)
+        _remove(self._kept)
+        self._latest = self._kept = None
 
     def _logits(self, path: Path, tokens: Sequence[int], width: int) -> Floats:
         if self.left <= 0:
@@ -180,7 +185,7 @@ class Asking:
         return whole(self.engine.logits(path, tokens, width), len(tokens))
 
 
-def _removed(path: Path | None) -> None:
+def _remove(path: Path | None) -> None:
     if path is not None:
         with suppress(OSError):
             path.unlink()

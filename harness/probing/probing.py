@@ -118,7 +118,7 @@ class Probing:
         """What says which tensor of those that were read is the first to be wrong."""
 
         def first_wrong(read: Mapping[Site, Array]) -> SiteVerdict | None:
-            trace = answer.trace(known | dict(read), self.asking.engine.name, depth.arithmetic or ARITHMETICS[0])
+            trace = answer.trace({**known, **read}, self.asking.engine.name, depth.arithmetic or ARITHMETICS[0])
             replay = Replay(arithmetic_named(depth.arithmetic or ARITHMETICS[0]), trace)
             run_trace(answer.model, trace, replay, frozenset(read).__contains__)
             return next((s for s in replay.settled() if s.status is Status.DIVERGES), None)

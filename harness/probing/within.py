@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from firstdiff.dumps import Site
 from firstdiff.errors import CaptureError
-from firstdiff.model.probes.layer import LayerProbes, Reading
+from firstdiff.model.probes.layer import LayerProbes
+from firstdiff.model.probes.reading import Reading
 from firstdiff.probing.asking import Answer, Asking, TooManyRunsError
 from firstdiff.probing.depth import Depth, scaled_like
 from firstdiff.verdict import SiteVerdict, Status

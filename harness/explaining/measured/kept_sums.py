@@ -114,7 +114,7 @@ def _parts(count: int, values: Values) -> list[Indices]:
 
 
 def _added(parts: Iterator[Array], values: Values) -> Array:
-    total = np.float32(0)
+    total: Array = np.zeros((), np.float32)
     for part in parts:
         if values["order"] == APART:
             total = total + round_to(np.asarray(part, np.float32), values["kept"])
