@@ -19,6 +19,8 @@ from firstdiff.runs.judge import judge
 from firstdiff.runs.run import Run
 from firstdiff.verdict import Status, Verdict
 
+NOT_SEARCHED = "not searched for a cause, because the plain model is wrong already and nothing explains that"
+
 
 class Outcome(StrEnum):
     """What came of a test."""
@@ -72,6 +74,7 @@ class Conformance:
     progress: Progress = QUIET
     budget: float = 20.0
     _known: dict[str, Hypothesis] = field(default_factory=dict)
+    _plain_fails: bool = False
 
     def run(self, tests: Sequence[Test]) -> list[Result]:
         """Run the tests, one after another."""
@@ -101,7 +104,11 @@ class Conformance:
         found_ = judged_in(answer, {}, self.engine.name, named)
         if found_.status is not Status.DIVERGES:
             return Result(test, Outcome.PASSED, "", found_.local_error, found_.floor)
+        if self._plain_fails:
+            return Result(test, Outcome.FAILED, NOT_SEARCHED, found_.local_error, found_.floor)
         verdict = replace(self._explained(answer, named), model={"file": test.name})
+        if not test.changes:
+            self._plain_fails = all(e.hypothesis is None for e in verdict.explanations)
         return Result(test, Outcome.FAILED, _why(verdict), found_.local_error, found_.floor, verdict)
 
     def _explained(self, answer: Answer, arithmetic: str) -> Verdict:

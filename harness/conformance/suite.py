@@ -16,6 +16,8 @@ from firstdiff.model.synthetic import BRANCHES, Llama, llama_metadata, llama_ten
 
 Level = Literal["core", "full"]
 
+PLAIN_NAME = "plain"
+
 COMMON = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 """Types that most files have."""
 
@@ -58,6 +60,11 @@ class Test:
     metadata: Mapping[str, object] = field(default_factory=dict)
     order: Literal["usual", "reversed"] = "usual"
     level: Level = "core"
+
+    @property
+    def changes(self) -> bool:
+        """Whether the model is another one than the plain one."""
+        return self.name != PLAIN_NAME
 
     def write(self, path: Path) -> Path:
         """Write the model's file.
@@ -104,7 +111,7 @@ def _shapes(name: str, isolates: str, level: Level = "core", **shape: object) ->
 
 
 def _plain() -> Iterator[Test]:
-    yield Test("plain", "anything: a llama of one layer in float32, which all other tests change in one thing")
+    yield Test(PLAIN_NAME, "anything: a llama of one layer in float32, which all other tests change in one thing")
     yield _shapes("two layers", "what a layer hands to the next", n_layer=2)
 
 
@@ -169,8 +176,9 @@ def _files() -> Iterator[Test]:
     yield Test("order of tensors", "tensors in another order in the file: they go by name", order="reversed")
     yield Test(
         "wide integers",
-        "hyperparameters of 64 bits",
+        "hyperparameters of 64 bits, which llama.cpp refuses",
         metadata={"llama.block_count": np.uint64(1), "llama.context_length": np.uint64(512)},
+        level="full",
     )
     yield Test(
         "unknown keys", "metadata that nobody reads", metadata={"somebody.list": ["a", "b"], "somebody.flag": True}

@@ -28,6 +28,10 @@ RUN_BY = "--model {model} --tokens {tokens} --logits {logits}"
 BLACK_BOX = Path(__file__).parents[1] / "engines" / "black_box.py"
 
 
+FEW = 6
+"""Failures of one bug that are told one by one."""
+
+
 def bugs() -> list[str]:
     """The bugs that the table at the top of the C engine lists."""
     head = SOURCE.read_text().partition("*/")[0]
@@ -47,8 +51,10 @@ def matrix(folder: Path) -> Iterator[str]:
         results, _ = results_of(f"{shlex.quote(str(engine))} {RUN_BY}", folder)
         failed = [r for r in results if r.outcome is Outcome.FAILED]
         yield f"{bug or 'no bug'}: {summed_up(results)}"
-        for r in failed:
+        for r in failed[: None if len(failed) <= FEW else 1]:
             yield f"    {r.test.name}: {r.says}"[:160]
+        if len(failed) > FEW:
+            yield f"    and {len(failed) - 1} more"
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # for builders
 def of_llama_cpp(model: Path, tokens: Sequence[int]) -> Any:
     import llama_cpp
 
-    engine = llama_cpp.Llama(str(model), n_ctx=64, n_batch=64, logits_all=True, verbose=False, n_threads=1)
+    engine = llama_cpp.Llama(str(model), n_ctx=256, n_batch=256, logits_all=True, verbose=False, n_threads=1)
     engine.eval(tokens)
     return np.array(engine.scores[: len(tokens)], np.float32)
 
