@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from shutil import rmtree
 
 from firstdiff.conformance.suite import Test
 from firstdiff.errors import CaptureError
@@ -82,19 +83,20 @@ class Conformance:
 
     def _result(self, test: Test) -> Result:
         self.progress.say(f"testing {test.name}")
-        path = self.folder / "model.gguf"
+        models = self.folder / "model"
+        models.mkdir(exist_ok=True)
         try:
-            model = open_model(test.write(path))
+            path = test.write(models)
+            model = open_model(path)
             logits = self.engine.logits(path, test.tokens, model.hp.n_vocab)
         except CaptureError as e:
             return Result(test, Outcome.REFUSED, str(e).removeprefix("--engine: "))
         except OSError as e:
-            raise CaptureError(f"{path}: a model cannot be written ({e.strerror}): give another folder") from e
-        answer = Answer(model, test.tokens, whole(logits, len(test.tokens)))
-        try:
-            return self._judged(test, answer)
+            raise CaptureError(f"{models}: a model cannot be written ({e.strerror}): give another folder") from e
+        else:
+            return self._judged(test, Answer(model, test.tokens, whole(logits, len(test.tokens))))
         finally:
-            path.unlink(missing_ok=True)
+            rmtree(models, ignore_errors=True)
 
     def _judged(self, test: Test, answer: Answer) -> Result:
         if self.arithmetic is None:

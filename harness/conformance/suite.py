@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +47,8 @@ class Test:
         Values that are others than usual.
     order
         The order of the tensors in the file: ``usual`` or ``reversed``.
+    parts
+        Files that the model is split into.
     level
         Whether it is in the core of the suite.
     """
@@ -59,6 +62,7 @@ class Test:
     tokens: tuple[int, ...] = PROMPT
     metadata: Mapping[str, object] = field(default_factory=dict)
     order: Literal["usual", "reversed"] = "usual"
+    parts: int = 1
     level: Level = "core"
 
     @property
@@ -66,8 +70,8 @@ class Test:
         """Whether the model is another one than the plain one."""
         return self.name != PLAIN_NAME
 
-    def write(self, path: Path) -> Path:
-        """Write the model's file.
+    def write(self, folder: Path) -> Path:
+        """Write the model, and return its file, or the first of its parts.
 
         Raises
         ------
@@ -79,7 +83,19 @@ class Test:
             tensors = dict(reversed(tensors.items()))
         own = {key.replace("llama", self.arch): value for key, value in llama_metadata(self.shape).items()}
         metadata = own | {"general.architecture": self.arch, "general.name": self.name} | dict(self.metadata)
-        return write_gguf(path, metadata, tensors)
+        if self.parts == 1:
+            return write_gguf(folder / "model.gguf", metadata, tensors)
+        paths = []
+        for number in range(self.parts):
+            split: dict[str, object] = {
+                "split.no": np.uint16(number),
+                "split.count": np.uint16(self.parts),
+                "split.tensors.count": np.int32(len(tensors)),
+            }
+            some = dict(islice(tensors.items(), number, None, self.parts))
+            path = folder / f"model-{number + 1:05}-of-{self.parts:05}.gguf"
+            paths.append(write_gguf(path, (metadata if not number else {}) | split, some))
+        return paths[0]
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         rng, dim = np.random.default_rng(1), self.shape.head_dim
@@ -174,6 +190,7 @@ def _files() -> Iterator[Test]:
         "alignment", "tensors aligned to 256 bytes: general.alignment", metadata={"general.alignment": np.uint32(256)}
     )
     yield Test("order of tensors", "tensors in another order in the file: they go by name", order="reversed")
+    yield Test("split files", "a model of two files: the engine is given the first one", parts=2)
     yield Test(
         "wide integers",
         "hyperparameters of 64 bits, which llama.cpp refuses",

@@ -32,7 +32,7 @@ def lines(results: Sequence[Result], arithmetic: str | None, *, width: int) -> I
         if r.outcome is Outcome.FAILED:
             yield from _wrapped(f"isolates {r.test.isolates}", width)
         if r.outcome is Outcome.REFUSED:
-            yield textwrap.shorten(f"    {r.says}", width, placeholder=" …", drop_whitespace=False)
+            yield "    " + textwrap.shorten(r.says, width - 4, placeholder=" …")
         elif r.says:
             yield from _wrapped(r.says, width)
     yield ""
