@@ -9,7 +9,7 @@ from pathlib import Path
 from shutil import rmtree
 
 from firstdiff.conformance.suite import Test
-from firstdiff.errors import CaptureError
+from firstdiff.errors import CaptureError, UsageError
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.model.engine import open_model
 from firstdiff.probing.arithmetics import ARITHMETICS, judged_in, nearest
@@ -86,21 +86,25 @@ class Conformance:
         models = self.folder / "model"
         models.mkdir(exist_ok=True)
         try:
-            path = test.write(models)
+            path = self._written(test, models)
             model = open_model(path)
             logits = self.engine.logits(path, test.tokens, model.hp.n_vocab)
         except CaptureError as e:
             return Result(test, Outcome.REFUSED, str(e).removeprefix("--engine: "))
-        except OSError as e:
-            raise CaptureError(f"{models}: a model cannot be written ({e.strerror}): give another folder") from e
         else:
             return self._judged(test, Answer(model, test.tokens, whole(logits, len(test.tokens))))
         finally:
             rmtree(models, ignore_errors=True)
 
+    def _written(self, test: Test, folder: Path) -> Path:
+        try:
+            return test.write(folder)
+        except OSError as e:
+            raise UsageError(f"{folder}: a model cannot be written ({e.strerror}): make room for it") from e
+
     def _judged(self, test: Test, answer: Answer) -> Result:
         if self.arithmetic is None:
-            found = nearest(answer, self.engine.name)
+            found = nearest(answer, self.engine.name, identity=False)
             self.arithmetic = None if found is None else found[1]
         named = self.arithmetic or ARITHMETICS[0]
         found_ = judged_in(answer, {}, self.engine.name, named)

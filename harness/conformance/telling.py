@@ -37,7 +37,7 @@ def lines(results: Sequence[Result], arithmetic: str | None, *, width: int) -> I
             yield from _wrapped(r.says, width)
     yield ""
     yield summed_up(results) + (f" The engine computes as {arithmetic} does." if arithmetic else "")
-    if results and results[0].outcome is not Outcome.PASSED:
+    if results and results[0].outcome is Outcome.FAILED:
         yield ("The plain model is not right already, so that other failures may be of the same fault: mend it first.")
 
 

@@ -14,7 +14,7 @@ from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import arithmetic_named
 from firstdiff.model.errors import ModelError
 from firstdiff.model.rounding import round_to
-from firstdiff.probing.asking import LOGITS, Answer
+from firstdiff.probing.asking import LOGITS, Answer, digits_of
 from firstdiff.verdict import SiteVerdict, Status
 
 Array = npt.NDArray[np.floating]
@@ -33,6 +33,10 @@ ARITHMETICS = (
     *(f"{base}+matrices={kind}" for base in ("bf16", "f16") for kind in ("q8_0", "i8-row", "f8_e4m3-row")),
 )
 """What an engine may compute in, the exact ones first."""
+
+CLEARLY = 2.0
+"""How many times less an arithmetic that no digits show leaves than float32 does. llama.cpp's own leaves a third of it,
+and a fault is as far from one as from the other."""
 
 ALIKE = 2.0
 """Errors that differ by less than this factor do not tell two arithmetics apart."""
@@ -58,19 +62,32 @@ def judged_in(answer: Answer, known: Mapping[Site, Array], engine: str, arithmet
     return next(s for s in replay.settled() if s.site == LOGITS)
 
 
-def nearest(answer: Answer, engine: str) -> tuple[float, str] | None:
-    """The arithmetic in which a model's logits are nearest to right, and how near; None where they fit none."""
+def nearest(answer: Answer, engine: str, *, identity: bool = True) -> tuple[float, str] | None:
+    """The arithmetic in which a model's logits are nearest to right, and how near; None where they fit none.
+
+    `identity` says that the output matrix is the identity, so that logits have the digits of a product's operands.
+    """
     errors: dict[str, float] = {}
-    for name in possible(answer.logits[answer.given]):
+    plain = float("inf")
+    for name in possible(answer.logits[answer.given], identity=identity):
         with suppress(ModelError):  # rows that are no whole groups of a kind
             found = judged_in(answer, {}, engine, name)
-            if found.status is not Status.DIVERGES and found.local_error is not None:
+            if found.local_error is None:
+                continue
+            if name == ARITHMETICS[0]:
+                plain = found.local_error
+            shown = results_of(name) is not None or (identity and digits_of(name) is not None)
+            less = name == ARITHMETICS[0] or shown or CLEARLY * found.local_error <= plain
+            if found.status is not Status.DIVERGES and less:
                 errors[name] = found.local_error
     least = min(errors.values(), default=0.0)
     return next(((error, name) for name, error in errors.items() if error <= ALIKE * least), None)
 
 
-def possible(logits: Array) -> list[str]:
-    """The arithmetics whose results have the digits that logits have."""
-    digits = next((kind for kind in ("bf16", "f16") if np.array_equal(round_to(logits, kind), logits)), None)
-    return [name for name in ARITHMETICS if results_of(name) == digits]
+def possible(logits: Array, *, identity: bool) -> list[str]:
+    """The arithmetics whose results, or operands, have the digits that logits have."""
+    if not identity:
+        digits = next((kind for kind in ("bf16", "f16") if np.array_equal(round_to(logits, kind), logits)), None)
+        return [name for name in ARITHMETICS if results_of(name) == digits]
+    digits = next((kind for kind in ("bf16", "f16", "tf32") if np.array_equal(round_to(logits, kind), logits)), None)
+    return [name for name in ARITHMETICS if digits_of(name) == {"tf32": "f16"}.get(digits or "", digits)]

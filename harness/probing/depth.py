@@ -139,4 +139,6 @@ def scaled_like(logits: Array, right: Array) -> npt.NDArray[np.float32]:
     """What the last norm was given: each row of logits times the number by which it is nearest to the right row."""
     y = np.asarray(logits, np.float64)[:, : right.shape[-1]]
     x = np.asarray(right, np.float64)
-    return np.asarray(y * ((x * y).sum(1) / np.square(y).sum(1))[:, None], np.float32)
+    size = np.square(y).sum(1)
+    factor = np.divide((x * y).sum(1), size, out=np.zeros_like(size), where=size > 0)
+    return np.asarray(y * factor[:, None], np.float32)

@@ -45,7 +45,7 @@ def read_logits(folder: Path, *, tokens: int, width: int) -> Floats:
         raise CaptureError(f"--engine: it wrote no file that begins with 'logits' into {folder}: let it use {{logits}}")
     try:
         values = _values(found[0])
-    except (TraceError, ValueError) as e:
+    except (TraceError, ValueError, OSError) as e:
         raise CaptureError(f"--engine: its logits cannot be read: {e}: write {BINARY}") from None
     return _shaped(values, found[0], tokens, width)
 

@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from firstdiff.dumps import Site, Step
 from firstdiff.engines.reference import Recording
+from firstdiff.errors import UsageError
 from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import arithmetic_named
 from firstdiff.model.engine import Model
 from firstdiff.probing.arithmetics import ARITHMETICS, nearest
-from firstdiff.probing.asking import LOGITS, Answer, Asking
+from firstdiff.probing.asking import LOGITS, Answer, Asking, TooManyRunsError
 from firstdiff.probing.control import control
 from firstdiff.probing.depth import Depth, scaled_like
 from firstdiff.probing.engine import BlackBox
@@ -95,7 +96,10 @@ class Probing:
         """The verdict on the first layer that goes wrong: by its output alone, or by what is read within it."""
         within = Within(self.asking, depth, layer, depth.input_of(layer))
         if not depth.of_all:
-            return self._told(within.by_itself(), {}, depth, layer, "l_out", within)
+            alone = within.by_itself()
+            if depth.judge(alone, {}).status is not Status.DIVERGES:  # it takes what comes before to be wrong
+                alone = depth.wrong(layer)
+            return self._told(alone, {}, depth, layer, "l_out", within)
         answer = depth.wrong(layer)
         known = depth.known(layer)
         if depth.judge(answer, known).status is not Status.DIVERGES:  # what was read before it makes it right
@@ -193,9 +197,17 @@ def probe(run: Run, engine: BlackBox, tokens: Sequence[int], folder: Path, *, mo
     ------
     CaptureError
         Where the engine gives no logits, or those of something else.
+    UsageError
+        For fewer runs than it takes to find a layer.
     """
-    asking = Asking(run, engine, folder, most_runs(run.model.hp.n_layer) if most is None else most)
+    usual = most_runs(run.model.hp.n_layer)
+    asking = Asking(run, engine, folder, usual if most is None else most)
     try:
         return Probing(run, asking, tuple(tokens)).verdict()
+    except TooManyRunsError:
+        raise UsageError(
+            f"--runs: {asking.most} runs of the engine do not find a layer of {run.model.hp.n_layer}: give {usual}, "
+            "which is what is usual"
+        ) from None
     finally:
         asking.remove()

@@ -190,4 +190,6 @@ class Within:
         return np.asarray(self.depth.free[Site(0, self.layer, point)], np.float64)
 
     def _size(self, point: str) -> float:
-        return float(np.sqrt(np.square(self._free(point)).mean()))
+        x = self._free(point)
+        finite = x[np.isfinite(x)]
+        return float(np.sqrt(np.square(finite).mean())) if finite.size else 1.0

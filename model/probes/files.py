@@ -133,16 +133,17 @@ def _kept(gguf: GGUF, layers: Sequence[int], passing: frozenset[int]) -> Iterato
 
 
 def _copied(gguf: GGUF, ids: Sequence[int], n_vocab: int) -> Tensor:
-    """Rows of the model's own embedding."""
+    """Rows of the model's own embedding: those of the prompt, and others around them."""
     info = gguf.tensors[EMBEDDING]
     size = info.shape[-1] // info.type.block * info.type.nbytes
-    data = np.zeros((n_vocab, size), np.uint8)
-    data[FIRST_ID : FIRST_ID + len(ids)] = gguf.raw(EMBEDDING).reshape(-1, size)[list(ids)]
+    rows = gguf.raw(EMBEDDING).reshape(-1, size)
+    data = rows[np.arange(n_vocab) % len(rows)]  # who reads another row than it was told has numbers of another token
+    data[FIRST_ID : FIRST_ID + len(ids)] = rows[list(ids)]
     return Tensor(info.type, (n_vocab, info.shape[-1]), data.reshape(-1))
 
 
 def _vectors(rows: Floats, n_vocab: int) -> Tensor:
-    whole = np.zeros((n_vocab, rows.shape[-1]), np.float32)
+    whole = np.random.default_rng(0).standard_normal((n_vocab, rows.shape[-1]), np.float32)
     whole[FIRST_ID : FIRST_ID + len(rows)] = rows
     return Tensor.of(whole)
 
@@ -157,12 +158,13 @@ def _metadata(gguf: GGUF, layers: Sequence[int], n_vocab: int) -> dict[str, obje
         if key.startswith(("tokenizer.", *_DROPPED)):
             continue
         value = of[key]
-        if key.startswith(f"{name}.") and isinstance(value, np.ndarray) and len(value) == count:
+        by_layer = key.startswith(f"{name}.") and not key.endswith("dimension_sections")
+        if by_layer and isinstance(value, np.ndarray) and len(value) == count:
             made[key] = value[list(layers)]
         else:
             made[key] = Encoded(of.encoded(key))
     made[f"{name}.block_count"] = np.uint32(len(layers))
     made[f"{name}.vocab_size"] = np.uint32(n_vocab)
-    if f"{name}.final_logit_softcapping" in of:
+    if of.get(f"{name}.final_logit_softcapping"):
         made[f"{name}.final_logit_softcapping"] = NO_CAP
     return made | tokenizer(n_vocab) | {"tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_eos_token": False}

@@ -23,6 +23,9 @@ from firstdiff.model.probes.reading import Doubles, Floats, Reading, joined, row
 ENLARGED = 16.0
 """How many times the largest number of the stream the numbers that are read are enlarged to, about."""
 
+WELL_APART = 1e3
+"""The condition number of the rows of tokens up to which each can be told from the others: equal tokens cannot."""
+
 OPEN = 32.0
 """What a gate is held at: silu(32) is 32 in float32."""
 
@@ -134,7 +137,7 @@ class LayerProbes:
         `normed` is what the products of attention are given, as it was read.
         """
         tokens, dim = len(self.rows), self.hp.head_dim
-        if tokens > dim:
+        if tokens > dim or np.linalg.cond(normed) > WELL_APART:
             return None
         select = np.zeros((self.values_wide, self.hp.n_embd), np.float32)
         for head in range(self.hp.n_head_kv):
@@ -172,9 +175,11 @@ class LayerProbes:
 
     # The feed-forward network's side: the rows are what stands in the stream before it
 
-    def ffn_norm(self, normed: Doubles, size: float) -> Reading:
+    def ffn_norm(self, normed: Doubles, size: float) -> Reading | None:
         """What the products of the feed-forward network are given; `normed` is about what it will be."""
-        places = np.arange(min(self.hp.n_embd, self.hp.n_ff))
+        if self.hp.n_ff < self.hp.n_embd:  # not all of it goes through
+            return None
+        places = np.arange(self.hp.n_embd)
         identity = Tensor.of(np.eye(self.hp.n_ff, self.hp.n_embd, dtype=np.float32))
         gate, opened = self._open(normed)
         own = self._through("ffn_norm", "ffn_down", self._gated(gate, identity), self._no_biases(), places, OPEN * size)

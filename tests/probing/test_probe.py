@@ -14,13 +14,14 @@ import pytest
 from builders.black_boxes import ReferenceBox
 from builders.command_line import Command, assert_refused, strict
 from builders.engines import compile_engine
-from builders.models import in_blocks, synthetic
+from builders.models import in_blocks, stored, synthetic
 from builders.own_engine import SHAPE, script
 from firstdiff.errors import CaptureError
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted
 from firstdiff.model.arithmetic import arithmetic_named
 from firstdiff.model.engine import Model, open_model
+from firstdiff.model.synthetic import Llama, llama_tensors
 from firstdiff.probing.probing import most_runs, probe
 from firstdiff.reports.terminal import render
 from firstdiff.runs.run import Run
@@ -122,6 +123,45 @@ def test_an_engine_that_ends_at_a_probe_is_told_in_one_line(model: Model, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+ODD = {
+    "a narrow feed-forward network": ({"n_ff": 128}, TOKENS),
+    "equal tokens": ({}, (5, 300, 5, 45, 5, 301)),
+    "one KV head": ({"n_head_kv": 1}, TOKENS),
+    "wide heads": ({"head_dim": 64}, TOKENS),
+    "one layer": ({"n_layer": 1}, TOKENS),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_shapes_and_prompts_accuse_nobody(tmp_path: Path, name: str) -> None:
+    shape, tokens = ODD[name]
+    model = open_model(synthetic(tmp_path / "odd.gguf", **{"n_layer": 2, **shape}))
+    folder = tmp_path / "probes"
+    folder.mkdir()
+    assert probe(Run(model), ReferenceBox(), tokens, folder).verdict == "agrees"
+    wrong = probe(Run(model), ReferenceBox([Planted(TABLE["gate-up-swapped"])]), tokens, folder)
+    assert wrong.first is not None
+    assert wrong.first.layer == 0
+
+
+def test_a_token_without_an_embedding_accuses_nobody(tmp_path: Path) -> None:
+    x = np.array(dict(llama_tensors(Llama(n_layer=2)))["token_embd.weight"])
+    x[17] = 0
+    model = open_model(synthetic(tmp_path / "zero.gguf", tensors={"token_embd.weight": stored(x)}, n_layer=2))
+    folder = tmp_path / "probes"
+    folder.mkdir()
+    assert probe(Run(model), ReferenceBox(), TOKENS, folder).verdict == "agrees"
+
+
+def test_a_small_fault_of_all_layers_is_no_arithmetic(model: Model, tmp_path: Path) -> None:
+    """Its error is within the floor of coarser arithmetics, but no less than in float32."""
+    wrong = ReferenceBox([Planted(TABLE["branch-scale"], None, {"factor": 1.01})])
+    verdict = probed(model, wrong, tmp_path)
+    assert verdict.arithmetic["linear"] == "f32"
+    assert verdict.first is not None
+    assert verdict.first.layer == 0
+
+
 # The command
 
 
@@ -182,6 +222,12 @@ def test_what_an_engine_does_wrong_is_one_line(
 def test_a_command_without_a_place_for_logits_is_refused(firstdiff: Command, own_model: Path) -> None:
     ran = firstdiff("probe", own_model, "--engine", "true --model {model} --tokens {tokens}")
     assert_refused(ran, 2, "has no {logits}")
+
+
+def test_too_few_runs_are_refused(firstdiff: Command, compiler: str, own_model: Path, tmp_path: Path) -> None:
+    engine = compile_engine(tmp_path, None, None, flags=("-O0",))
+    ran = firstdiff("probe", own_model, "--runs", "3", "--engine", by(engine))
+    assert_refused(ran, 2, "--runs: 3 runs of the engine do not find a layer of 4: give 16")
 
 
 def test_a_prompt_of_one_kind_of_token_is_refused(firstdiff: Command, own_model: Path) -> None:

@@ -91,6 +91,9 @@ def sum_kept(call: Call, _scene: Scene, values: Values) -> Call | None:
 
     def added_up(*inputs: object, arithmetic: Arithmetic, **attributes: object) -> Array:
         own = replace(call, inputs=inputs, attributes=attributes)
+        if call.op is linear:  # decoded once for all parts
+            weight = own.argument("weight")
+            own = own.with_arguments(weight=replace(weight, dense=weight.values()))
         parts = (of.some(own, at).compute(arithmetic) for at in _parts(of.count(own), values))
         total = _added(parts, values)
         if call.op is not linear:
