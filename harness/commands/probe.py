@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from contextlib import suppress
 
 from firstdiff.commands.options import TIMEOUT, budget_of, source_of, wants_details
 from firstdiff.commands.printing import show_verdict
@@ -30,7 +31,12 @@ def probe(options: argparse.Namespace) -> int:
         )
         tokens = probe_tokens(run, source_of(options))
         folder = run.folder()
-        with tempfile.TemporaryDirectory(prefix="probes-", dir=folder) as name:
-            engine = CommandEngine.of(options.engine, name, options.timeout or TIMEOUT)
-            verdict = probed(run, engine, tokens, engine.folder.parent, most=options.runs)
+        try:
+            with tempfile.TemporaryDirectory(prefix="probes-", dir=folder) as name:
+                engine = CommandEngine.of(options.engine, name, options.timeout or TIMEOUT)
+                verdict = probed(run, engine, tokens, engine.folder.parent, most=options.runs)
+        except BaseException:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+            raise
     return show_verdict(verdict, options, out)

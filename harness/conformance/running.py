@@ -14,7 +14,7 @@ from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.model.engine import open_model
 from firstdiff.probing.arithmetics import ARITHMETICS, judged_in, nearest
 from firstdiff.probing.asking import Answer
-from firstdiff.probing.engine import BlackBox, whole
+from firstdiff.probing.engine import BlackBox, NotStartedError, RefusedError, whole
 from firstdiff.progress import QUIET, Progress
 from firstdiff.runs.judge import judge
 from firstdiff.runs.run import Run
@@ -38,7 +38,8 @@ class Result:
     Parameters
     ----------
     test, outcome
-        Which, and what came of it. An engine refuses what it ends at, or gives no logits for.
+        Which, and what came of it. An engine refuses what it ends at with an exit code of its own; one that crashes,
+        or gives other logits than those of the tokens, fails.
     says
         What is wrong, in words; empty where nothing is.
     error, floor
@@ -89,8 +90,11 @@ class Conformance:
             path = self._written(test, models)
             model = open_model(path)
             logits = self.engine.logits(path, test.tokens, model.hp.n_vocab)
+        except NotStartedError:
+            raise
         except CaptureError as e:
-            return Result(test, Outcome.REFUSED, str(e).removeprefix("--engine: "))
+            outcome = Outcome.REFUSED if isinstance(e, RefusedError) else Outcome.FAILED
+            return Result(test, outcome, str(e).removeprefix("--engine: "))
         else:
             return self._judged(test, Answer(model, test.tokens, whole(logits, len(test.tokens))))
         finally:

@@ -32,7 +32,8 @@ def lines(results: Sequence[Result], arithmetic: str | None, *, width: int) -> I
         if r.outcome is Outcome.FAILED:
             yield from _wrapped(f"isolates {r.test.isolates}", width)
         if r.outcome is Outcome.REFUSED:
-            yield "    " + textwrap.shorten(r.says, width - 4, placeholder=" …")
+            said = r.says.rpartition("its last words: ")[2]
+            yield "    " + textwrap.shorten(said, width - 4, placeholder=" …")
         elif r.says:
             yield from _wrapped(r.says, width)
     yield ""

@@ -144,6 +144,10 @@ def _words(command: str, values: dict[str, str], written: str) -> tuple[str, ...
         raise UsageError(
             f"--engine: {command!r:.200} has no {{{written}}}, so what it writes cannot be found: there are {known}"
         )
+    if written == "logits" and (left := [name for name in values if name not in used]):
+        raise UsageError(
+            f"--engine: {command!r:.200} has no {{{left[0]}}}, which is another one for each run: there are {known}"
+        )
     return argv
 
 

@@ -20,6 +20,14 @@ from firstdiff.probing.logits import read_logits
 Floats = npt.NDArray[np.float32]
 
 
+class RefusedError(CaptureError):
+    """An engine that ended with an exit code of its own, and gave no logits: it may not support what it was given."""
+
+
+class NotStartedError(CaptureError):
+    """A command that cannot be run."""
+
+
 class BlackBox(Protocol):
     """An engine of which only the logits are seen."""
 
@@ -82,7 +90,10 @@ class CommandEngine:
         try:
             if done.problem is not None:
                 last = f"; its last words: {' | '.join(done.tail[-LAST_WORDS:])}" if done.tail else ""
-                raise CaptureError(f"--engine: {done.problem}{last}")
+                kind = RefusedError if done.exit_code and not done.dumped else CaptureError
+                if done.exit_code is None and done.signal is None and not done.timed_out:
+                    kind = NotStartedError
+                raise kind(f"--engine: {done.problem}{last}")
             return read_logits(self.folder, tokens=len(tokens), width=width)
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -80,7 +80,21 @@ def _shaped(values: npt.NDArray[np.floating], path: Path, tokens: int, width: in
         wanted = f"{tokens} x {width:,}" if tokens == 1 else f"{tokens} x {width:,} or 1 x {width:,}"
         raise CaptureError(
             f"--engine: it wrote {values.size:,} logits to {path.name}, where {tokens} tokens and a vocabulary of "
-            f"{width:,} give {wanted}: write the logits of each token, or of the last one, of the model and the "
-            "tokens that it is given"
+            f"{width:,} give {wanted}{_looks_like(values.size, tokens, width)}: write the logits of each token, or of "
+            "the last one, of the model and the tokens that it is given, in float32"
         )
     return np.asarray(values.reshape(rows, width), np.float32)
+
+
+def _looks_like(size: int, tokens: int, width: int) -> str:
+    """What so many numbers may be, in words; empty where nothing comes to mind."""
+    rows, left = divmod(size, width)
+    if 2 * size == tokens * width:
+        return " (as many bytes as float16 would have)"
+    if size == 2 * tokens * width:
+        return " (as many bytes as float64 would have)"
+    if not left:
+        return f" (this is {rows} rows: other tokens than it was given, or one more in front)"
+    if not size % tokens:
+        return f" (rows of {size // tokens:,}: the vocabulary of another model, or a padded one)"
+    return ""

@@ -155,7 +155,10 @@ class Probing:
         if point:
             verdict = of_cut(verdict, LOGITS if point == LOGITS.point else Site(0, layer, point), self.run)
         verdict = with_judged(verdict, depth.judged)
-        return replace(verdict, tokens=(self.tokens,), notes=(*summed_up(self.asking, depth, within), *verdict.notes))
+        model = verdict.model | {"probed": True}
+        return replace(
+            verdict, model=model, tokens=(self.tokens,), notes=(*summed_up(self.asking, depth, within), *verdict.notes)
+        )
 
 
 def says_more(closer: Verdict) -> bool:

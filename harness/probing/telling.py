@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from firstdiff.dumps import Site
@@ -112,8 +113,9 @@ def _layers(depth: Depth) -> Iterator[str]:
             f"the layers after layer {wrong[0]} (up to {last}) were not judged, because their inputs are wrong: probe "
             "again when this is mended"
         )
-    if right and right[-1] > 0:
+    together = [b for a, b in pairwise([-1, *right]) if b - a > 1]
+    if together:
         yield (
-            f"layers were judged together, from one that was read to the next (read after: "
-            f"{', '.join(map(str, right))}): a fault that changes less than the floor of such a group does not show"
+            f"what leaves layers {', '.join(map(str, right))} was read; the layers between were judged together, so "
+            "that a fault which changes less than the floor of such a group does not show"
         )

@@ -26,6 +26,7 @@ from firstdiff.hypotheses.planting import Planted
 from firstdiff.model import quants
 from firstdiff.model.arithmetic import arithmetic_named
 from firstdiff.model.quants import SUPPORTED
+from firstdiff.probing.engine import RefusedError
 
 RUN_BY = "--model {model} --tokens {tokens} --logits {logits}"
 
@@ -82,7 +83,7 @@ def test_an_engine_that_does_not_read_a_type_refuses_it(tmp_path: Path) -> None:
     class Refuses(ReferenceBox):
         def logits(self, model: Path, tokens: Sequence[int], width: int) -> npt.NDArray[np.float32]:
             if self.runs:
-                raise CaptureError("--engine: the engine ended with exit code 1")
+                raise RefusedError("--engine: the engine ended with exit code 1")
             return super().logits(model, tokens, width)
 
     results = ran(Refuses(), tmp_path, "plain", "type Q4_K")
@@ -91,6 +92,18 @@ def test_an_engine_that_does_not_read_a_type_refuses_it(tmp_path: Path) -> None:
     assert badge(results)["message"] == "1 of 1"
     text = "\n".join(lines(results, "f32", width=80))
     assert "1 of 2 tests passed, 0 failed, 1 refused by the engine. The engine computes as f32 does." in text
+
+
+def test_an_engine_that_crashes_or_gives_other_logits_fails(tmp_path: Path) -> None:
+    class Crashes(ReferenceBox):
+        def logits(self, model: Path, tokens: Sequence[int], width: int) -> npt.NDArray[np.float32]:
+            if self.runs:
+                raise CaptureError("--engine: the engine crashed (SIGSEGV) after 0.1 s")
+            return super().logits(model, tokens, width)
+
+    results = ran(Crashes(), tmp_path, "plain", "one token")
+    assert [r.outcome for r in results] == [Outcome.PASSED, Outcome.FAILED]
+    assert exit_code(results) == 1
 
 
 # The command
@@ -134,6 +147,10 @@ def test_results_are_written_for_ci_too(firstdiff: Command, compiler: str, tmp_p
 
 def test_a_test_that_is_not_there_is_refused(firstdiff: Command) -> None:
     assert_refused(firstdiff("conformance", "--engine", f"true {RUN_BY}", "--only", "nothing"), 2, "no test 'nothing'")
+
+
+def test_a_command_that_is_not_there_ends_at_once(firstdiff: Command) -> None:
+    assert_refused(firstdiff("conformance", "--engine", f"nosuch-engine {RUN_BY}"), 3, "not found: nosuch-engine")
 
 
 def test_an_engine_that_runs_nothing_is_no_pass(firstdiff: Command, tmp_path: Path) -> None:

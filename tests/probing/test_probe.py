@@ -224,6 +224,12 @@ def test_a_command_without_a_place_for_logits_is_refused(firstdiff: Command, own
     assert_refused(ran, 2, "has no {logits}")
 
 
+def test_a_command_that_runs_its_own_tokens_is_refused(firstdiff: Command, own_model: Path) -> None:
+    ran = firstdiff("probe", own_model, "--engine", "true --model {model} --tokens 1,2 --logits {logits}")
+    assert_refused(ran, 2, "has no {tokens}")
+    assert not Path("firstdiff-runs").exists() or not any(Path("firstdiff-runs").iterdir())
+
+
 def test_too_few_runs_are_refused(firstdiff: Command, compiler: str, own_model: Path, tmp_path: Path) -> None:
     engine = compile_engine(tmp_path, None, None, flags=("-O0",))
     ran = firstdiff("probe", own_model, "--runs", "3", "--engine", by(engine))
