@@ -26,7 +26,7 @@ BEFORE = rm -rf $(LEFTOVERS) $(VENV)/lib/python*/site-packages/firstdiff
 $(shell ls $(VENV)/lib/python*/site-packages/firstdiff/__init__.py >/dev/null 2>&1 || rm -f $(VENV)/package.stamp)
 
 .NOTPARALLEL:
-.PHONY: help demo quick test sweeps lint bench bench-large bench-diagnosis bench-random bench-trust bench-graph clean
+.PHONY: help demo quick test sweeps lint bench bench-large bench-diagnosis bench-random bench-trust bench-graph bench-probes clean
 
 help:
 	@echo 'make demo    a real model, a planted bug, the whole report'
@@ -40,6 +40,7 @@ help:
 	@echo 'make bench-random   thousands of random faults that no table has, and the faults of the table told without it'
 	@echo 'make bench-trust   thousands of dumps of right engines, of engines with one fault, and faulty dumps'
 	@echo 'make bench-graph   tiny models of all architectures judged by llama.cpp'"'"'s graph (half an hour), single faults in them, its cost'
+	@echo 'make bench-probes   every hypothesis planted in an engine that only gives logits, and the suite on the C engine'"'"'s bugs'
 	@echo 'make clean   remove what make made, .venv and .venv-quick too'
 
 demo: $(VENV)/demo.stamp $(VENV)/package.stamp
@@ -77,6 +78,10 @@ bench-random: $(VENV)/test.stamp $(VENV)/package.stamp
 
 bench-trust: $(VENV)/test.stamp $(VENV)/package.stamp
 	@$(RUN)/python tests/bench/trust.py $(ARGS)
+
+bench-probes: $(VENV)/test.stamp $(VENV)/package.stamp
+	@$(RUN)/python tests/bench/black_boxes.py $(ARGS)
+	@$(RUN)/python tests/bench/conformance.py
 
 bench-graph: $(VENV)/test.stamp $(VENV)/package.stamp
 	@$(RUN)/python tests/bench/architectures.py
