@@ -11,7 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from firstdiff.dumps import Step
+from firstdiff.engines.reference import Recording
 from firstdiff.errors import CaptureError
+from firstdiff.model.arithmetic import F32
 from firstdiff.model.probes.files import probe_model
 from firstdiff.probing.asking import Answer, Asking
 from firstdiff.probing.engine import Floats
@@ -56,6 +59,11 @@ def _embedding(data: npt.NDArray[np.uint8] | None, answer: Answer) -> Floats:
 def _check_numbers(answer: Answer) -> None:
     rows = answer.logits[answer.given]
     bad = ~np.isfinite(rows)
+    if bad.any() and not _is_finite(answer):
+        raise CaptureError(
+            f"probe: the reference gives NaN or infinities too for a model of {answer.model.architecture} whose layer "
+            "passes on its input: this architecture cannot be probed; dump its tensors instead (firstdiff run --engine)"
+        )
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise CaptureError(
@@ -68,6 +76,13 @@ def _check_numbers(answer: Answer) -> None:
             f"--engine: all logits of a token are the same number ({rows[0, 0]:.6g}), where its embedding row was "
             "expected: see that it writes the logits after they are computed"
         )
+
+
+def _is_finite(answer: Answer) -> bool:
+    """Whether the reference's own logits are numbers."""
+    step = Step(answer.tokens, tuple(range(len(answer.tokens))))
+    with np.errstate(all="ignore"):
+        return all(np.isfinite(logits).all() for logits in answer.model.forward([step], Recording(F32)))
 
 
 def _check_rows(answer: Answer, rows: Floats) -> None:

@@ -39,7 +39,8 @@ class Depth:
     judged
         What was found of each model that ends after a layer, by layer.
     of_all
-        Whether the engine gives the logits of all tokens: of the last one only, nothing is read to go on with.
+        Whether tensors are read from the logits, to go on with: not where the engine gives those of the last token
+        only, nor where the last norm takes away more than a row's size.
     """
 
     asking: Asking

@@ -18,7 +18,7 @@ from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import arithmetic_named
 from firstdiff.model.engine import Model
 from firstdiff.probing.arithmetics import ARITHMETICS, nearest
-from firstdiff.probing.asking import LOGITS, Answer, Asking, TooManyRunsError
+from firstdiff.probing.asking import LOGITS, Answer, Asking, TooManyRunsError, digits_of
 from firstdiff.probing.control import control
 from firstdiff.probing.depth import Depth, scaled_like
 from firstdiff.probing.engine import BlackBox
@@ -30,6 +30,9 @@ from firstdiff.verdict import SiteVerdict, Status, Verdict
 
 Array = npt.NDArray[np.floating]
 EMBEDDING = Site(0, None, "embd")
+
+AS_FAR, ROUNDING = 10.0, {None: 1e-4, "f16": 3e-3, "bf16": 2e-2}
+"""How many times the error of the logits what is read of them may be off, and what its digits let it be off."""
 
 BESIDE = 12
 """Runs beside those that halve the layers."""
@@ -72,7 +75,11 @@ class Probing:
         depth.find_arithmetic()
         depth.free = free_run(self.run.model, self.tokens, depth.arithmetic)
         if depth.of_all:
-            depth.read[EMBEDDING] = scaled_like(own.logits, depth.free[EMBEDDING])
+            rows = scaled_like(own.logits, depth.free[EMBEDDING])
+            most = max(AS_FAR * found[0], ROUNDING[digits_of(depth.arithmetic)])
+            depth.of_all = same_direction(rows, depth.free[EMBEDDING], most)
+        if depth.of_all:
+            depth.read[EMBEDDING] = rows
         whole = self.asking.original(self.tokens)
         agrees = depth.judge(whole, depth.read).status is not Status.DIVERGES
         layer = depth.first_wrong()
@@ -159,6 +166,12 @@ class Probing:
         return replace(
             verdict, model=model, tokens=(self.tokens,), notes=(*summed_up(self.asking, depth, within), *verdict.notes)
         )
+
+
+def same_direction(read: Array, right: Array, most: float) -> bool:
+    """Whether what was read is the right rows but for their size: a LayerNorm takes their mean from them too."""
+    off = np.linalg.norm(np.asarray(read, np.float64) - right, axis=-1)
+    return bool((off <= most * np.linalg.norm(np.asarray(right, np.float64), axis=-1)).all())
 
 
 def says_more(closer: Verdict) -> bool:
