@@ -61,6 +61,12 @@ ROUNDINGS: dict[str, Callable[[Floats], Floats]] = {
 }
 
 
+def bf16_bits(x: npt.NDArray[np.floating]) -> npt.NDArray[np.uint16]:
+    """Numbers as bfloat16 stores them: the upper half of the nearest float32 that has no more digits."""
+    near = np.ascontiguousarray(round_to(np.asarray(x, np.float32), "bf16"), np.float32)
+    return (near.view(np.uint32) >> 16).astype(np.uint16)
+
+
 def round_turned(x: Array, kind: str, run: int | None) -> Array:
     """`x` rounded to a type in the turned basis and turned back; in its own basis for no `run`."""
     return round_to(x, kind) if run is None else turn(round_to(turn(x, run), kind), run)

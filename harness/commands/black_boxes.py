@@ -21,7 +21,10 @@ def add_probe(probe: argparse.ArgumentParser) -> None:
     )
     add_input(probe)
     probe.add_argument(
-        "--runs", type=count, metavar="N", help="how often the engine may be run (default: 22 of 30 layers)"
+        "--runs",
+        type=count,
+        metavar="N",
+        help="how often the engine may be run (default: 2 log2(layers) + 12, which is 22 for 30 layers)",
     )
     probe.add_argument("--timeout", type=seconds, metavar="S", help="seconds that a run may take (default: 600)")
     add_tier(probe, "hand", "graph")

@@ -16,7 +16,7 @@ from firstdiff.engines.opening import open_reference
 from firstdiff.errors import CaptureError
 from firstdiff.model.engine import Model
 from firstdiff.model.probes.files import HEAD, ProbeModel
-from firstdiff.model.rounding import round_to
+from firstdiff.model.rounding import bf16_bits
 from firstdiff.probing.engine import BlackBox, Floats, whole
 from firstdiff.progress import Progress
 from firstdiff.runs.run import Run
@@ -32,9 +32,7 @@ def digits_of(arithmetic: str) -> str | None:
 
 
 def _narrow(x: npt.NDArray[np.floating], digits: str) -> npt.NDArray[np.generic]:
-    if digits == "f16":
-        return np.asarray(x, np.float16)
-    return (np.ascontiguousarray(round_to(np.asarray(x, np.float32), "bf16")).view(np.uint32) >> 16).astype(np.uint16)
+    return np.asarray(x, np.float16) if digits == "f16" else bf16_bits(x)
 
 
 class TooManyRunsError(Exception):

@@ -38,7 +38,7 @@ class Depth:
         Tensors that were read and are right, by their site in the model.
     judged
         What was found of each model that ends after a layer, by layer.
-    of_all
+    reads
         Whether tensors are read from the logits, to go on with: not where the engine gives those of the last token
         only, nor where the last norm takes away more than a row's size.
     """
@@ -49,7 +49,7 @@ class Depth:
     arithmetic: str | None = None
     read: dict[Site, Array] = field(default_factory=dict)
     judged: dict[int, SiteVerdict] = field(default_factory=dict)
-    of_all: bool = True
+    reads: bool = True
     _given: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def known(self, layer: int) -> dict[Site, Array]:
@@ -73,7 +73,7 @@ class Depth:
             self._given[layer] = answer.logits
             return False
         site = Site(0, layer, "l_out")
-        if self.of_all:
+        if self.reads:
             self.read[site] = scaled_like(answer.logits, self.free[site])
         return True
 

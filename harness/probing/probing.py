@@ -67,18 +67,18 @@ class Probing:
         """
         own = control(self.asking, self.tokens)
         depth = Depth(self.asking, self.tokens, free_run(self.run.model, self.tokens, ARITHMETICS[0]))
-        depth.of_all = len(own.given) == len(own.tokens)
+        depth.reads = len(own.given) == len(own.tokens)
         found = nearest(own, self.asking.engine.name)
         if found is None:
-            return self._told(own, {}, depth, 0, LOGITS.point)
+            return self._noted(self._judged(own, {}, depth, LOGITS), depth)
         depth.arithmetic = found[1]
         depth.find_arithmetic()
         depth.free = free_run(self.run.model, self.tokens, depth.arithmetic)
-        if depth.of_all:
+        if depth.reads:
             rows = scaled_like(own.logits, depth.free[EMBEDDING])
             most = max(AS_FAR * found[0], ROUNDING[digits_of(depth.arithmetic)])
-            depth.of_all = same_direction(rows, depth.free[EMBEDDING], most)
-        if depth.of_all:
+            depth.reads = same_direction(rows, depth.free[EMBEDDING], most)
+        if depth.reads:
             depth.read[EMBEDDING] = rows
         whole = self.asking.original(self.tokens)
         agrees = depth.judge(whole, depth.read).status is not Status.DIVERGES
@@ -90,7 +90,7 @@ class Probing:
             return self._of_layer(depth, layer)
         within = self._inside(depth, whole) if agrees else None
         known = depth.read if within is None else depth.read | within.read
-        return self._told(whole, known, depth, None, "", within)
+        return self._noted(self._judged(whole, known, depth), depth, within)
 
     def _halves(self, depth: Depth) -> None:
         """Look at some layers between, so that less is computed between what is read."""
@@ -102,11 +102,11 @@ class Probing:
     def _of_layer(self, depth: Depth, layer: int) -> Verdict:
         """The verdict on the first layer that goes wrong: by its output alone, or by what is read within it."""
         within = Within(self.asking, depth, layer, depth.input_of(layer))
-        if not depth.of_all:
+        if not depth.reads:
             alone = within.by_itself()
             if depth.judge(alone, {}).status is not Status.DIVERGES:  # it takes what comes before to be wrong
                 alone = depth.wrong(layer)
-            return self._told(alone, {}, depth, layer, "l_out", within)
+            return self._noted(self._judged(alone, {}, depth, Site(0, layer, "l_out")), depth, within)
         answer = depth.wrong(layer)
         known = depth.known(layer)
         if depth.judge(answer, known).status is not Status.DIVERGES:  # what was read before it makes it right
@@ -116,14 +116,13 @@ class Probing:
             within = Within(self.asking, depth, layer, depth.input_of(layer))
         if not layer:  # the last norm hides what each row of the embedding is multiplied by
             known.pop(EMBEDDING, None)
-        told = self._told(answer, known, depth, layer, "l_out")
+        told = self._judged(answer, known, depth, Site(0, layer, "l_out"))
         settled = all(e.hypothesis is not None and not e.equals for e in told.explanations)
         if settled or self.run.model.tier == "graph":
-            return told
-
+            return self._noted(told, depth)
         within.look(first_wrong=self._first_wrong(answer, known, depth))
-        closer = self._told(answer, known | within.read, depth, layer, "l_out", within)
-        return closer if says_more(closer) else self._told(answer, known, depth, layer, "l_out", within)
+        closer = self._judged(answer, known | within.read, depth, Site(0, layer, "l_out"))
+        return self._noted(closer if says_more(closer) else told, depth, within)
 
     def _first_wrong(self, answer: Answer, known: Mapping[Site, Array], depth: Depth) -> FirstWrong:
         """What says which tensor of those that were read is the first to be wrong."""
@@ -139,32 +138,30 @@ class Probing:
     def _inside(self, depth: Depth, whole: Answer) -> Within | None:
         """Look at each operation of one layer whose input was read."""
         holds = "held=" in (depth.arithmetic or "")  # it would round the rows that a layer is given
-        if not depth.of_all or self.run.model.tier == "graph" or holds:
+        if not depth.reads or self.run.model.tier == "graph" or holds:
             return None
         layer = depth.most_wrong()
         within = Within(self.asking, depth, layer, depth.input_of(layer))
         within.look(first_wrong=self._first_wrong(whole, depth.read, depth), whole=True)
         return within
 
-    def _told(
-        self,
-        answer: Answer,
-        known: Mapping[Site, Array],
-        depth: Depth,
-        layer: int | None,
-        point: str,
-        within: Within | None = None,
-    ) -> Verdict:
-        """Judge what was read, in the order of execution, with the logits of the model that it is of."""
+    def _judged(self, answer: Answer, known: Mapping[Site, Array], depth: Depth, end: Site | None = None) -> Verdict:
+        """Judge what was read, in the order of execution, with the logits of the model that it is of.
+
+        `end` is what those logits show of the model that is probed; None where they are its own.
+        """
         ordered = {site: known[site] for site in depth.free if site in known}
         trace = answer.trace(ordered, self.asking.engine.name, depth.arithmetic or ARITHMETICS[0])
         verdict = judge(replace(self.run, model=answer.model), trace)
-        if point:
-            verdict = of_cut(verdict, LOGITS if point == LOGITS.point else Site(0, layer, point), self.run)
-        verdict = with_judged(verdict, depth.judged)
-        model = verdict.model | {"probed": True}
+        return verdict if end is None else of_cut(verdict, end, self.run)
+
+    def _noted(self, verdict: Verdict, depth: Depth, within: Within | None = None) -> Verdict:
+        """The verdict with what else the probes showed, and what they did not."""
         return replace(
-            verdict, model=model, tokens=(self.tokens,), notes=(*summed_up(self.asking, depth, within), *verdict.notes)
+            with_judged(verdict, depth.judged),
+            model=verdict.model | {"probed": True},
+            tokens=(self.tokens,),
+            notes=(*summed_up(self.asking, depth, within), *verdict.notes),
         )
 
 

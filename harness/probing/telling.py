@@ -11,7 +11,7 @@ from firstdiff.dumps import Site
 from firstdiff.probing.asking import LOGITS, Asking
 from firstdiff.runs.judge import described
 from firstdiff.runs.run import Run
-from firstdiff.verdict import CounterCheck, Explanation, SiteVerdict, Status, Verdict
+from firstdiff.verdict import Explanation, SiteVerdict, Status, Verdict
 from firstdiff.verdict.ranges import enumerated
 
 if TYPE_CHECKING:
@@ -44,10 +44,10 @@ def of_cut(verdict: Verdict, site: Site, run: Run) -> Verdict:
     kept = [s for s in verdict.sites if s.site == LOGITS or (s.point not in own and s.site != site)]
     return replace(
         verdict,
-        model=described(run.model) | {"sha256": run.identity.sha256, "probed": True},
+        model=described(run.model) | {"sha256": run.identity.sha256},
         sites=tuple(map(judged, kept)),
         explanations=tuple(map(explained, verdict.explanations)),
-        counter_check=None if check is None else _checked(check, renamed),
+        counter_check=None if check is None else replace(check, left=tuple(map(renamed, check.left))),
         logits=(),
         details={renamed(of): detail for of, detail in verdict.details.items()},
     )
@@ -66,17 +66,12 @@ def with_judged(verdict: Verdict, judged: Mapping[int, SiteVerdict]) -> Verdict:
     return replace(verdict, sites=tuple(map(told, verdict.sites)))
 
 
-def _checked(check: CounterCheck, renamed: object) -> CounterCheck:
-    assert callable(renamed)
-    return replace(check, left=tuple(renamed(of) for of in check.left))
-
-
 def summed_up(asking: Asking, depth: Depth, within: Within | None) -> Iterator[str]:
     """What the probes were, and what they do not show."""
     yield (
-        f"probes: the engine was run {asking.runs} times on models made of this one, which end after a layer, hold one "
-        "layer, or lead a tensor to the logits; they have a small vocabulary of their own, a last norm without weight, "
-        "and the identity in float32 as output matrix, for which an engine may take other kernels than for the model"
+        f"probes: your engine was run {asking.runs} times, mostly on models made of this one. They have a small "
+        "vocabulary, a last norm whose weight is ones, and the identity in float32 as output matrix. Your engine may "
+        "use other kernels for these than for the model's own, so that a fault of those kernels may not show"
     )
     yield from _layers(depth)
     yield from _within(within)

@@ -16,7 +16,7 @@ from builders.black_boxes import ReferenceBox
 from builders.command_line import Command, assert_refused, strict
 from builders.engines import compile_engine
 from builders.own_engine import script
-from firstdiff.conformance.blocks import has_half_scales, matrix
+from firstdiff.conformance.blocks import half_scales, matrix
 from firstdiff.conformance.running import Conformance, Outcome, Result
 from firstdiff.conformance.suite import suite
 from firstdiff.conformance.telling import badge, exit_code, lines
@@ -49,9 +49,12 @@ def test_random_blocks_have_values_of_the_size_asked_for(kind: str, tiny: bool) 
     values = quants.dequantize(made.data, made.kind)
     assert np.isfinite(values).all()
     size = float(np.sqrt(np.square(values, dtype=np.float64).mean()))
-    if tiny and has_half_scales(kind):
-        assert 0 < size < 0.05
-    elif kind in ("MXFP4", "NVFP4", "IQ1_M"):  # of these the scales are random too
+    if tiny and half_scales(kind):
+        blocks = made.data.reshape(-1, made.kind.nbytes)
+        scales = [np.ascontiguousarray(blocks[:, at : at + 2]).view(np.float16) for at in half_scales(kind)]
+        assert all((of > 0).all() and (of < 2.0**-14).all() for of in scales)
+        assert size > 0
+    elif kind in ("MXFP4", "NVFP4"):  # their scales are powers of two, or of three bits
         assert 0.001 < size < 2
     else:
         assert size == pytest.approx(0.05, rel=0.3)

@@ -77,12 +77,16 @@ def test_tensors_of_a_layer_are_read_to_the_floor_of_single_operations(model: Mo
         ("bias-missing", 2, "at layer 2"),
         ("residual-missing", 4, "ffn_inp and l_out at layer 4"),
         ("weight-reinterpreted", 1, "at layer 1"),
+        ("weight-swapped", 1, "at layer 1"),
     ],
 )
 def test_a_fault_at_one_layer_is_told_with_the_layer_and_the_operation(
     model: Model, tmp_path: Path, bug: str, layer: int, inside: str
 ) -> None:
-    verdict = probed(model, ReferenceBox([Planted(TABLE[bug], layer)]), tmp_path)
+    box = ReferenceBox([Planted(TABLE[bug], layer)])
+    box.settle(model, TOKENS)
+    box.runs = 0
+    verdict = probed(model, box, tmp_path)
     assert verdict.first is not None
     assert verdict.first.layer == layer
     (e,) = verdict.explanations
@@ -103,12 +107,19 @@ def test_the_last_tokens_logits_are_enough_to_find_a_fault(model: Model, tmp_pat
     assert [e.hypothesis for e in verdict.explanations] == ["rope-base"]
 
 
-@pytest.mark.parametrize("bug", ["embed-scale", "final-norm-missing", "head-transposed"])
+@pytest.mark.parametrize("bug", ["embed-scale", "final-norm-missing", "head-transposed", "token-offset"])
 def test_faults_outside_the_layers_are_told(model: Model, tmp_path: Path, bug: str) -> None:
     verdict = probed(model, ReferenceBox([Planted(TABLE[bug])]), tmp_path)
     assert verdict.verdict == "diverges"
     named = {h for e in verdict.explanations for h in (e.hypothesis, *(t.hypothesis for t in e.equals))}
     assert bug in named
+
+
+@pytest.mark.parametrize("bug", ["token-shifted", "logits-of-wrong-row"])
+def test_rows_of_other_tokens_are_told_as_what_they_are(model: Model, tmp_path: Path, bug: str) -> None:
+    """Nothing tells whether other tokens were run, others embedded, or rows written at other places."""
+    with pytest.raises(CaptureError, match=r"the logits of token \d are those of token \d"):
+        probed(model, ReferenceBox([Planted(TABLE[bug])]), tmp_path)
 
 
 def test_an_engine_that_ends_at_a_probe_is_told_in_one_line(model: Model, tmp_path: Path) -> None:
