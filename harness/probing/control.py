@@ -38,7 +38,7 @@ def control(asking: Asking, tokens: Sequence[int]) -> Answer:
     first = asking.ask(own, "the embedding")
     for answer in (second, first):
         _check_numbers(answer)
-    if np.array_equal(first.logits, second.logits, equal_nan=True) and first.logits[first.given].any():
+    if np.array_equal(first.logits, second.logits, equal_nan=True):
         raise CaptureError(
             "--engine: it gave the same logits for two models with other embedding rows: it does not read the file "
             "that {model} stands for, or it kept the first model"
@@ -71,7 +71,12 @@ def _check_numbers(answer: Answer) -> None:
             f"{answer.given[row]}, id {column}, of a model whose only layer passes on its input: look at the last "
             "norm, the output matrix, and what is done with logits afterwards"
         )
-    if (np.ptp(rows, -1) == 0).all() and rows.any():  # zeros are a fault that hypotheses may explain
+    if not rows.any():
+        raise CaptureError(
+            "--engine: all logits are 0 for a model whose only layer has weights of zeros, so that its input passes on: "
+            "the input is not added to what the layer gives, or logits are written before they are computed"
+        )
+    if (np.ptp(rows, -1) == 0).all():
         raise CaptureError(
             f"--engine: all logits of a token are the same number ({rows[0, 0]:.6g}), where its embedding row was "
             "expected: see that it writes the logits after they are computed"
