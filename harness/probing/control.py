@@ -73,8 +73,8 @@ def _check_numbers(answer: Answer) -> None:
         )
     if not rows.any():
         raise CaptureError(
-            "--engine: all logits are 0 for a model whose only layer has weights of zeros, so that its input passes on: "
-            "the input is not added to what the layer gives, or logits are written before they are computed"
+            "--engine: all logits are 0 for a model whose only layer has weights of zeros, so that its input passes "
+            "on: the input is not added to what the layer gives, or logits are written before they are computed"
         )
     if (np.ptp(rows, -1) == 0).all():
         raise CaptureError(
