@@ -17,7 +17,8 @@ def add_probe(probe: argparse.ArgumentParser) -> None:
         required=True,
         metavar="CMD",
         help="your engine: 'CMD --model {model} --tokens {tokens} --logits {logits}'; it writes the logits of each "
-        "token, or of the last one, to the file {logits}",
+        "token, or of the last one, to the file {logits}; with --parts {parts} it is told how many tokens to run at a "
+        "time, and decoding is judged too",
     )
     add_input(probe)
     probe.add_argument(

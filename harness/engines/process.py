@@ -19,7 +19,15 @@ from firstdiff.errors import UsageError
 
 GRACE = 1.0  # seconds that an engine has between the request to end and its end, to close its dump
 
+PARTS = "parts"
+"""The placeholder of an engine's command that says how many tokens are run at a time."""
+
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}|\{(\w+)\}")
+
+
+def takes_parts(command: str) -> bool:
+    """Whether a command is told how many tokens are run at a time."""
+    return any(match[2] == PARTS for match in _PLACEHOLDER.finditer(command))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,7 @@ def run_engine(
     echo: TextIO,
     folder: Path | None = None,
     logits: bool = False,
+    parts: Sequence[int] = (),
 ) -> EngineRun:
     """Run an engine, and wait for its end.
 
@@ -89,7 +98,10 @@ def run_engine(
         The folder that it runs in; None for the working directory.
     logits
         Whether what it writes are logits: the command then has ``{logits}`` instead of ``{dump}``, a file in `dump`,
-        and needs no ``{decode}``.
+        and no ``{decode}``.
+    parts
+        How many of the tokens are run at a time, in order, where it writes logits: what takes the place of
+        ``{parts}``, which a command need not have. All of them at once where there are none.
 
     Raises
     ------
@@ -104,8 +116,8 @@ def run_engine(
         {
             "model": os.path.abspath(model),  # noqa: PTH100
             "tokens": ",".join(map(str, tokens)),
-            **({} if logits else {"decode": str(decode)}),
-            **({"logits": str(place / "logits")} if logits else {"dump": str(place)}),
+            **({"logits": str(place / "logits")} if logits else {"decode": str(decode), "dump": str(place)}),
+            **({PARTS: ",".join(map(str, parts or (len(tokens),)))} if logits else {}),
         },
         "logits" if logits else "dump",
     )
@@ -144,7 +156,7 @@ def _words(command: str, values: dict[str, str], written: str) -> tuple[str, ...
         raise UsageError(
             f"--engine: {command!r:.200} has no {{{written}}}, so what it writes cannot be found: there are {known}"
         )
-    if written == "logits" and (left := [name for name in values if name not in used]):
+    if written == "logits" and (left := [name for name in values if name not in {*used, PARTS}]):
         raise UsageError(
             f"--engine: {command!r:.200} has no {{{left[0]}}}, which is another one for each run: there are {known}"
         )

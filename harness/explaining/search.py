@@ -28,7 +28,7 @@ FIRST_LOOK = 128, 16
 """Outputs and tokens of a product that singles are tried at first."""
 
 LONG = 24
-"""Calls that compute beyond which a segment is long: it spans more than a layer. A fault is then tried at all of its
+"""Calls of its step that compute beyond which a segment is long: it spans more than a layer. A fault is then tried at all of its
 layers at once, and not at each: on SmolLM2 a segment of ten layers takes 0.2 s to run, and has 14,000 ways and places
 for a fault to be in."""
 
@@ -81,7 +81,7 @@ def search(case: Case, means: Means, *, pairs: bool = True) -> Search:
 
 def is_long(case: Case) -> bool:
     """Whether so many calls may be wrong that a fault is not tried at each of them."""
-    return sum(call.op not in MOVES for call in case.calls) > LONG
+    return sum(call.op not in MOVES and call.step == case.site.step for call in case.calls) > LONG
 
 
 def _singles(case: Case, means: Means) -> Iterator[Attempt]:

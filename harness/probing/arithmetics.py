@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps import Site
+from firstdiff.judging.arithmetic import Fingerprint
+from firstdiff.judging.layouts import Alignment
 from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import arithmetic_named
@@ -48,8 +51,12 @@ def results_of(arithmetic: str) -> str | None:
     return base if base in ("bf16", "f16") else None
 
 
-def judged_in(answer: Answer, known: Mapping[Site, Array], engine: str, arithmetic: str) -> SiteVerdict:
-    """Judge the logits of a model in an arithmetic, given what is known of it.
+def judged_in(
+    answer: Answer, known: Mapping[Site, Array], engine: str, arithmetic: str, one_token: str | None = None
+) -> SiteVerdict:
+    """Judge the logits of a model in an arithmetic, given what is known of it: those of the first step that is wrong.
+
+    With `one_token`, an arithmetic of its own for steps of one token, these alone are judged.
 
     Raises
     ------
@@ -57,9 +64,15 @@ def judged_in(answer: Answer, known: Mapping[Site, Array], engine: str, arithmet
         For an arithmetic that the model's weights cannot have.
     """
     trace = answer.trace(known, engine, arithmetic)
-    replay = Replay(arithmetic_named(arithmetic), trace)
-    run_trace(answer.model, trace, replay, frozenset({LOGITS}).__contains__)
-    return next(s for s in replay.settled() if s.site == LOGITS)
+    plain = Fingerprint(arithmetic_named(arithmetic))
+    several = ((len(trace.steps[0].tokens), plain), (1, Fingerprint(arithmetic_named(one_token or arithmetic))))
+    replay = Replay.of(replace(plain, phases=several if one_token else ()), trace, Alignment())
+    logits = {site for site in trace.tensors if site.point == LOGITS.point}
+    if one_token:
+        logits = {site for site in logits if len(trace.steps[site.step].tokens) == 1}
+    run_trace(answer.model, trace, replay, logits.__contains__)
+    found = [s for s in replay.settled() if s.site in logits]
+    return next((s for s in found if s.status is Status.DIVERGES), max(found, key=lambda s: s.local_error or 0.0))
 
 
 def nearest(answer: Answer, engine: str, *, identity: bool = True) -> tuple[float, str] | None:
@@ -82,6 +95,18 @@ def nearest(answer: Answer, engine: str, *, identity: bool = True) -> tuple[floa
                 errors[name] = found.local_error
     least = min(errors.values(), default=0.0)
     return next(((error, name) for name, error in errors.items() if error <= ALIKE * least), None)
+
+
+def nearest_of_one(answer: Answer, engine: str, arithmetic: str) -> str | None:
+    """The arithmetic of steps of one token, where those of several have another one; None where they fit none."""
+    errors: dict[str, float] = {}
+    plain = judged_in(answer, {}, engine, arithmetic, arithmetic).local_error or 0.0
+    for name in (name for name in ARITHMETICS if name != arithmetic):
+        with suppress(ModelError):  # rows that are no whole groups of a kind
+            found = judged_in(answer, {}, engine, arithmetic, name)
+            if found.status is not Status.DIVERGES and CLEARLY * (found.local_error or 0.0) <= plain:
+                errors[name] = found.local_error or 0.0
+    return min(errors, key=lambda name: errors[name], default=None)
 
 
 def possible(logits: Array, *, identity: bool) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,23 @@ def _narrow(x: npt.NDArray[np.floating], digits: str) -> npt.NDArray[np.generic]
     return np.asarray(x, np.float16) if digits == "f16" else bf16_bits(x)
 
 
+def steps_of(tokens: Sequence[int], parts: Sequence[int]) -> list[Step]:
+    """The steps in which tokens are run, so many at a time."""
+    ends = list(accumulate(parts or (len(tokens),)))
+    return [Step(tuple(tokens[a:b]), tuple(range(a, b))) for a, b in pairwise([0, *ends])]
+
+
+def by_step(site: Site, rows: Floats, steps: Sequence[Step]) -> dict[Site, Floats]:
+    """A tensor of all tokens as the steps have it, without the rows that are NaN: a step that has none is left out."""
+    found = {}
+    for number, step in enumerate(steps):
+        own = rows[list(step.positions)]
+        given = own[~np.isnan(own).all(1)]
+        if len(given):
+            found[replace(site, step=number)] = given
+    return found
+
+
 class TooManyRunsError(Exception):
     """The engine was run as often as it may be."""
 
@@ -51,11 +69,14 @@ class Answer:
         What was run.
     logits
         Float32 [token, vocabulary]; rows that it did not give are NaN.
+    parts
+        How many tokens were run at a time; all at once where there are none.
     """
 
     model: Model
     tokens: tuple[int, ...]
     logits: Floats
+    parts: tuple[int, ...] = ()
 
     @property
     def given(self) -> npt.NDArray[np.intp]:
@@ -67,10 +88,11 @@ class Answer:
 
         What was read of an engine that rounds to 16 bits has no more digits than these.
         """
-        steps = [Step(self.tokens, tuple(range(len(self.tokens))))]
-        logits = self.logits[self.given]
+        steps = steps_of(self.tokens, self.parts)
         stated = {"name": engine, "arithmetic": arithmetic}
-        trace = Trace.from_arrays(steps, {**known, LOGITS: logits}, engine=stated, model={})
+        if len(steps) > 1:
+            known = {of: x for site, rows in known.items() for of, x in by_step(site, rows, steps).items()}
+        trace = Trace.from_arrays(steps, {**known, **by_step(LOGITS, self.logits, steps)}, engine=stated, model={})
         digits = digits_of(arithmetic)
         if digits is None:
             return trace
@@ -113,18 +135,20 @@ class Asking:
         """How many runs are left."""
         return self.most - self.runs
 
-    def original(self, tokens: Sequence[int]) -> Answer:
+    def original(self, tokens: Sequence[int], parts: tuple[int, ...] = ()) -> Answer:
         """Run the model itself."""
         model = self.run.model
-        return Answer(model, tuple(tokens), self._logits(model.gguf.path, tokens, model.hp.n_vocab))
+        return Answer(model, tuple(tokens), self._logits(model.gguf.path, tokens, model.hp.n_vocab, parts), parts)
 
-    def ask(self, probe: ProbeModel, what: str) -> Answer:
+    def ask(self, probe: ProbeModel, what: str, parts: tuple[int, ...] = ()) -> Answer:
         """Write a probe model, and run the engine on it. Its file is there until the next one is written.
 
         Parameters
         ----------
         probe, what
             The model, and what it shows, in words.
+        parts
+            How many tokens are run at a time; all at once where there are none.
 
         Raises
         ------
@@ -135,10 +159,10 @@ class Asking:
         """
         self.progress.say(f"asking for {what}")
         path = self._written(probe)
-        logits = self._logits(path, probe.tokens, probe.tensors[HEAD].shape[0])
-        return Answer(self._opened(path), probe.tokens, logits)
+        logits = self._logits(path, probe.tokens, probe.tensors[HEAD].shape[0], parts)
+        return Answer(self._opened(path), probe.tokens, logits, parts)
 
-    def answered(self, probe: ProbeModel, logits: Floats) -> Answer:
+    def answered(self, probe: ProbeModel, logits: Floats, parts: tuple[int, ...] = ()) -> Answer:
         """A model that was asked for before: its file stays where the next ones are written.
 
         Raises
@@ -149,7 +173,7 @@ class Asking:
         _remove(self._kept)
         path = self._kept = self._written(probe)
         self._latest = None
-        return Answer(self._opened(path), probe.tokens, logits)
+        return Answer(self._opened(path), probe.tokens, logits, parts)
 
     def _opened(self, path: Path) -> Model:
         return open_reference(path, tier="graph" if self.run.model.tier == "graph" else "hand")
@@ -176,11 +200,11 @@ class Asking:
         _remove(self._kept)
         self._latest = self._kept = None
 
-    def _logits(self, path: Path, tokens: Sequence[int], width: int) -> Floats:
+    def _logits(self, path: Path, tokens: Sequence[int], width: int, parts: tuple[int, ...] = ()) -> Floats:
         if self.left <= 0:
             raise TooManyRunsError
         self.runs += 1
-        return whole(self.engine.logits(path, tokens, width), len(tokens))
+        return whole(self.engine.logits(path, tokens, width, parts), len(tokens))
 
 
 def _remove(path: Path | None) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from firstdiff.dumps import Site
 from firstdiff.model.probes.files import probe_model
-from firstdiff.probing.arithmetics import ARITHMETICS, judged_in, nearest
+from firstdiff.probing.arithmetics import ARITHMETICS, judged_in, nearest, nearest_of_one
 from firstdiff.probing.asking import Answer, Asking
 from firstdiff.verdict import SiteVerdict, Status
 
@@ -28,8 +28,8 @@ class Depth:
     ----------
     asking
         The engine.
-    tokens
-        The prompt.
+    tokens, parts
+        The prompt, and how many of its tokens are run at a time; all at once where there are no parts.
     free
         What the reference gives for the prompt, by site.
     arithmetic
@@ -41,6 +41,12 @@ class Depth:
     reads
         Whether tensors are read from the logits, to go on with: not where the engine gives those of the last token
         only, nor where the last norm takes away more than a row's size.
+    in_parts
+        The same where the prompt is run in parts; None where it is not.
+    one_token
+        What the engine computes in where it is given one token, if that is something else than elsewhere.
+    found
+        What was found of the model itself; None where it was not asked for.
     """
 
     asking: Asking
@@ -50,7 +56,24 @@ class Depth:
     read: dict[Site, Array] = field(default_factory=dict)
     judged: dict[int, SiteVerdict] = field(default_factory=dict)
     reads: bool = True
+    parts: tuple[int, ...] = ()
+    in_parts: Depth | None = None
+    one_token: str | None = None
+    found: SiteVerdict | None = None
     _given: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    _whole: Answer | None = None
+
+    @property
+    def whole(self) -> Answer:
+        """What the engine gives for the model itself."""
+        if self._whole is None:
+            self._whole = self.asking.original(self.tokens, self.parts)
+        return self._whole
+
+    def whole_agrees(self) -> bool:
+        """Whether the model itself agrees."""
+        self.found = self.judge(self.whole, self.read)
+        return self.found.status is not Status.DIVERGES
 
     def known(self, layer: int) -> dict[Site, Array]:
         """What was read of the layers before one."""
@@ -63,7 +86,7 @@ class Depth:
     def cut(self, layer: int) -> Answer:
         """The model that ends after a layer."""
         probe = probe_model(self.asking.run.model.gguf, range(layer + 1), self.tokens)
-        return self.asking.ask(probe, f"layers 0 to {layer}")
+        return self.asking.ask(probe, f"layers 0 to {layer}{', in parts' if self.parts else ''}", self.parts)
 
     def agrees(self, layer: int) -> bool:
         """Whether the model that ends after a layer agrees; what it gave is taken for what was read then."""
@@ -89,7 +112,7 @@ class Depth:
     def wrong(self, layer: int) -> Answer:
         """The model that ends after a layer, as it was answered; its file is there from now on."""
         probe = probe_model(self.asking.run.model.gguf, range(layer + 1), self.tokens)
-        return self.asking.answered(probe, self._given[layer])
+        return self.asking.answered(probe, self._given[layer], self.parts)
 
     def first_wrong(self) -> int | None:
         """The first layer after which the model goes wrong, as far as it was asked for; None for no layer."""
@@ -129,6 +152,15 @@ class Depth:
                 best = min((of for of in (best, found) if of is not None), default=None)
         if best is not None:
             self.arithmetic = best[1]
+
+    def arithmetic_of_one(self) -> str | None:
+        """What else than its arithmetic the engine computes one token in, by a middle layer alone; None for nothing."""
+        layer = (self.asking.run.model.hp.n_layer - 1) // 2
+        alone = probe_model(self.asking.run.model.gguf, (layer,), self.input_of(layer))
+        answer = self.asking.ask(alone, f"layer {layer} alone, in parts", self.parts)
+        if self.judge(answer, {}).status is not Status.DIVERGES:
+            return None
+        return nearest_of_one(answer, self.asking.engine.name, self.arithmetic or ARITHMETICS[0])
 
     def input_of(self, layer: int) -> npt.NDArray[np.float32]:
         """What a layer is given, as it was read; where it was not, as the reference computes it."""

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.engines.process import run_engine
+from firstdiff.engines.process import run_engine, takes_parts
 from firstdiff.engines.user_engine import LAST_WORDS
 from firstdiff.errors import CaptureError
 from firstdiff.probing.logits import read_logits
@@ -35,8 +35,14 @@ class BlackBox(Protocol):
     def name(self) -> str:
         """What reports call it."""
 
-    def logits(self, model: Path, tokens: Sequence[int], width: int) -> Floats:
+    @property
+    def decodes(self) -> bool:
+        """Whether it can be told to run a prompt in parts, each with what is cached of those before."""
+
+    def logits(self, model: Path, tokens: Sequence[int], width: int, parts: Sequence[int] = ()) -> Floats:
         """Logits of all tokens [token, width], or of the last one [1, width].
+
+        `parts` says how many tokens are run at a time; all at once where there are none.
 
         Raises
         ------
@@ -52,7 +58,8 @@ class CommandEngine:
     Parameters
     ----------
     command
-        With ``{model}``, ``{tokens}`` and ``{logits}``: see :func:`firstdiff.engines.process.run_engine`.
+        With ``{model}``, ``{tokens}`` and ``{logits}``, and with ``{parts}`` if it decodes: see
+        :func:`firstdiff.engines.process.run_engine`.
     folder
         Where its logits may lie while they are read: a folder of its own.
     timeout
@@ -73,7 +80,12 @@ class CommandEngine:
         """What reports call it."""
         return "your engine"
 
-    def logits(self, model: Path, tokens: Sequence[int], width: int) -> Floats:
+    @property
+    def decodes(self) -> bool:
+        """Whether the command is told how many tokens are run at a time."""
+        return takes_parts(self.command)
+
+    def logits(self, model: Path, tokens: Sequence[int], width: int, parts: Sequence[int] = ()) -> Floats:
         """Run the command, and read what it wrote."""
         shutil.rmtree(self.folder, ignore_errors=True)
         with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
@@ -86,6 +98,7 @@ class CommandEngine:
                 timeout=self.timeout,
                 echo=nowhere,
                 logits=True,
+                parts=parts,
             )
         try:
             if done.problem is not None:

@@ -18,7 +18,7 @@ from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import arithmetic_named
 from firstdiff.model.engine import Model
 from firstdiff.probing.arithmetics import ARITHMETICS, nearest
-from firstdiff.probing.asking import LOGITS, Answer, Asking, TooManyRunsError, digits_of
+from firstdiff.probing.asking import LOGITS, Answer, Asking, TooManyRunsError, digits_of, steps_of
 from firstdiff.probing.control import control
 from firstdiff.probing.depth import Depth, scaled_like
 from firstdiff.probing.engine import BlackBox
@@ -38,9 +38,13 @@ BESIDE = 12
 """Runs beside those that halve the layers."""
 
 
-def most_runs(layers: int) -> int:
-    """How often an engine may be run for a model of so many layers."""
-    return 2 * ceil(log2(max(2, layers))) + BESIDE
+IN_PARTS = 6
+"""Further runs for a prompt in parts: the model itself, and models that end after some layers."""
+
+
+def most_runs(layers: int, *, decodes: bool = False) -> int:
+    """How often an engine may be run for a model of so many layers; more often where it runs a prompt in parts too."""
+    return 2 * ceil(log2(max(2, layers))) + BESIDE + (IN_PARTS if decodes else 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -80,17 +84,36 @@ class Probing:
             depth.reads = same_direction(rows, depth.free[EMBEDDING], most)
         if depth.reads:
             depth.read[EMBEDDING] = rows
-        whole = self.asking.original(self.tokens)
-        agrees = depth.judge(whole, depth.read).status is not Status.DIVERGES
+        agrees = depth.whole_agrees()
+        if agrees and self.asking.engine.decodes:
+            depth.in_parts = in_parts(depth)
+            if not depth.in_parts.whole_agrees() and (wrong := self._of_parts(depth)) is not None:
+                return wrong
         layer = depth.first_wrong()
         if layer is None and agrees:
             self._halves(depth)
             layer = depth.first_wrong()
         if layer is not None:
             return self._of_layer(depth, layer)
-        within = self._inside(depth, whole) if agrees else None
+        if depth.in_parts is not None and depth.reads and depth.one_token is None:
+            self._halves(depth.in_parts)
+            if depth.in_parts.first_wrong() is not None and (wrong := self._of_parts(depth)) is not None:
+                return wrong
+        within = self._inside(depth) if agrees else None
         known = depth.read if within is None else depth.read | within.read
-        return self._noted(self._judged(whole, known, depth), depth, within)
+        return self._noted(self._judged(depth.whole, known, depth), depth, within)
+
+    def _of_parts(self, depth: Depth) -> Verdict | None:
+        """The verdict on an engine whose prompt in parts is not what it should be; None for another arithmetic."""
+        own = depth.in_parts
+        assert own is not None, "the prompt was run in parts"
+        depth.one_token = own.arithmetic_of_one()
+        if depth.one_token is not None:
+            return None
+        layer = own.first_wrong()
+        if layer is not None:
+            return self._of_layer(own, layer)
+        return self._noted(self._judged(own.whole, own.read, own), own)
 
     def _halves(self, depth: Depth) -> None:
         """Look at some layers between, so that less is computed between what is read."""
@@ -118,7 +141,7 @@ class Probing:
             known.pop(EMBEDDING, None)
         told = self._judged(answer, known, depth, Site(0, layer, "l_out"))
         settled = all(e.hypothesis is not None and not e.equals for e in told.explanations)
-        if settled or self.run.model.tier == "graph":
+        if settled or depth.parts or self.run.model.tier == "graph":
             return self._noted(told, depth)
         within.look(first_wrong=self._first_wrong(answer, known, depth))
         closer = self._judged(answer, known | within.read, depth, Site(0, layer, "l_out"))
@@ -135,14 +158,14 @@ class Probing:
 
         return first_wrong
 
-    def _inside(self, depth: Depth, whole: Answer) -> Within | None:
+    def _inside(self, depth: Depth) -> Within | None:
         """Look at each operation of one layer whose input was read."""
         holds = "held=" in (depth.arithmetic or "")  # it would round the rows that a layer is given
         if not depth.reads or self.run.model.tier == "graph" or holds:
             return None
         layer = depth.most_wrong()
         within = Within(self.asking, depth, layer, depth.input_of(layer))
-        within.look(first_wrong=self._first_wrong(whole, depth.read, depth), whole=True)
+        within.look(first_wrong=self._first_wrong(depth.whole, depth.read, depth), whole=True)
         return within
 
     def _judged(self, answer: Answer, known: Mapping[Site, Array], depth: Depth, end: Site | None = None) -> Verdict:
@@ -160,9 +183,26 @@ class Probing:
         return replace(
             with_judged(verdict, depth.judged),
             model=verdict.model | {"probed": True},
-            tokens=(self.tokens,),
+            tokens=tuple(step.tokens for step in steps_of(self.tokens, depth.parts)),
             notes=(*summed_up(self.asking, depth, within), *verdict.notes),
         )
+
+
+def in_parts(depth: Depth) -> Depth:
+    """What is known of an engine's layers where the prompt is run in parts: the embedding, as far as it was read."""
+    embedding = {site: x for site, x in depth.read.items() if site == EMBEDDING}
+    parts = parts_of(len(depth.tokens), last=len(depth.whole.given) == 1)
+    return Depth(depth.asking, depth.tokens, depth.free, depth.arithmetic, embedding, reads=depth.reads, parts=parts)
+
+
+def parts_of(count: int, *, last: bool) -> tuple[int, ...]:
+    """How many of a prompt's tokens are run at a time: half of them, then one, then several, then one.
+
+    Where only the `last` one's logits are seen, it is run by itself after all others.
+    """
+    first = count - 1 if last else (count + 1) // 2
+    left = count - first
+    return tuple(part for part in (first, min(1, left), max(0, left - 2), 1 if left > 1 else 0) if part)
 
 
 def same_direction(read: Array, right: Array, most: float) -> bool:
@@ -213,7 +253,7 @@ def probe(run: Run, engine: BlackBox, tokens: Sequence[int], folder: Path, *, mo
     UsageError
         For fewer runs than it takes to find a layer.
     """
-    usual = most_runs(run.model.hp.n_layer)
+    usual = most_runs(run.model.hp.n_layer, decodes=engine.decodes)
     asking = Asking(run, engine, folder, usual if most is None else most)
     try:
         return Probing(run, asking, tuple(tokens)).verdict()

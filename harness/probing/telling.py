@@ -26,22 +26,38 @@ def of_cut(verdict: Verdict, site: Site, run: Run) -> Verdict:
     """The verdict on a model that ends after a site, as one on the whole: the logits are what is read of the site."""
 
     def renamed(of: Site) -> Site:
-        return site if of == LOGITS else of
+        return replace(site, step=of.step) if is_end(of) else of
+
+    def is_end(of: Site) -> bool:
+        return of.point == LOGITS.point
+
+    def told(text: str) -> str:
+        return text.replace(LOGITS.point, str(site))
 
     def explained(e: Explanation) -> Explanation:
-        said = e.extent.replace(LOGITS.point, str(site))
         sites, searched = tuple(map(renamed, e.sites)), None if e.searched is None else renamed(e.searched)
-        return replace(e, site=renamed(e.site), sites=sites, extent=said, searched=searched)
+        findings = tuple(map(told, e.findings))
+        return replace(
+            e,
+            site=renamed(e.site),
+            sites=sites,
+            extent=told(e.extent),
+            says=told(e.says),
+            findings=findings,
+            searched=searched,
+        )
 
     def judged(s: SiteVerdict) -> SiteVerdict:
         if site == LOGITS:
             return s
-        segment = tuple(of for of in s.segment if of.point not in READ_BY and of != site)
-        return replace(s, site=renamed(s.site), segment=segment, op="add" if s.site == LOGITS else s.op)
+        segment = tuple(of for of in s.segment if of.point not in READ_BY and of != renamed(s.site))
+        return replace(s, site=renamed(s.site), segment=segment, op="add" if is_end(s.site) else s.op)
 
     check = verdict.counter_check
     own = READ_BY if site != LOGITS else ()
-    kept = [s for s in verdict.sites if s.site == LOGITS or (s.point not in own and s.site != site)]
+    kept = [
+        s for s in verdict.sites if is_end(s.site) or (s.point not in own and s.site != replace(site, step=s.site.step))
+    ]
     return replace(
         verdict,
         model=described(run.model) | {"sha256": run.identity.sha256},
@@ -58,7 +74,7 @@ def with_judged(verdict: Verdict, judged: Mapping[int, SiteVerdict]) -> Verdict:
 
     def told(s: SiteVerdict) -> SiteVerdict:
         found = None if s.layer is None else judged.get(s.layer)
-        if s.point != "l_out" or s.status is not Status.NOT_RECORDED or found is None:
+        if s.point != "l_out" or s.status is not Status.NOT_RECORDED or found is None or s.step != found.step:
             return s
         segment = tuple(of for of in found.segment if of.point not in READ_BY and of != s.site)
         return replace(found, site=s.site, op="add", segment=segment)
@@ -73,6 +89,7 @@ def summed_up(asking: Asking, depth: Depth, within: Within | None) -> Iterator[s
         "vocabulary, a last norm whose weight is ones, and the identity in float32 as output matrix. Your engine may "
         "use other kernels for these than for the model's own, so that a fault of those kernels may not show"
     )
+    yield from _in_parts(asking, depth)
     yield from _layers(depth)
     yield from _within(within)
     if within is not None and within.alone is False:
@@ -84,6 +101,32 @@ def summed_up(asking: Asking, depth: Depth, within: Within | None) -> Iterator[s
         yield (
             f"layer {within.layer} is wrong in a model of one layer too: what is wrong goes with its weights or its "
             "input"
+        )
+
+
+def _in_parts(asking: Asking, depth: Depth) -> Iterator[str]:
+    """What is known of a prompt that is run in parts."""
+    if depth.parts:
+        yield (
+            "all tokens at once are right; the prompt was run in parts of "
+            f"{enumerated(list(map(str, depth.parts)))} tokens, each of which needs what was cached of those before it"
+        )
+    elif depth.one_token is not None:
+        yield (
+            f"decoding was not judged: your engine computes in {depth.arithmetic} where it is given several tokens, "
+            f"and in {depth.one_token} where it is given one"
+        )
+    elif depth.in_parts is not None and (found := depth.in_parts.found) is not None:
+        parts, layers = depth.in_parts.parts, sorted(depth.in_parts.judged)
+        read = f", and what leaves {'layer' if len(layers) == 1 else 'layers'} {enumerated(list(map(str, layers)))}"
+        yield (
+            f"decoding: the prompt in parts of {enumerated(list(map(str, parts)))} tokens is right too. Judged were "
+            f"the model's logits (error {found.local_error:.2g}, floor {found.floor:.2g}){read if layers else ''}"
+        )
+    elif not asking.engine.decodes:
+        yield (
+            "decoding was not looked at, because the command has no {parts}: with it your engine is told how many of "
+            "the tokens to run at a time ('5,1,1'), one part after another, with what it cached of those before"
         )
 
 

@@ -102,14 +102,15 @@ class Within:
         """The layer as it is wrong: alone, or with those before it, which pass on what they are given."""
         layers = self._layers()
         if self.alone:
-            return self.asking.answered(self._probes(layers, self.rows).base, self._given)
+            return self.asking.answered(self._probes(layers, self.rows).base, self._given, self.depth.parts)
         probe = self._probes(layers, self.rows).base
-        return self.asking.answered(probe, self.asking.ask(probe, f"layer {self.layer} at its place").logits)
+        given = self.asking.ask(probe, f"layer {self.layer} at its place", self.depth.parts).logits
+        return self.asking.answered(probe, given, self.depth.parts)
 
     def _layers(self) -> tuple[int, ...]:
         """The layer alone; where it is right there, with those before it, which pass on what they are given."""
         probes = self._probes((self.layer,), self.rows)
-        answer = self.asking.ask(probes.base, f"layer {self.layer} alone")
+        answer = self.asking.ask(probes.base, f"layer {self.layer} alone", self.depth.parts)
         self._given = answer.logits
         found = self.depth.judge(answer, {})
         self.alone = found.status is Status.DIVERGES

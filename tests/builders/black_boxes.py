@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from firstdiff.dumps import Site, Step
+from firstdiff.dumps import Site
 from firstdiff.hypotheses.hypothesis import Values
 from firstdiff.hypotheses.planting import Planted, Planting
 from firstdiff.model.arithmetic import F32, Arithmetic
 from firstdiff.model.engine import Model, open_model
+from firstdiff.probing.asking import steps_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -30,6 +31,8 @@ class ReferenceBox:
         What it computes in.
     last
         Whether it gives the logits of the last token only.
+    decodes
+        Whether it runs a prompt in parts.
     runs, touched
         How often it was run, and the sites that a fault changed in the last run.
     """
@@ -37,6 +40,7 @@ class ReferenceBox:
     planted: Sequence[Planted] = ()
     arithmetic: Arithmetic = F32
     last: bool = False
+    decodes: bool = False
     name: str = "a black box"
     runs: int = 0
     touched: list[Site] = field(default_factory=list)
@@ -49,18 +53,17 @@ class ReferenceBox:
         self.planted = [replace(of, values=first.get(of.hypothesis.id, of.values)) for of in self.planted]
         self.run(model, tokens)
 
-    def logits(self, model: Path, tokens: Sequence[int], width: int) -> Floats:
+    def logits(self, model: Path, tokens: Sequence[int], width: int, parts: Sequence[int] = ()) -> Floats:
         self.runs += 1
-        given = self.run(open_model(model), tokens)
+        given = self.run(open_model(model), tokens, parts)
         assert given.shape[1] == width
         return given[-1:] if self.last else given
 
-    def run(self, model: Model, tokens: Sequence[int]) -> Floats:
+    def run(self, model: Model, tokens: Sequence[int], parts: Sequence[int] = ()) -> Floats:
         """Run a model that is open."""
         probe = Planting(self.arithmetic, model, self.planted)
         probe._ways = self._ways  # a faulty engine keeps to one way in all models
-        step = Step(tuple(tokens), tuple(range(len(tokens))))
         with np.errstate(all="ignore"):
-            (logits,) = list(model.forward([step], probe))
+            logits = [np.array(x, np.float32) for x in model.forward(steps_of(tokens, parts), probe)]
         self.touched = probe.touched
-        return np.array(logits, np.float32)
+        return np.concatenate(logits)

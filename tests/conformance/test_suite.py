@@ -84,10 +84,12 @@ def test_the_last_tokens_logits_are_enough(tmp_path: Path) -> None:
 
 def test_an_engine_that_does_not_read_a_type_refuses_it(tmp_path: Path) -> None:
     class Refuses(ReferenceBox):
-        def logits(self, model: Path, tokens: Sequence[int], width: int) -> npt.NDArray[np.float32]:
+        def logits(
+            self, model: Path, tokens: Sequence[int], width: int, parts: Sequence[int] = ()
+        ) -> npt.NDArray[np.float32]:
             if self.runs:
                 raise RefusedError("--engine: the engine ended with exit code 1")
-            return super().logits(model, tokens, width)
+            return super().logits(model, tokens, width, parts)
 
     results = ran(Refuses(), tmp_path, "plain", "type Q4_K")
     assert [r.outcome for r in results] == [Outcome.PASSED, Outcome.REFUSED]
@@ -99,10 +101,12 @@ def test_an_engine_that_does_not_read_a_type_refuses_it(tmp_path: Path) -> None:
 
 def test_an_engine_that_crashes_or_gives_other_logits_fails(tmp_path: Path) -> None:
     class Crashes(ReferenceBox):
-        def logits(self, model: Path, tokens: Sequence[int], width: int) -> npt.NDArray[np.float32]:
+        def logits(
+            self, model: Path, tokens: Sequence[int], width: int, parts: Sequence[int] = ()
+        ) -> npt.NDArray[np.float32]:
             if self.runs:
                 raise CaptureError("--engine: the engine crashed (SIGSEGV) after 0.1 s")
-            return super().logits(model, tokens, width)
+            return super().logits(model, tokens, width, parts)
 
     results = ran(Crashes(), tmp_path, "plain", "one token")
     assert [r.outcome for r in results] == [Outcome.PASSED, Outcome.FAILED]

@@ -37,13 +37,14 @@ class Box:
     tokens: Callable[[Sequence[int]], Sequence[int]] = lambda ids: ids
     keeps: bool = False
     name: str = "a box"
+    decodes: bool = False
     _first: Path | None = None
     _kept: Floats | None = None
 
-    def logits(self, model: Path, tokens: Sequence[int], width: int) -> Floats:
+    def logits(self, model: Path, tokens: Sequence[int], width: int, parts: Sequence[int] = ()) -> Floats:
         if self.keeps and self._kept is not None:
             return self._kept
-        self._kept = self.after(ReferenceBox().logits(model, self.tokens(tokens), width))
+        self._kept = self.after(ReferenceBox().logits(model, self.tokens(tokens), width, parts))
         return self._kept
 
 

@@ -124,10 +124,10 @@ def test_rows_of_other_tokens_are_told_as_what_they_are(model: Model, tmp_path: 
 
 def test_an_engine_that_ends_at_a_probe_is_told_in_one_line(model: Model, tmp_path: Path) -> None:
     class Ends(ReferenceBox):
-        def logits(self, model: Path, tokens: Sequence[int], width: int) -> Floats:
+        def logits(self, model: Path, tokens: Sequence[int], width: int, parts: Sequence[int] = ()) -> Floats:
             if self.runs > 3:
                 raise CaptureError("--engine: the engine crashed (SIGSEGV) after 0.1 s")
-            return super().logits(model, tokens, width)
+            return super().logits(model, tokens, width, parts)
 
     with pytest.raises(CaptureError, match="crashed"):
         probe(Run(model), Ends(), TOKENS, tmp_path)

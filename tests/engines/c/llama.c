@@ -2,7 +2,7 @@
  *
  *     cc -std=c99 -O2 -march=native -Idumps/writers tests/engines/c/llama.c -o engine -lm
  *     ./engine --model model.gguf --tokens 1,2,3 --decode 2 --dump run [--print] [--order feature-token]
- *     ./engine --model model.gguf --tokens 1,2,3 --logits logits
+ *     ./engine --model model.gguf --tokens 1,2,3 --logits logits [--parts 2,1]
  *
  * It reads a GGUF file of the llama architecture (F32, F16, Q4_0, Q4_1, Q8_0), runs the tokens as one step and decodes
  * greedily, and records every point with firstdiff.h. --print writes one line of statistics a tensor, as people put
@@ -633,7 +633,7 @@ static int read_tokens(const char *list, int32_t **tokens, int n_vocab) {
 }
 
 int main(int argc, char **argv) {
-    const char *path = NULL, *list = "", *dump = NULL, *order = "", *written = NULL;
+    const char *path = NULL, *list = "", *dump = NULL, *order = "", *written = NULL, *counts = NULL;
     int decode = 0;
     for (int i = 1; i < argc; i++) {
         bool more = i + 1 < argc;
@@ -642,18 +642,19 @@ int main(int argc, char **argv) {
         else if (more && strcmp(argv[i], "--decode") == 0) decode = atoi(argv[++i]);
         else if (more && strcmp(argv[i], "--dump") == 0) dump = argv[++i];
         else if (more && strcmp(argv[i], "--logits") == 0) written = argv[++i];
+        else if (more && strcmp(argv[i], "--parts") == 0) counts = argv[++i];
         else if (more && strcmp(argv[i], "--order") == 0) order = argv[++i];
         else if (strcmp(argv[i], "--print") == 0) print_statistics = true;
         else die("is not understood", argv[i]);
     }
     feature_first = strcmp(order, "feature-token") == 0;
     if (!path || decode < 0 || (*order && !feature_first))
-        die("--model M --tokens 1,2,3 [--decode N] [--dump DIR] [--logits FILE] [--print] [--order feature-token]",
-            "usage");
+        die("--model M --tokens 1,2,3 [--decode N] [--dump DIR] [--logits FILE [--parts 2,1]] [--print] "
+            "[--order feature-token]", "usage");
 
     model m = load(path);
     int32_t *tokens;
-    int T = read_tokens(list, &tokens, m.n_vocab), past = 0;
+    int T = read_tokens(list, &tokens, m.n_vocab), past = 0, given = T;
     kv_cache *caches = allocate((size_t)m.n_layer, sizeof *caches);
     for (int l = 0; l < m.n_layer; l++) {
         size_t size = (size_t)(T + decode) * m.n_head_kv * m.head_dim;
@@ -664,6 +665,14 @@ int main(int argc, char **argv) {
     if (written && !out) die("cannot be written", written);
     firstdiff_open(dump, "llama.c");
     firstdiff_about("arithmetic", "f32");
+    while (counts && *counts && past < given) {  // so many of the tokens at a time, and nothing after them
+        char *end;
+        long count = strtol(counts, &end, 10);
+        if (end == counts || count < 1 || count > given - past) die("does not add up to the tokens", "--parts");
+        forward(tokens + past, (int)count, past, &m, caches, out);
+        past += (int)count, counts = *end == ',' ? end + 1 : end;
+    }
+    if (counts) decode = -1;
     for (int step = 0; step <= decode; step++) {
         firstdiff_step(tokens, T, past);
         if (step == CRASH_AT) fputs("engine: about to crash\n", stderr), abort();
