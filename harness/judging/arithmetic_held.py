@@ -16,7 +16,7 @@ from firstdiff.model.holding import ELEMENTS, KINDS, holding, twin, variants
 
 IN_VAIN = 3
 """Sites of a point at which every kind is tried in vain before only those are tried that fit elsewhere: what is wrong
-there is no dtype of the weights."""
+there is no dtype of the weights. Sites that are off by more than an arithmetic makes count by themselves."""
 
 NEAREST = 3
 """Kinds that are tried in all their variants, and under every arithmetic of products: those that leave least."""
@@ -49,7 +49,7 @@ class HeldSearch:
     """
 
     fitted: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    vain: Counter[str] = field(default_factory=Counter)
+    vain: Counter[tuple[str, bool]] = field(default_factory=Counter)
 
     def run(self, group: str, length: int, attempt: Attempt, trial: Trial, *, narrow: bool) -> None:
         """Try kinds at one site, until one fits.
@@ -83,11 +83,27 @@ class HeldSearch:
         if ELEVEN_BITS[0] in fit():
             all_of([ELEVEN_BITS[1]])
             self._try_elsewhere(*ELEVEN_BITS[1])
-        if fit():
-            return
-        if self.vain[trial.part] < IN_VAIN:
-            self._search(all_of, fit, trial, codes=codes)
-        elif codes and min(errors.values()) <= CEILINGS.get(group, 0.0):  # an arithmetic's, and no fault
+        if not fit():
+            self._search_all(group, all_of, fit, trial)
+        for base in STORED if narrow else ():  # results that are kept in what they were stored in leave nothing then
+            for _, kind in _found(trial, fit()) if base in errors else ():
+                all_of([(base, kind)])
+                self._try_elsewhere(base, kind)
+
+    def _search_all(
+        self,
+        group: str,
+        all_of: Callable[[Iterable[tuple[str, str]]], None],
+        fit: Callable[[], list[str]],
+        trial: Trial,
+    ) -> None:
+        """Search, unless that was in vain at several sites."""
+        errors, codes = trial.errors, group != "norm"
+        rounds = min(errors.values()) <= CEILINGS.get(group, 0.0)  # as an arithmetic does, and not as a fault
+        if self.vain[trial.part, rounds] < IN_VAIN:
+            if not self._search(all_of, fit, trial, codes=codes):
+                self.vain[trial.part, rounds] += 1
+        elif codes and rounds:
             all_of((base, kind) for kind in self.fitted for base in BASES)
 
     def _search(
@@ -97,8 +113,11 @@ class HeldSearch:
         trial: Trial,
         *,
         codes: bool,
-    ) -> None:
-        """Try every kind, then the nearest in all their variants and under every arithmetic of products."""
+    ) -> bool:
+        """Try every kind, then the nearest in all their variants and under every arithmetic of products.
+
+        Returns whether something fits.
+        """
         errors = trial.errors
         kinds = KINDS if codes else ELEMENTS
         all_of(("f32", kind) for kind in kinds)
@@ -114,17 +133,15 @@ class HeldSearch:
         ):
             if codes and not fit():
                 all_of(stage)
+        if not codes and not fit():  # vectors held in one narrow type, results kept in another
+            all_of((base, kind) for base in STORED if base in errors for kind in ELEMENTS if kind != base)
         found = _found(trial, fit())
         all_of((base, other) for base, kind in found if (other := twin(kind)) is not None)
-        self._note(found, trial.part)
-
-    def _note(self, found: list[tuple[str, str]], part: str) -> None:
-        if not found:
-            self.vain[part] += 1
         for base, kind in found:
             for each in (kind, twin(kind)):
                 if each is not None:
                     self._try_elsewhere(base, each)
+        return bool(found)
 
     def _try_elsewhere(self, base: str, kind: str) -> None:
         self.fitted[kind] = tuple(dict.fromkeys((*self.fitted.get(kind, ()), base)))
