@@ -77,14 +77,26 @@ class Model:
         """
         architecture = self.written
         cache = architecture.Cache()
-        if isinstance(architecture, GraphArchitecture):
-            architecture.prepare([*([(0,) * past] if past else []), *(step.tokens for step in steps)])
+        self.prepare(steps, past=past)
         if past:
             probe.step, probe.layer = -1, None
             architecture.forward(probe, (0,) * past, tuple(range(past)), self.weights, self.hp, cache)
         for index, step in enumerate(steps):
             probe.step, probe.layer = index, None
             yield architecture.forward(probe, step.tokens, step.positions, self.weights, self.hp, cache).array
+
+    def prepare(self, steps: Sequence[StepLike], *, past: int = 0) -> None:
+        """Have llama.cpp show its graph of some steps, where that is what is followed.
+
+        Raises
+        ------
+        CaptureError
+            Where llama.cpp does not run the model.
+        ModelError
+            For a graph that cannot be followed.
+        """
+        if isinstance(self.written, GraphArchitecture):
+            self.written.prepare([*([(0,) * past] if past else []), *(step.tokens for step in steps)])
 
     def check_tokens(self, tokens: Sequence[int], *, decode: int = 0) -> None:
         """Refuse tokens that the model cannot run, with `decode` more to come.

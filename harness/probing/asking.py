@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from firstdiff.dumps.tensors import Held
 from firstdiff.engines.opening import open_reference
 from firstdiff.errors import CaptureError
 from firstdiff.model.engine import Model
-from firstdiff.model.probes.files import HEAD, ProbeModel
+from firstdiff.model.errors import ModelError
+from firstdiff.model.probes.files import HEAD, ProbeModel, probe_model
 from firstdiff.model.rounding import bf16_bits
 from firstdiff.probing.engine import BlackBox, Floats, whole
 from firstdiff.progress import Progress
@@ -100,7 +102,7 @@ class Answer:
         return replace(trace, tensors={**trace.tensors, **held})
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Asking:
     """An engine that is asked for the logits of one model after another.
 
@@ -135,6 +137,25 @@ class Asking:
         """How many runs are left."""
         return self.most - self.runs
 
+    @cached_property
+    def tied(self) -> bool:
+        """Whether llama.cpp always takes the embedding for the output matrix, and loads no file that has one."""
+        gguf = self.run.model.gguf
+        if self.run.model.tier != "graph" or HEAD in gguf.tensors:
+            return False
+        probe = probe_model(gguf, (0,), (0,))
+        try:
+            self._readable(self._written(probe), probe.tokens, ())
+        except CaptureError:
+            return True
+        return False
+
+    def model_of(
+        self, layers: Sequence[int], rows: Sequence[int] | Floats, passing: frozenset[int] = frozenset()
+    ) -> ProbeModel:
+        """A probe model, as :func:`firstdiff.model.probes.files.probe_model` makes it."""
+        return probe_model(self.run.model.gguf, layers, rows, passing=passing, tied=self.tied)
+
     def original(self, tokens: Sequence[int], parts: tuple[int, ...] = ()) -> Answer:
         """Run the model itself."""
         model = self.run.model
@@ -159,8 +180,8 @@ class Asking:
         """
         self.progress.say(f"asking for {what}")
         path = self._written(probe)
-        logits = self._logits(path, probe.tokens, probe.tensors[HEAD].shape[0], parts)
-        return Answer(self._opened(path), probe.tokens, logits, parts)
+        model = self._readable(path, probe.tokens, parts)
+        return Answer(model, probe.tokens, self._logits(path, probe.tokens, model.hp.n_vocab, parts), parts)
 
     def answered(self, probe: ProbeModel, logits: Floats, parts: tuple[int, ...] = ()) -> Answer:
         """A model that was asked for before: its file stays where the next ones are written.
@@ -174,6 +195,18 @@ class Asking:
         path = self._kept = self._written(probe)
         self._latest = None
         return Answer(self._opened(path), probe.tokens, logits, parts)
+
+    def _readable(self, path: Path, tokens: Sequence[int], parts: Sequence[int]) -> Model:
+        """A probe model that is opened, and can be run."""
+        try:
+            model = self._opened(path)
+            model.prepare(steps_of(tokens, parts))
+        except (CaptureError, ModelError) as e:
+            raise CaptureError(
+                f"probe: {self.run.model.architecture} cannot be probed, because a model that is made of this one "
+                f"cannot be run here: {e}; dump its tensors instead (firstdiff run --engine)"
+            ) from None
+        return model
 
     def _opened(self, path: Path) -> Model:
         return open_reference(path, tier="graph" if self.run.model.tier == "graph" else "hand")

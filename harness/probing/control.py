@@ -15,7 +15,6 @@ from firstdiff.dumps import Step
 from firstdiff.engines.reference import Recording
 from firstdiff.errors import CaptureError
 from firstdiff.model.arithmetic import F32
-from firstdiff.model.probes.files import probe_model
 from firstdiff.probing.asking import Answer, Asking
 from firstdiff.probing.engine import Floats
 
@@ -31,10 +30,9 @@ def control(asking: Asking, tokens: Sequence[int]) -> Answer:
     CaptureError
         Where the logits are not those of the models or of the tokens, with what they are.
     """
-    gguf = asking.run.model.gguf
-    other = probe_model(gguf, (0,), _drawn(len(tokens), asking.run.model.hp.n_embd), passing=frozenset({0}))
+    other = asking.model_of((0,), _drawn(len(tokens), asking.run.model.hp.n_embd), frozenset({0}))
     second = asking.ask(other, "rows of our own")
-    own = probe_model(gguf, (0,), tokens, passing=frozenset({0}))
+    own = asking.model_of((0,), tokens, frozenset({0}))
     first = asking.ask(own, "the embedding")
     for answer in (second, first):
         _check_numbers(answer)

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps import Site
-from firstdiff.model.probes.files import probe_model
 from firstdiff.probing.arithmetics import ARITHMETICS, judged_in, nearest, nearest_of_one
 from firstdiff.probing.asking import Answer, Asking
 from firstdiff.verdict import SiteVerdict, Status
@@ -85,7 +84,7 @@ class Depth:
 
     def cut(self, layer: int) -> Answer:
         """The model that ends after a layer."""
-        probe = probe_model(self.asking.run.model.gguf, range(layer + 1), self.tokens)
+        probe = self.asking.model_of(range(layer + 1), self.tokens)
         return self.asking.ask(probe, f"layers 0 to {layer}{', in parts' if self.parts else ''}", self.parts)
 
     def agrees(self, layer: int) -> bool:
@@ -111,7 +110,7 @@ class Depth:
 
     def wrong(self, layer: int) -> Answer:
         """The model that ends after a layer, as it was answered; its file is there from now on."""
-        probe = probe_model(self.asking.run.model.gguf, range(layer + 1), self.tokens)
+        probe = self.asking.model_of(range(layer + 1), self.tokens)
         return self.asking.answered(probe, self._given[layer], self.parts)
 
     def first_wrong(self) -> int | None:
@@ -136,16 +135,16 @@ class Depth:
 
         A fault of the first layer, or of the second, would else be taken for an arithmetic.
         """
-        gguf, last = self.asking.run.model.gguf, self.asking.run.model.hp.n_layer - 1
+        last = self.asking.run.model.hp.n_layer - 1
         layer = last // 2
         rows = self.input_of(layer)
         alike = self.asking.run.model.tier == "hand"  # of other architectures a layer's number may say what it does
         before = () if alike else tuple(range(layer))
-        alone = probe_model(gguf, (*before, layer), rows, passing=frozenset(before))
+        alone = self.asking.model_of((*before, layer), rows, frozenset(before))
         best = nearest(self.asking.ask(alone, f"layer {layer} alone"), self.asking.engine.name)
         if alike and (best is None or best[0] > EXACTLY):
             other = 0 if layer else last
-            behind = probe_model(gguf, (other, layer), rows, passing=frozenset({other} - {layer}))
+            behind = self.asking.model_of((other, layer), rows, frozenset({other} - {layer}))
             if other != layer:
                 answer = self.asking.ask(behind, f"layer {layer} behind one that passes on its input")
                 found = nearest(answer, self.asking.engine.name)
@@ -156,7 +155,7 @@ class Depth:
     def arithmetic_of_one(self) -> str | None:
         """What else than its arithmetic the engine computes one token in, by a middle layer alone; None for nothing."""
         layer = (self.asking.run.model.hp.n_layer - 1) // 2
-        alone = probe_model(self.asking.run.model.gguf, (layer,), self.input_of(layer))
+        alone = self.asking.model_of((layer,), self.input_of(layer))
         answer = self.asking.ask(alone, f"layer {layer} alone, in parts", self.parts)
         if self.judge(answer, {}).status is not Status.DIVERGES:
             return None

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from firstdiff.model.gguf import GGUF
 from firstdiff.model.gguf_writing import Encoded, Tensor, write_gguf
 from firstdiff.model.metadata import Metadata
+from firstdiff.model.quants import dequantize
 from firstdiff.model.synthetic import LEAST_VOCABULARY, tokenizer
 
 Floats = npt.NDArray[np.float32]
@@ -35,7 +36,10 @@ EMBEDDING, NORM, HEAD = "token_embd.weight", "output_norm.weight", "output.weigh
 ZEROED = ("output_norm.bias",)
 """Tensors behind the layers that must be there, and shall do nothing."""
 
-LEFT_OUT = ("output.bias", "output_norm.scale", "output.scale", "output.input_scale")
+BIAS = "output.bias"
+"""The output matrix's bias, which some architectures must have."""
+
+LEFT_OUT = (BIAS, "output_norm.scale", "output.scale", "output.input_scale")
 """Those that need not be there."""
 
 NO_CAP = 1e6
@@ -76,7 +80,12 @@ class ProbeModel:
 
 
 def probe_model(
-    gguf: GGUF, layers: Sequence[int], rows: Sequence[int] | Floats, *, passing: frozenset[int] = frozenset()
+    gguf: GGUF,
+    layers: Sequence[int],
+    rows: Sequence[int] | Floats,
+    *,
+    passing: frozenset[int] = frozenset(),
+    tied: bool = False,
 ) -> ProbeModel:
     """Make a probe model of some layers of a model.
 
@@ -91,21 +100,29 @@ def probe_model(
         float32 [token, n_embd].
     passing
         Those of the layers that pass on what they are given.
+    tied
+        Whether there is no output matrix, because the embedding is always taken for it. It then begins with the
+        identity, in float32, and the rows of the prompt are behind it.
     """
     embedding = gguf.tensors[EMBEDDING]
     n_embd = embedding.shape[-1]
     ids = [] if isinstance(rows, np.ndarray) else list(dict.fromkeys(rows))
-    count = len(rows) if isinstance(rows, np.ndarray) else len(ids)
-    n_vocab = -(-max(LEAST_VOCABULARY, n_embd, FIRST_ID + count) // MULTIPLE) * MULTIPLE
+    count, first = len(rows) if isinstance(rows, np.ndarray) else len(ids), n_embd if tied else FIRST_ID
+    n_vocab = -(-max(LEAST_VOCABULARY, n_embd, first + count) // MULTIPLE) * MULTIPLE
     tensors = dict(_kept(gguf, layers, passing))
     if isinstance(rows, np.ndarray):
-        tensors[EMBEDDING] = _vectors(rows, n_vocab)
-        tokens = tuple(range(FIRST_ID, FIRST_ID + count))
+        tensors[EMBEDDING] = _vectors(rows, n_vocab, first)
+        tokens = tuple(range(first, first + count))
     else:
-        tensors[EMBEDDING] = _copied(gguf, ids, n_vocab)
-        tokens = tuple(FIRST_ID + ids.index(token) for token in rows)
+        tensors[EMBEDDING] = _copied(gguf, ids, n_vocab, first)
+        tokens = tuple(first + ids.index(token) for token in rows)
     tensors[NORM] = Tensor.of(np.ones(n_embd, np.float32))
-    tensors[HEAD] = Tensor.of(np.eye(n_vocab, n_embd, dtype=np.float32))
+    if tied:
+        tensors[EMBEDDING] = _with_identity(tensors[EMBEDDING])
+    else:
+        tensors[HEAD] = Tensor.of(np.eye(n_vocab, n_embd, dtype=np.float32))
+    if BIAS in gguf.tensors:
+        tensors[BIAS] = Tensor.of(np.zeros(n_vocab, np.float32))
     return ProbeModel(_metadata(gguf, layers, n_vocab), tensors, tokens)
 
 
@@ -132,20 +149,29 @@ def _kept(gguf: GGUF, layers: Sequence[int], passing: frozenset[int]) -> Iterato
             yield of_layer(found[2], numbers[layer]), Tensor(info.type, info.shape, data)
 
 
-def _copied(gguf: GGUF, ids: Sequence[int], n_vocab: int) -> Tensor:
+def _copied(gguf: GGUF, ids: Sequence[int], n_vocab: int, first: int) -> Tensor:
     """Rows of the model's own embedding: those of the prompt, and others around them."""
     info = gguf.tensors[EMBEDDING]
     size = info.shape[-1] // info.type.block * info.type.nbytes
     rows = gguf.raw(EMBEDDING).reshape(-1, size)
     data = rows[np.arange(n_vocab) % len(rows)]  # who reads another row than it was told has numbers of another token
-    data[FIRST_ID : FIRST_ID + len(ids)] = rows[list(ids)]
+    data[first : first + len(ids)] = rows[list(ids)]
     return Tensor(info.type, (n_vocab, info.shape[-1]), data.reshape(-1))
 
 
-def _vectors(rows: Floats, n_vocab: int) -> Tensor:
+def _vectors(rows: Floats, n_vocab: int, first: int) -> Tensor:
     whole = np.random.default_rng(0).standard_normal((n_vocab, rows.shape[-1]), np.float32)
-    whole[FIRST_ID : FIRST_ID + len(rows)] = rows
+    whole[first : first + len(rows)] = rows
     return Tensor.of(whole)
+
+
+def _with_identity(embedding: Tensor) -> Tensor:
+    """An embedding whose first rows are the identity, in float32."""
+    assert embedding.data is not None, "an embedding has rows"
+    rows = dequantize(embedding.data, embedding.kind).reshape(embedding.shape).astype(np.float32)
+    n_embd = embedding.shape[1]
+    rows[:n_embd] = np.eye(n_embd, dtype=np.float32)
+    return Tensor.of(rows)
 
 
 def _metadata(gguf: GGUF, layers: Sequence[int], n_vocab: int) -> dict[str, object]:
