@@ -16,8 +16,10 @@ from firstdiff.engines.opening import open_reference
 from firstdiff.errors import CaptureError
 from firstdiff.model.engine import Model
 from firstdiff.model.probes.files import HEAD, ProbeModel
+from firstdiff.model.probes.shown import showing
 from firstdiff.model.rounding import bf16_bits
 from firstdiff.probing.engine import BlackBox, Floats, whole
+from firstdiff.probing.most_probable import fewer
 from firstdiff.progress import Progress
 from firstdiff.runs.run import Run
 
@@ -92,12 +94,16 @@ class Asking:
         Where files are written: no more than two at a time.
     most
         How often the engine may be run.
+    shows
+        Coordinates of the stream that an engine shows which gives its most probable tokens only; None for one that
+        gives all logits.
     """
 
     run: Run
     engine: BlackBox
     folder: Path
     most: int
+    shows: npt.NDArray[np.intp] | None = None
     runs: int = 0
     _count: int = 0
     _latest: Path | None = None
@@ -113,10 +119,16 @@ class Asking:
         """How many runs are left."""
         return self.most - self.runs
 
+    @property
+    def option(self) -> str:
+        """The option that the engine was given by, which errors begin with."""
+        return "--engine" if self.shows is None else "--server"
+
     def original(self, tokens: Sequence[int]) -> Answer:
         """Run the model itself."""
         model = self.run.model
-        return Answer(model, tuple(tokens), self._logits(model.gguf.path, tokens, model.hp.n_vocab))
+        logits = self._logits(model.gguf.path, tokens, model.hp.n_vocab)
+        return Answer(model, tuple(tokens), whole(logits, len(tokens)))
 
     def ask(self, probe: ProbeModel, what: str) -> Answer:
         """Write a probe model, and run the engine on it. Its file is there until the next one is written.
@@ -134,9 +146,15 @@ class Asking:
             Where it fails, or the file cannot be written.
         """
         self.progress.say(f"asking for {what}")
-        path = self._written(probe)
-        logits = self._logits(path, probe.tokens, probe.tensors[HEAD].shape[0])
-        return Answer(self._opened(path), probe.tokens, logits)
+        form = self._form(probe)
+        path = self._written(form)
+        given = self._logits(path, form.tokens, form.tensors[HEAD].shape[0])
+        logits = given if form.shown is None else form.shown.logits(given)
+        if logits is None:  # how many it gives shows in the first answer
+            count = fewer(given, form, first=self.runs == 1)
+            self.shows = None if self.shows is None else self.shows[:count]
+            return self.ask(probe, what)
+        return Answer(self._opened(path), form.tokens, whole(logits, len(form.tokens)))
 
     def answered(self, probe: ProbeModel, logits: Floats) -> Answer:
         """A model that was asked for before: its file stays where the next ones are written.
@@ -147,9 +165,16 @@ class Asking:
             Where it cannot be written.
         """
         _remove(self._kept)
-        path = self._kept = self._written(probe)
+        form = self._form(probe)
+        path = self._kept = self._written(form)
         self._latest = None
-        return Answer(self._opened(path), probe.tokens, logits)
+        return Answer(self._opened(path), form.tokens, logits)
+
+    def _form(self, probe: ProbeModel) -> ProbeModel:
+        """The model as this engine shows it."""
+        if self.shows is None or probe.shown is not None:
+            return probe
+        return showing(self.run.model.gguf, probe, self.shows)
 
     def _opened(self, path: Path) -> Model:
         return open_reference(path, tier="graph" if self.run.model.tier == "graph" else "hand")
@@ -180,7 +205,7 @@ class Asking:
         if self.left <= 0:
             raise TooManyRunsError
         self.runs += 1
-        return whole(self.engine.logits(path, tokens, width), len(tokens))
+        return self.engine.logits(path, tokens, width)
 
 
 def _remove(path: Path | None) -> None:

@@ -41,6 +41,9 @@ class Depth:
     reads
         Whether tensors are read from the logits, to go on with: not where the engine gives those of the last token
         only, nor where the last norm takes away more than a row's size.
+    own_rows
+        How many rows of the model's own output matrix were looked at, where the engine gives its most probable tokens
+        only.
     """
 
     asking: Asking
@@ -50,6 +53,7 @@ class Depth:
     read: dict[Site, Array] = field(default_factory=dict)
     judged: dict[int, SiteVerdict] = field(default_factory=dict)
     reads: bool = True
+    own_rows: int | None = None
     _given: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def known(self, layer: int) -> dict[Site, Array]:

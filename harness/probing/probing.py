@@ -17,11 +17,13 @@ from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import arithmetic_named
 from firstdiff.model.engine import Model
+from firstdiff.model.probes.shown import own_rows
 from firstdiff.probing.arithmetics import ARITHMETICS, nearest
 from firstdiff.probing.asking import LOGITS, Answer, Asking, TooManyRunsError, digits_of
 from firstdiff.probing.control import control
 from firstdiff.probing.depth import Depth, scaled_like
 from firstdiff.probing.engine import BlackBox
+from firstdiff.probing.most_probable import best_shown
 from firstdiff.probing.telling import of_cut, summed_up, with_judged
 from firstdiff.probing.within import FirstWrong, Within
 from firstdiff.runs.judge import judge
@@ -51,11 +53,14 @@ class Probing:
     ----------
     run, asking, tokens
         The model, the engine, and the prompt.
+    top
+        How many of its most probable tokens an engine is asked for; 0 for one that gives all logits.
     """
 
     run: Run
     asking: Asking
     tokens: tuple[int, ...]
+    top: int = 0
 
     def verdict(self) -> Verdict:
         """Find the first layer that goes wrong, and what is wrong in it.
@@ -65,8 +70,10 @@ class Probing:
         CaptureError
             Where the engine gives no logits, or those of something else.
         """
-        own = control(self.asking, self.tokens)
         depth = Depth(self.asking, self.tokens, free_run(self.run.model, self.tokens, ARITHMETICS[0]))
+        if self.top:
+            self.asking.shows = best_shown(depth.free)[: self.top - 1]
+        own = control(self.asking, self.tokens)
         depth.reads = len(own.given) == len(own.tokens)
         found = nearest(own, self.asking.engine.name)
         if found is None:
@@ -80,7 +87,7 @@ class Probing:
             depth.reads = same_direction(rows, depth.free[EMBEDDING], most)
         if depth.reads:
             depth.read[EMBEDDING] = rows
-        whole = self.asking.original(self.tokens)
+        whole, end = self._whole(depth)
         agrees = depth.judge(whole, depth.read).status is not Status.DIVERGES
         layer = depth.first_wrong()
         if layer is None and agrees:
@@ -90,7 +97,23 @@ class Probing:
             return self._of_layer(depth, layer)
         within = self._inside(depth, whole) if agrees else None
         known = depth.read if within is None else depth.read | within.read
-        return self._noted(self._judged(whole, known, depth), depth, within)
+        return self._noted(self._judged(whole, known, depth, end), depth, within)
+
+    def _whole(self, depth: Depth) -> tuple[Answer, Site | None]:
+        """The model itself, or the nearest to it that shows in most probable tokens, and what its logits are then."""
+        shows, last = self.asking.shows, self.run.model.hp.n_layer - 1
+        if shows is None:
+            return self.asking.original(self.tokens), None
+        logits = np.asarray(depth.free[LOGITS][-1])
+        ids = np.argsort(-logits, kind="stable")[: min(len(shows), np.count_nonzero(logits > 0))]  # the others hide
+        probe = own_rows(self.run.model.gguf, self.tokens, ids)
+        depth.own_rows = 0 if probe is None else len(ids)
+        if probe is None:
+            whole, end = depth.cut(last), Site(0, last, "l_out")
+        else:
+            whole, end = self.asking.ask(probe, "rows of its own output matrix"), LOGITS
+        self.asking.keep()
+        return whole, end
 
     def _halves(self, depth: Depth) -> None:
         """Look at some layers between, so that less is computed between what is read."""
@@ -190,7 +213,9 @@ def free_run(model: Model, tokens: Sequence[int], arithmetic: str) -> dict[Site,
     return {Site.of_key(key, 0): x for key, x in recording.finish().items()}
 
 
-def probe(run: Run, engine: BlackBox, tokens: Sequence[int], folder: Path, *, most: int | None = None) -> Verdict:
+def probe(
+    run: Run, engine: BlackBox, tokens: Sequence[int], folder: Path, *, most: int | None = None, top: int = 0
+) -> Verdict:
     """Judge an engine by its logits for models of our own making.
 
     Parameters
@@ -205,6 +230,9 @@ def probe(run: Run, engine: BlackBox, tokens: Sequence[int], folder: Path, *, mo
         Where probe models are written, no more than two at a time.
     most
         How often the engine may be run; None for as often as a single fault takes.
+    top
+        How many of its most probable tokens it is asked for, where it gives the log probabilities of these; 0 for an
+        engine that gives logits.
 
     Raises
     ------
@@ -216,7 +244,7 @@ def probe(run: Run, engine: BlackBox, tokens: Sequence[int], folder: Path, *, mo
     usual = most_runs(run.model.hp.n_layer)
     asking = Asking(run, engine, folder, usual if most is None else most)
     try:
-        return Probing(run, asking, tuple(tokens)).verdict()
+        return Probing(run, asking, tuple(tokens), top).verdict()
     except TooManyRunsError:
         raise UsageError(
             f"--runs: {asking.most} runs of the engine do not find a layer of {run.model.hp.n_layer}: give {usual}, "

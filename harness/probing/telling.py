@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from firstdiff.dumps import Site
 from firstdiff.probing.asking import LOGITS, Asking
+from firstdiff.probing.most_probable import of_most_probable
 from firstdiff.runs.judge import described
 from firstdiff.runs.run import Run
 from firstdiff.verdict import Explanation, SiteVerdict, Status, Verdict
@@ -68,11 +69,14 @@ def with_judged(verdict: Verdict, judged: Mapping[int, SiteVerdict]) -> Verdict:
 
 def summed_up(asking: Asking, depth: Depth, within: Within | None) -> Iterator[str]:
     """What the probes were, and what they do not show."""
+    matrix = "the identity" if asking.shows is None else "a matrix of ours"
     yield (
         f"probes: your engine was run {asking.runs} times, mostly on models made of this one. They have a small "
-        "vocabulary, a last norm whose weight is ones, and the identity in float32 as output matrix. Your engine may "
+        f"vocabulary, a last norm whose weight is ones, and {matrix} in float32 as output matrix. Your engine may "
         "use other kernels for these than for the model's own, so that a fault of those kernels may not show"
     )
+    if asking.shows is not None:
+        yield from of_most_probable(len(asking.shows), asking.run.model.hp.n_embd, depth.own_rows)
     yield from _layers(depth)
     yield from _within(within)
     if within is not None and within.alone is False:

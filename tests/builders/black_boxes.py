@@ -64,3 +64,29 @@ class ReferenceBox:
             (logits,) = list(model.forward([step], probe))
         self.touched = probe.touched
         return np.array(logits, np.float32)
+
+
+@dataclass(eq=False)
+class TopBox(ReferenceBox):
+    """The reference as an engine that gives the log probabilities of its most probable tokens only.
+
+    Parameters
+    ----------
+    most
+        How many it gives at most.
+    """
+
+    most: int = 20
+
+    def logits(self, model: Path, tokens: Sequence[int], width: int) -> Floats:
+        return most_probable(super().logits(model, tokens, width)[-1], self.most)
+
+
+def most_probable(logits: Floats, count: int) -> Floats:
+    """The log probabilities of the most probable tokens, in float32 as servers compute them; NaN for others."""
+    x = (logits - logits.max()).astype(np.float32)
+    x = x - np.log(np.exp(x).sum(dtype=np.float32))
+    made = np.full((1, x.size), np.nan, np.float32)
+    top = np.argsort(-x, kind="stable")[:count]
+    made[0, top] = x[top]
+    return made
