@@ -16,6 +16,7 @@ from firstdiff.engines.opening import open_reference
 from firstdiff.errors import CaptureError
 from firstdiff.model.engine import Model
 from firstdiff.model.probes.files import HEAD, ProbeModel
+from firstdiff.model.probes.most_probable import Shown
 from firstdiff.model.probes.shown import showing
 from firstdiff.model.rounding import bf16_bits
 from firstdiff.probing.engine import BlackBox, Floats, whole
@@ -53,11 +54,14 @@ class Answer:
         What was run.
     logits
         Float32 [token, vocabulary]; rows that it did not give are NaN.
+    shown
+        What the logits are of, where they were made of log probabilities.
     """
 
     model: Model
     tokens: tuple[int, ...]
     logits: Floats
+    shown: Shown | None = None
 
     @property
     def given(self) -> npt.NDArray[np.intp]:
@@ -154,7 +158,7 @@ class Asking:
             count = fewer(given, form, first=self.runs == 1)
             self.shows = None if self.shows is None else self.shows[:count]
             return self.ask(probe, what)
-        return Answer(self._opened(path), form.tokens, whole(logits, len(form.tokens)))
+        return Answer(self._opened(path), form.tokens, whole(logits, len(form.tokens)), form.shown)
 
     def answered(self, probe: ProbeModel, logits: Floats) -> Answer:
         """A model that was asked for before: its file stays where the next ones are written.
@@ -168,7 +172,7 @@ class Asking:
         form = self._form(probe)
         path = self._kept = self._written(form)
         self._latest = None
-        return Answer(self._opened(path), form.tokens, logits)
+        return Answer(self._opened(path), form.tokens, logits, form.shown)
 
     def _form(self, probe: ProbeModel) -> ProbeModel:
         """The model as this engine shows it."""

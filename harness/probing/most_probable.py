@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,8 @@ import numpy.typing as npt
 from firstdiff.dumps import Site
 from firstdiff.errors import CaptureError
 from firstdiff.model.probes.files import ProbeModel
+from firstdiff.model.probes.most_probable import Shown
+from firstdiff.verdict import Element, SiteVerdict
 
 Ids = npt.NDArray[np.intp]
 
@@ -71,6 +74,17 @@ def fewer(logprobs: npt.NDArray[np.float32], probe: ProbeModel, *, first: bool) 
             "let it give as many each time, or ask for fewer with --top"
         )
     return given - 1
+
+
+def as_shown(s: SiteVerdict, shown: Shown) -> SiteVerdict:
+    """What was found of a probe model's logits, as what they are of: their places are those of tokens of ours."""
+    worst, where = s.worst, s.where
+    of = None if worst is None else shown.element(worst.index[-1])
+    if worst is not None and of is not None:
+        place, scale = of
+        worst = Element((*worst.index[:-1], place), worst.candidate / scale, worst.reference / scale)
+    tokens = None if where is None else dict(list(where.items())[:-1])
+    return replace(s, worst=None if of is None else worst, where=tokens)
 
 
 def of_most_probable(shown: int, n_embd: int, own_rows: int | None) -> Iterator[str]:

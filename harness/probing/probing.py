@@ -176,7 +176,7 @@ class Probing:
         ordered = {site: known[site] for site in depth.free if site in known}
         trace = answer.trace(ordered, self.asking.engine.name, depth.arithmetic or ARITHMETICS[0])
         verdict = judge(replace(self.run, model=answer.model), trace)
-        return verdict if end is None else of_cut(verdict, end, self.run)
+        return verdict if end is None else of_cut(verdict, end, self.run, answer.shown)
 
     def _noted(self, verdict: Verdict, depth: Depth, within: Within | None = None) -> Verdict:
         """The verdict with what else the probes showed, and what they did not."""

@@ -8,8 +8,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from firstdiff.dumps import Site
+from firstdiff.model.probes.most_probable import Shown
 from firstdiff.probing.asking import LOGITS, Asking
-from firstdiff.probing.most_probable import of_most_probable
+from firstdiff.probing.most_probable import as_shown, of_most_probable
 from firstdiff.runs.judge import described
 from firstdiff.runs.run import Run
 from firstdiff.verdict import Explanation, SiteVerdict, Status, Verdict
@@ -23,8 +24,11 @@ READ_BY = ("result_norm", "result_output")
 """Points of a probe model that are none of the model's: its own last norm and output matrix."""
 
 
-def of_cut(verdict: Verdict, site: Site, run: Run) -> Verdict:
-    """The verdict on a model that ends after a site, as one on the whole: the logits are what is read of the site."""
+def of_cut(verdict: Verdict, site: Site, run: Run, shown: Shown | None = None) -> Verdict:
+    """The verdict on a model that ends after a site, as one on the whole: the logits are what is read of the site.
+
+    `shown` says what these logits are of, where they were made of log probabilities.
+    """
 
     def renamed(of: Site) -> Site:
         return site if of == LOGITS else of
@@ -35,6 +39,8 @@ def of_cut(verdict: Verdict, site: Site, run: Run) -> Verdict:
         return replace(e, site=renamed(e.site), sites=sites, extent=said, searched=searched)
 
     def judged(s: SiteVerdict) -> SiteVerdict:
+        if shown is not None and s.site == LOGITS:
+            s = as_shown(s, shown)
         if site == LOGITS:
             return s
         segment = tuple(of for of in s.segment if of.point not in READ_BY and of != site)
@@ -50,7 +56,7 @@ def of_cut(verdict: Verdict, site: Site, run: Run) -> Verdict:
         explanations=tuple(map(explained, verdict.explanations)),
         counter_check=None if check is None else replace(check, left=tuple(map(renamed, check.left))),
         logits=(),
-        details={renamed(of): detail for of, detail in verdict.details.items()},
+        details={} if shown else {renamed(of): detail for of, detail in verdict.details.items()},
     )
 
 

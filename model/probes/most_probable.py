@@ -36,14 +36,34 @@ class Shown:
 
     Parameters
     ----------
-    rows
-        How many numbers of the last token show in its most probable tokens.
-    pairs
-        Whether each has two rows, one with the other sign.
+    of
+        What each number that shows is of: a coordinate of the stream, or a token of the model itself.
+    scale
+        How many times as large it shows, where it is a coordinate: it has two rows then, one with the other sign. None
+        for a token's.
     """
 
-    rows: int
-    pairs: bool
+    of: tuple[int, ...]
+    scale: float | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many numbers of the last token show in its most probable tokens."""
+        return len(self.of)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether each has two rows."""
+        return self.scale is not None
+
+    def element(self, token: int) -> tuple[int, float] | None:
+        """What a token's logit is of, and how many times as large it is; None for one that is always 0."""
+        if not FIRST <= token < self.last:
+            return None
+        if self.scale is None:
+            return self.of[token - FIRST], 1.0
+        place, negative = divmod(token - FIRST, 2)
+        return self.of[place], -self.scale if negative else self.scale
 
     @property
     def last(self) -> int:

@@ -30,7 +30,7 @@ def showing(gguf: GGUF, probe: ProbeModel, coordinates: Sequence[int] | Ids) -> 
     """The same model with a vocabulary of ours, and some coordinates of the stream as its logits."""
     n_embd = probe.tensors[HEAD].shape[1]
     scale = 2.0 ** math.floor(math.log2(WIDEST / math.sqrt(n_embd)))  # no coordinate is more than this root
-    shown = Shown(len(coordinates), pairs=True)
+    shown = Shown(tuple(map(int, coordinates)), scale)
     made = _with_vocabulary(gguf, probe, shown)
     head = np.zeros((made.tensors[EMBEDDING].shape[0], n_embd), np.float32)
     places = FIRST + 2 * np.arange(len(coordinates))
@@ -52,7 +52,7 @@ def own_rows(gguf: GGUF, tokens: Sequence[int], ids: Sequence[int] | Ids) -> Pro
     of = gguf.metadata
     assert isinstance(of, Metadata)
     whole = probe_model(gguf, range(int(of[f"{name}.block_count"])), tokens)
-    made = _with_vocabulary(gguf, whole, Shown(len(ids), pairs=False))
+    made = _with_vocabulary(gguf, whole, Shown(tuple(map(int, ids))))
     head = HEAD if HEAD in tensors else EMBEDDING
     rows = gguf.raw(head).reshape(tensors[head].shape[0], -1)
     data = np.zeros((made.tensors[EMBEDDING].shape[0], rows.shape[1]), np.uint8)

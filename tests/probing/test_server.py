@@ -58,10 +58,11 @@ def test_logits_come_back_from_log_probabilities(count: int) -> None:
     rng = np.random.default_rng(count)
     right = np.zeros(FIRST + 2 * (count - 1) + 50, np.float32)
     right[FIRST : FIRST + 2 * (count - 1)] = (rng.standard_normal((count - 1, 1)) * [4, -4]).reshape(-1)
-    made = Shown(count - 1, pairs=True).logits(most_probable(right, count))
+    shown = Shown(tuple(range(count - 1)), 4.0)
+    made = shown.logits(most_probable(right, count))
     assert made is not None
     assert np.abs(made - right).max() < 4e-6
-    assert Shown(count - 1, pairs=True).logits(most_probable(right, count - 1)) is None
+    assert shown.logits(most_probable(right, count - 1)) is None
 
 
 @pytest.mark.parametrize("digits", ["bf16", "f16"])
@@ -72,7 +73,7 @@ def test_what_a_logit_was_rounded_to_comes_back_too(digits: str) -> None:
     right[FIRST : FIRST + 38] = round_to(
         (np.random.default_rng(0).standard_normal((19, 1)) * [4, -4]).reshape(-1), digits
     )
-    made = Shown(19, pairs=True).logits(most_probable(right, 20))
+    made = Shown(tuple(range(19)), 4.0).logits(most_probable(right, 20))
     assert np.array_equal(made, right[None])
 
 
