@@ -86,8 +86,9 @@ class Server:
         CaptureError
             Where it ends before, does not answer in time, or breaks off its answer to what was posted.
         """
+        reply = None
         while True:
-            self._check()
+            self._check(reply)
             try:
                 reply = self._exchanged(path, body)
                 if reply.status != UNAVAILABLE:
@@ -96,15 +97,18 @@ class Server:
                 if body is not None:
                     with suppress(subprocess.TimeoutExpired):  # it may be ending
                         self.process.wait(ENDING)
-                    self._check()
-                    raise self._failed(f"it broke off its answer from {path} ({type(e).__name__}: {e})") from None
+                    self._check(reply)
+                    why = escaped(f"{type(e).__name__}: {e}"[:SHOWN])
+                    raise self._failed(f"it broke off its answer from {path} ({why})") from None
             time.sleep(PAUSE)
 
-    def _check(self) -> None:
+    def _check(self, latest: Reply | None) -> None:
+        """Whether it still runs, and there is time left; `latest` is what it answered last."""
         if self.process.poll() is not None:
             raise self._failed(f"it {how_ended(self.process.returncode)} before it answered")
         if time.monotonic() >= self.until:
-            raise self._failed(f"it did not answer on {HOST}:{self.port} within {self.timeout:g} s")
+            but = "" if latest is None else f", but with status {latest.status}: {latest.beginning}"
+            raise self._failed(f"it did not answer on {HOST}:{self.port} within {self.timeout:g} s{but}")
 
     def _exchanged(self, path: str, body: dict[str, Any] | None) -> Reply:
         """One question, and what is answered before time is up, at however many bytes a second."""

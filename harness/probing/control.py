@@ -22,6 +22,9 @@ from firstdiff.probing.engine import Floats
 ALIKE = 0.9
 """The cosine from which a row of logits is taken for that of an embedding row: arithmetics of 4 bits leave more."""
 
+FEW, SURELY = 16, 0.999
+"""Of fewer numbers than these a cosine may be as large by chance, so that this one is asked for."""
+
 
 def control(asking: Asking, tokens: Sequence[int]) -> Answer:
     """Ask for both models, and return what was given for the one with the model's own embedding.
@@ -102,7 +105,8 @@ def _check_rows(answer: Answer, rows: npt.NDArray[np.float64], option: str) -> N
             rows / np.linalg.norm(rows, axis=1)[:, None]
         ).T
     nearest, own = cosines.argmax(1), answer.given
-    if not (cosines.max(1) >= ALIKE).all() or (nearest == own).all():
+    least = ALIKE if np.count_nonzero(rows.any(0)) >= FEW else SURELY
+    if not (cosines.max(1) >= least).all() or (nearest == own).all():
         return
     place = int(np.flatnonzero(nearest != own)[0])
     raise CaptureError(

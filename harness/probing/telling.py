@@ -56,7 +56,7 @@ def of_cut(verdict: Verdict, site: Site, run: Run, shown: Shown | None = None) -
         explanations=tuple(map(explained, verdict.explanations)),
         counter_check=None if check is None else replace(check, left=tuple(map(renamed, check.left))),
         logits=(),
-        details={} if shown else {renamed(of): detail for of, detail in verdict.details.items()},
+        details={} if shown is not None else {renamed(of): detail for of, detail in verdict.details.items()},
     )
 
 
@@ -77,9 +77,9 @@ def summed_up(asking: Asking, depth: Depth, within: Within | None) -> Iterator[s
     """What the probes were, and what they do not show."""
     matrix = "the identity" if asking.shows is None else "a matrix of ours"
     yield (
-        f"probes: your engine was run {asking.runs} times, mostly on models made of this one. They have a small "
-        f"vocabulary, a last norm whose weight is ones, and {matrix} in float32 as output matrix. Your engine may "
-        "use other kernels for these than for the model's own, so that a fault of those kernels may not show"
+        f"probes: {asking.engine.name} was run {asking.runs} times, mostly on models made of this one. They have a "
+        f"small vocabulary, a last norm whose weight is ones, and {matrix} in float32 as output matrix. Your engine "
+        "may use other kernels for these than for the model's own, so that a fault of those kernels may not show"
     )
     if asking.shows is not None:
         yield from of_most_probable(len(asking.shows), asking.run.model.hp.n_embd, depth.own_rows)

@@ -30,6 +30,7 @@ CANNED: dict[str, tuple[int, str]] = {
     "a list": (200, "[1, 2]"),
     "deep": (200, "[" * 100_000),
     "no logprobs": (200, '{"choices": [{"text": "a", "logprobs": null}]}'),
+    "loading": (503, "Loading model"),
     "nothing": (200, '{"choices": []}'),
 }
 

@@ -14,7 +14,7 @@ from builders.black_boxes import TopBox, most_probable
 from builders.command_line import Command, assert_refused, strict
 from builders.engines import compile_engine
 from builders.models import synthetic
-from builders.own_engine import SHAPE
+from builders.own_engine import SHAPE, script
 from firstdiff.errors import CaptureError
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted
@@ -258,6 +258,7 @@ def test_llama_cpp_pythons_own_server_agrees(firstdiff: Command, llama: None, tm
         ("end", ("it ended with exit code 3 before it answered", "its last words: ready")),
         ("break off", ("it broke off its answer from /v1/completions",)),
         ("drip", ("did not answer on 127.0.0.1:", "within 1 s")),
+        ("loading", ("did not answer on 127.0.0.1:", "but with status 503: Loading model")),
         ("flood", ("answers with more than 16,777,216 bytes",)),
     ],
 )
@@ -282,6 +283,16 @@ def test_a_server_that_does_not_start_is_one_line(
 ) -> None:
     command = command.replace("sleep 60", "sh -c 'sleep 60'")
     assert_refused(firstdiff("probe", path, "--timeout", "1", "--server", command), 3, *words)
+
+
+def test_no_process_of_a_server_is_left(firstdiff: Command, path: Path, tmp_path: Path) -> None:
+    server = script(tmp_path / "server", "sleep 60 &", 'echo "$! $$" > "$0.pids"', "wait")
+    assert_refused(
+        firstdiff("probe", path, "--timeout", "1", "--server", f"{server} {{model}} {{port}}"), 3, "within 1 s"
+    )
+    for pid in (tmp_path / "server.pids").read_text().split():
+        stat = Path(f"/proc/{pid}/stat")
+        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_server_that_keeps_its_model_is_told_so(
