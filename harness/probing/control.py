@@ -22,8 +22,8 @@ from firstdiff.probing.engine import Floats
 ALIKE = 0.9
 """The cosine from which a row of logits is taken for that of an embedding row: arithmetics of 4 bits leave more."""
 
-FEW, SURELY = 16, 0.999
-"""Of fewer numbers than these a cosine may be as large by chance, so that this one is asked for."""
+FEW, SURELY, TOO_FEW = 32, 0.999, 6
+"""Of fewer logits a cosine may be as large by chance, so that this one is asked for; of so few it says nothing."""
 
 
 def control(asking: Asking, tokens: Sequence[int]) -> Answer:
@@ -105,10 +105,14 @@ def _check_rows(answer: Answer, rows: npt.NDArray[np.float64], option: str) -> N
             rows / np.linalg.norm(rows, axis=1)[:, None]
         ).T
     nearest, own = cosines.argmax(1), answer.given
-    least = ALIKE if np.count_nonzero(rows.any(0)) >= FEW else SURELY
-    if not (cosines.max(1) >= least).all() or (nearest == own).all():
+    count = np.count_nonzero(rows.any(0))
+    if count < TOO_FEW:
         return
-    place = int(np.flatnonzero(nearest != own)[0])
+    least = ALIKE if count >= FEW else SURELY
+    others = (nearest != own) & ~(cosines[np.arange(len(own)), own] >= least)
+    if not (cosines.max(1) >= least).all() or not others.any():
+        return
+    place = int(np.flatnonzero(others)[0])
     raise CaptureError(
         f"{option}: the logits of token {own[place]} are those of token {nearest[place]}: it ran other tokens than "
         "those that it was given, or wrote the rows in another order. Run the ids as they are, add no BOS, and write "
