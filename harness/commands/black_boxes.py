@@ -12,13 +12,25 @@ from firstdiff.commands.values import count, seconds
 def add_probe(probe: argparse.ArgumentParser) -> None:
     """What ``firstdiff probe`` takes."""
     probe.add_argument("model", type=Path, metavar="MODEL", help="a GGUF file")
-    probe.add_argument(
+    engine = probe.add_mutually_exclusive_group(required=True)
+    engine.add_argument(
         "--engine",
-        required=True,
         metavar="CMD",
         help="your engine: 'CMD --model {model} --tokens {tokens} --logits {logits}'; it writes the logits of each "
         "token, or of the last one, to the file {logits}; with --parts {parts} it is told how many tokens to run at a "
         "time, and decoding is judged too",
+    )
+    engine.add_argument(
+        "--server",
+        metavar="CMD",
+        help="your engine, a server with OpenAI's HTTP interface: 'CMD --model {model} --port {port}'; it gives the "
+        "log probabilities of the most probable tokens at /v1/completions",
+    )
+    probe.add_argument(
+        "--top",
+        type=count,
+        metavar="N",
+        help="with --server: how many of the most probable tokens to ask for (default: 257, or as many as it gives)",
     )
     add_input(probe)
     probe.add_argument(

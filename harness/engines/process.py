@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import IO, TextIO
 
 from firstdiff.engines.process_output import Output, follow
 from firstdiff.errors import UsageError
@@ -111,7 +111,7 @@ def run_engine(
     if timeout is not None and not timeout > 0:
         raise UsageError(f"a timeout of {timeout:g} s: give a number of seconds above 0")
     place = Path(os.path.abspath(dump))  # noqa: PTH100 - resolve() follows links, absolute() leaves ..
-    argv = _words(
+    argv = words_of(
         command,
         {
             "model": os.path.abspath(model),  # noqa: PTH100
@@ -129,8 +129,23 @@ def run_engine(
     return _run(argv, place, timeout, Output(echo), folder, "logits" if logits else "dump")
 
 
-def _words(command: str, values: dict[str, str], written: str) -> tuple[str, ...]:
-    """The words of a command, its placeholders replaced in one pass: a value that looks like one stays as it is."""
+def words_of(command: str, values: dict[str, str], written: str | None, option: str = "--engine") -> tuple[str, ...]:
+    """The words of a command, its placeholders replaced in one pass: a value that looks like one stays as it is.
+
+    Parameters
+    ----------
+    command, values
+        The command, and what takes the place of each placeholder.
+    written
+        The placeholder of what it writes; None for a command that writes nothing, such as a server's.
+    option
+        The option that it was given by.
+
+    Raises
+    ------
+    UsageError
+        For a command that is no command, an unknown placeholder, or one that is missing.
+    """
     known = ", ".join(f"{{{name}}}" for name in values)
     used = set()
 
@@ -140,7 +155,7 @@ def _words(command: str, values: dict[str, str], written: str) -> tuple[str, ...
             return f"{{{escaped}}}"
         if name not in values:
             raise UsageError(
-                f"--engine: {{{name}}} is not known: there are {known} (write {{{{{name}}}}} to pass it on)"
+                f"{option}: {{{name}}} is not known: there are {known} (write {{{{{name}}}}} to pass it on)"
             )
         used.add(name)
         return values[name]
@@ -148,17 +163,17 @@ def _words(command: str, values: dict[str, str], written: str) -> tuple[str, ...
     try:
         split = shlex.split(command)
     except ValueError as e:
-        raise UsageError(f"--engine: {command!r:.200} cannot be split into words ({e}): check its quotes") from None
+        raise UsageError(f"{option}: {command!r:.200} cannot be split into words ({e}): check its quotes") from None
     if not split or "\0" in command:
-        raise UsageError(f"--engine: {command!r:.200} is no command: give a program and its arguments, with {known}")
+        raise UsageError(f"{option}: {command!r:.200} is no command: give a program and its arguments, with {known}")
     argv = tuple(_PLACEHOLDER.sub(replaced, word) for word in split)
-    if written not in used:
+    if written is not None and written not in used:
         raise UsageError(
-            f"--engine: {command!r:.200} has no {{{written}}}, so what it writes cannot be found: there are {known}"
+            f"{option}: {command!r:.200} has no {{{written}}}, so what it writes cannot be found: there are {known}"
         )
-    if written == "logits" and (left := [name for name in values if name not in {*used, PARTS}]):
+    if written in (None, "logits") and (left := [name for name in values if name not in {*used, PARTS}]):
         raise UsageError(
-            f"--engine: {command!r:.200} has no {{{left[0]}}}, which is another one for each run: there are {known}"
+            f"{option}: {command!r:.200} has no {{{left[0]}}}, which is another one for each run: there are {known}"
         )
     return argv
 
@@ -168,22 +183,13 @@ def _run(
 ) -> EngineRun:
     began = time.monotonic()
     try:
-        process = subprocess.Popen(  # noqa: S603 - the user's own command, without a shell
-            argv,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=os.environ | {"FIRSTDIFF_DUMP": str(dump)},
-            bufsize=0,
-        )
+        process = begun(argv, subprocess.PIPE, folder, FIRSTDIFF_DUMP=str(dump))
     except (OSError, ValueError) as e:
-        return EngineRun(argv, None, None, False, 0.0, (), _is_there(dump), _not_started(argv[0], e, folder))
+        return EngineRun(argv, None, None, False, 0.0, (), _is_there(dump), not_started(argv[0], e, folder))
     try:
         timed_out = not follow(process, output, None if timeout is None else began + timeout)
     finally:  # at Ctrl-C and whatever else ends this: no engine is left behind
-        _end(process)
+        end(process)
         output.close()
     seconds = time.monotonic() - began
     code = process.returncode
@@ -193,7 +199,29 @@ def _run(
     return _with_problem(run, dump, timeout, what)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def begun(
+    argv: Sequence[str], output: int | IO[bytes], folder: Path | None = None, **environment: str
+) -> subprocess.Popen[bytes]:
+    """Start an engine in a group of its own, its two streams in one; `end` ends it.
+
+    Raises
+    ------
+    OSError, ValueError
+        Where it cannot be started.
+    """
+    return subprocess.Popen(  # noqa: S603 - the user's own command, without a shell
+        argv,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=os.environ | environment,
+        bufsize=0,
+    )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
     """End the engine and every process of its group, politely first."""
     try:
         if process.poll() is None:
@@ -217,7 +245,7 @@ def _with_problem(run: EngineRun, dump: Path, timeout: float | None, what: str) 
     elif run.signal is not None:
         problem = f"the engine crashed ({run.signal}) after {run.seconds:.1f} s{missing}"
     elif run.exit_code:
-        problem = f"the engine ended with exit code {run.exit_code}{_shell_says(run.exit_code)}{missing}"
+        problem = f"the engine {how_ended(run.exit_code)}{missing}"
     elif not run.dumped and not run.tail:
         problem = f"the engine printed nothing and wrote nothing to {dump}"
     elif not run.dumped:
@@ -225,6 +253,11 @@ def _with_problem(run: EngineRun, dump: Path, timeout: float | None, what: str) 
     else:
         return run
     return EngineRun(run.command, run.exit_code, run.signal, run.timed_out, run.seconds, run.tail, run.dumped, problem)
+
+
+def how_ended(code: int) -> str:
+    """What a return code says of a process's end, in words."""
+    return f"crashed ({_signal(-code)})" if code < 0 else f"ended with exit code {code}{_shell_says(code)}"
 
 
 def _shell_says(code: int) -> str:
@@ -240,7 +273,8 @@ def _signal(number: int) -> str:
     return f"signal {number}"
 
 
-def _not_started(program: str, error: Exception, folder: Path | None) -> str:
+def not_started(program: str, error: Exception, folder: Path | None = None) -> str:
+    """Why a program could not be started, in words."""
     if isinstance(error, FileNotFoundError):
         there = os.path.exists(os.path.join(folder or "", program))  # noqa: PTH110, PTH118 - of any text
         return f"not found: {program}" + (" is there, but the interpreter in its first line is not" if there else "")

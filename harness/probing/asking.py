@@ -19,8 +19,11 @@ from firstdiff.errors import CaptureError
 from firstdiff.model.engine import Model
 from firstdiff.model.errors import ModelError
 from firstdiff.model.probes.files import HEAD, ProbeModel, probe_model
+from firstdiff.model.probes.most_probable import Shown
+from firstdiff.model.probes.shown import showing
 from firstdiff.model.rounding import bf16_bits
 from firstdiff.probing.engine import BlackBox, Floats, whole
+from firstdiff.probing.most_probable import fewer
 from firstdiff.progress import Progress
 from firstdiff.runs.run import Run
 
@@ -73,12 +76,15 @@ class Answer:
         Float32 [token, vocabulary]; rows that it did not give are NaN.
     parts
         How many tokens were run at a time; all at once where there are none.
+    shown
+        What the logits are of, where they were made of log probabilities.
     """
 
     model: Model
     tokens: tuple[int, ...]
     logits: Floats
     parts: tuple[int, ...] = ()
+    shown: Shown | None = None
 
     @property
     def given(self) -> npt.NDArray[np.intp]:
@@ -116,12 +122,16 @@ class Asking:
         Where files are written: no more than two at a time.
     most
         How often the engine may be run.
+    shows
+        Coordinates of the stream that an engine shows which gives its most probable tokens only; None for one that
+        gives all logits.
     """
 
     run: Run
     engine: BlackBox
     folder: Path
     most: int
+    shows: npt.NDArray[np.intp] | None = None
     runs: int = 0
     _count: int = 0
     _latest: Path | None = None
@@ -150,6 +160,11 @@ class Asking:
             return True
         return False
 
+    @property
+    def option(self) -> str:
+        """The option that the engine was given by, which errors begin with."""
+        return "--engine" if self.shows is None else "--server"
+
     def model_of(
         self, layers: Sequence[int], rows: Sequence[int] | Floats, passing: frozenset[int] = frozenset()
     ) -> ProbeModel:
@@ -159,7 +174,8 @@ class Asking:
     def original(self, tokens: Sequence[int], parts: tuple[int, ...] = ()) -> Answer:
         """Run the model itself."""
         model = self.run.model
-        return Answer(model, tuple(tokens), self._logits(model.gguf.path, tokens, model.hp.n_vocab, parts), parts)
+        logits = self._logits(model.gguf.path, tokens, model.hp.n_vocab, parts)
+        return Answer(model, tuple(tokens), whole(logits, len(tokens)), parts)
 
     def ask(self, probe: ProbeModel, what: str, parts: tuple[int, ...] = ()) -> Answer:
         """Write a probe model, and run the engine on it. Its file is there until the next one is written.
@@ -179,9 +195,16 @@ class Asking:
             Where it fails, or the file cannot be written.
         """
         self.progress.say(f"asking for {what}")
-        path = self._written(probe)
-        model = self._readable(path, probe.tokens, parts)
-        return Answer(model, probe.tokens, self._logits(path, probe.tokens, model.hp.n_vocab, parts), parts)
+        form = self._form(probe)
+        path = self._written(form)
+        model = self._readable(path, form.tokens, parts)
+        given = self._logits(path, form.tokens, model.hp.n_vocab, parts)
+        logits = given if form.shown is None else form.shown.logits(given)
+        if logits is None:  # how many it gives shows in the first answer
+            count = fewer(given, form, first=self.runs == 1)
+            self.shows = None if self.shows is None else self.shows[:count]
+            return self.ask(probe, what, parts)
+        return Answer(model, form.tokens, whole(logits, len(form.tokens)), parts, form.shown)
 
     def answered(self, probe: ProbeModel, logits: Floats, parts: tuple[int, ...] = ()) -> Answer:
         """A model that was asked for before: its file stays where the next ones are written.
@@ -192,9 +215,22 @@ class Asking:
             Where it cannot be written.
         """
         _remove(self._kept)
-        path = self._kept = self._written(probe)
+        form = self._form(probe)
+        path = self._kept = self._written(form)
         self._latest = None
-        return Answer(self._opened(path), probe.tokens, logits, parts)
+        return Answer(self._opened(path), form.tokens, logits, parts, form.shown)
+
+    def _form(self, probe: ProbeModel) -> ProbeModel:
+        """The model as this engine shows it."""
+        if self.shows is None or probe.shown is not None:
+            return probe
+        if self.tied:
+            raise CaptureError(
+                f"probe: models of {self.run.model.architecture} always take the embedding for the output matrix, so "
+                "that most probable tokens cannot be made to show what is to be read: give an engine that writes all "
+                "logits (--engine)"
+            )
+        return showing(self.run.model.gguf, probe, self.shows)
 
     def _readable(self, path: Path, tokens: Sequence[int], parts: Sequence[int]) -> Model:
         """A probe model that is opened, and can be run."""
@@ -237,7 +273,7 @@ class Asking:
         if self.left <= 0:
             raise TooManyRunsError
         self.runs += 1
-        return whole(self.engine.logits(path, tokens, width, parts), len(tokens))
+        return self.engine.logits(path, tokens, width, parts)
 
 
 def _remove(path: Path | None) -> None:

@@ -46,6 +46,11 @@ class Depth:
         What the engine computes in where it is given one token, if that is something else than elsewhere.
     found
         What was found of the model itself; None where it was not asked for.
+    own
+        What the engine gives for the model itself; None where it was not asked for yet.
+    own_rows
+        How many rows of the model's own output matrix were looked at, where the engine gives its most probable tokens
+        only.
     """
 
     asking: Asking
@@ -59,15 +64,16 @@ class Depth:
     in_parts: Depth | None = None
     one_token: str | None = None
     found: SiteVerdict | None = None
+    own_rows: int | None = None
+    own: Answer | None = None
     _given: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
-    _whole: Answer | None = None
 
     @property
     def whole(self) -> Answer:
         """What the engine gives for the model itself."""
-        if self._whole is None:
-            self._whole = self.asking.original(self.tokens, self.parts)
-        return self._whole
+        if self.own is None:
+            self.own = self.asking.original(self.tokens, self.parts)
+        return self.own
 
     def whole_agrees(self) -> bool:
         """Whether the model itself agrees."""

@@ -17,11 +17,13 @@ from firstdiff.judging.passes import run_trace
 from firstdiff.judging.replay import Replay
 from firstdiff.model.arithmetic import arithmetic_named
 from firstdiff.model.engine import Model
+from firstdiff.model.probes.shown import own_rows
 from firstdiff.probing.arithmetics import ARITHMETICS, nearest
 from firstdiff.probing.asking import LOGITS, Answer, Asking, TooManyRunsError, digits_of, steps_of
 from firstdiff.probing.control import control
 from firstdiff.probing.depth import Depth, scaled_like
 from firstdiff.probing.engine import BlackBox
+from firstdiff.probing.most_probable import best_shown
 from firstdiff.probing.telling import of_cut, summed_up, with_judged
 from firstdiff.probing.within import FirstWrong, Within
 from firstdiff.runs.judge import judge
@@ -55,11 +57,14 @@ class Probing:
     ----------
     run, asking, tokens
         The model, the engine, and the prompt.
+    top
+        How many of its most probable tokens an engine is asked for; 0 for one that gives all logits.
     """
 
     run: Run
     asking: Asking
     tokens: tuple[int, ...]
+    top: int = 0
 
     def verdict(self) -> Verdict:
         """Find the first layer that goes wrong, and what is wrong in it.
@@ -69,21 +74,15 @@ class Probing:
         CaptureError
             Where the engine gives no logits, or those of something else.
         """
-        own = control(self.asking, self.tokens)
         depth = Depth(self.asking, self.tokens, free_run(self.run.model, self.tokens, ARITHMETICS[0]))
-        depth.reads = len(own.given) == len(own.tokens)
+        if self.top:
+            self.asking.shows = best_shown(depth.free)[: self.top - 1]
+        own = control(self.asking, self.tokens)
         found = nearest(own, self.asking.engine.name)
         if found is None:
             return self._noted(self._judged(own, {}, depth, LOGITS), depth)
-        depth.arithmetic = found[1]
-        depth.find_arithmetic()
-        depth.free = free_run(self.run.model, self.tokens, depth.arithmetic)
-        if depth.reads:
-            rows = scaled_like(own.logits, depth.free[EMBEDDING])
-            most = max(AS_FAR * found[0], ROUNDING[digits_of(depth.arithmetic)])
-            depth.reads = same_direction(rows, depth.free[EMBEDDING], most)
-        if depth.reads:
-            depth.read[EMBEDDING] = rows
+        self._settle(depth, own, *found)
+        end = self._whole(depth)
         agrees = depth.whole_agrees()
         if agrees and self.asking.engine.decodes:
             depth.in_parts = in_parts(depth)
@@ -101,7 +100,36 @@ class Probing:
                 return wrong
         within = self._inside(depth) if agrees else None
         known = depth.read if within is None else depth.read | within.read
-        return self._noted(self._judged(depth.whole, known, depth), depth, within)
+        return self._noted(self._judged(depth.whole, known, depth, end), depth, within)
+
+    def _settle(self, depth: Depth, own: Answer, error: float, arithmetic: str) -> None:
+        """What the engine computes in, and whether tensors are read: by a first one, which is off by some error."""
+        depth.arithmetic = arithmetic
+        depth.find_arithmetic()
+        depth.free = free_run(self.run.model, self.tokens, depth.arithmetic)
+        depth.reads = len(own.given) == len(own.tokens)
+        if depth.reads:
+            rows = scaled_like(own.logits, depth.free[EMBEDDING])
+            most = max(AS_FAR * error, ROUNDING[digits_of(depth.arithmetic)])
+            depth.reads = same_direction(rows, depth.free[EMBEDDING], most)
+        if depth.reads:
+            depth.read[EMBEDDING] = rows
+
+    def _whole(self, depth: Depth) -> Site | None:
+        """The model itself, or the nearest to it that shows in most probable tokens: what its logits are then."""
+        shows, last = self.asking.shows, self.run.model.hp.n_layer - 1
+        if shows is None:
+            return None
+        logits = np.asarray(depth.free[LOGITS][-1])
+        ids = np.argsort(-logits, kind="stable")[: min(len(shows), np.count_nonzero(logits > 0))]  # the others hide
+        probe = own_rows(self.run.model.gguf, self.tokens, ids)
+        depth.own_rows = 0 if probe is None else len(ids)
+        if probe is None:
+            depth.own, end = depth.cut(last), Site(0, last, "l_out")
+        else:
+            depth.own, end = self.asking.ask(probe, "rows of its own output matrix"), LOGITS
+        self.asking.keep()
+        return end
 
     def _of_parts(self, depth: Depth) -> Verdict | None:
         """The verdict on an engine whose prompt in parts is not what it should be; None for another arithmetic."""
@@ -176,7 +204,7 @@ class Probing:
         ordered = {site: known[site] for site in depth.free if site in known}
         trace = answer.trace(ordered, self.asking.engine.name, depth.arithmetic or ARITHMETICS[0])
         verdict = judge(replace(self.run, model=answer.model), trace)
-        return verdict if end is None else of_cut(verdict, end, self.run)
+        return verdict if end is None else of_cut(verdict, end, self.run, answer.shown)
 
     def _noted(self, verdict: Verdict, depth: Depth, within: Within | None = None) -> Verdict:
         """The verdict with what else the probes showed, and what they did not."""
@@ -230,7 +258,9 @@ def free_run(model: Model, tokens: Sequence[int], arithmetic: str) -> dict[Site,
     return {Site.of_key(key, 0): x for key, x in recording.finish().items()}
 
 
-def probe(run: Run, engine: BlackBox, tokens: Sequence[int], folder: Path, *, most: int | None = None) -> Verdict:
+def probe(
+    run: Run, engine: BlackBox, tokens: Sequence[int], folder: Path, *, most: int | None = None, top: int = 0
+) -> Verdict:
     """Judge an engine by its logits for models of our own making.
 
     Parameters
@@ -245,6 +275,9 @@ def probe(run: Run, engine: BlackBox, tokens: Sequence[int], folder: Path, *, mo
         Where probe models are written, no more than two at a time.
     most
         How often the engine may be run; None for as often as a single fault takes.
+    top
+        How many of its most probable tokens it is asked for, where it gives the log probabilities of these; 0 for an
+        engine that gives logits.
 
     Raises
     ------
@@ -256,7 +289,7 @@ def probe(run: Run, engine: BlackBox, tokens: Sequence[int], folder: Path, *, mo
     usual = most_runs(run.model.hp.n_layer, decodes=engine.decodes)
     asking = Asking(run, engine, folder, usual if most is None else most)
     try:
-        return Probing(run, asking, tuple(tokens)).verdict()
+        return Probing(run, asking, tuple(tokens), top).verdict()
     except TooManyRunsError:
         raise UsageError(
             f"--runs: {asking.most} runs of the engine do not find a layer of {run.model.hp.n_layer}: give {usual}, "

@@ -8,7 +8,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from firstdiff.dumps import Site
+from firstdiff.model.probes.most_probable import Shown
 from firstdiff.probing.asking import LOGITS, Asking
+from firstdiff.probing.most_probable import as_shown, of_most_probable
 from firstdiff.runs.judge import described
 from firstdiff.runs.run import Run
 from firstdiff.verdict import Explanation, SiteVerdict, Status, Verdict
@@ -22,8 +24,11 @@ READ_BY = ("result_norm", "result_output")
 """Points of a probe model that are none of the model's: its own last norm and output matrix."""
 
 
-def of_cut(verdict: Verdict, site: Site, run: Run) -> Verdict:
-    """The verdict on a model that ends after a site, as one on the whole: the logits are what is read of the site."""
+def of_cut(verdict: Verdict, site: Site, run: Run, shown: Shown | None = None) -> Verdict:
+    """The verdict on a model that ends after a site, as one on the whole: the logits are what is read of the site.
+
+    `shown` says what these logits are of, where they were made of log probabilities.
+    """
 
     def renamed(of: Site) -> Site:
         return replace(site, step=of.step) if is_end(of) else of
@@ -48,6 +53,8 @@ def of_cut(verdict: Verdict, site: Site, run: Run) -> Verdict:
         )
 
     def judged(s: SiteVerdict) -> SiteVerdict:
+        if shown is not None and s.site == LOGITS:
+            s = as_shown(s, shown)
         if site == LOGITS:
             return s
         segment = tuple(of for of in s.segment if of.point not in READ_BY and of != renamed(s.site))
@@ -65,7 +72,7 @@ def of_cut(verdict: Verdict, site: Site, run: Run) -> Verdict:
         explanations=tuple(map(explained, verdict.explanations)),
         counter_check=None if check is None else replace(check, left=tuple(map(renamed, check.left))),
         logits=(),
-        details={renamed(of): detail for of, detail in verdict.details.items()},
+        details={} if shown is not None else {renamed(of): detail for of, detail in verdict.details.items()},
     )
 
 
@@ -84,11 +91,14 @@ def with_judged(verdict: Verdict, judged: Mapping[int, SiteVerdict]) -> Verdict:
 
 def summed_up(asking: Asking, depth: Depth, within: Within | None) -> Iterator[str]:
     """What the probes were, and what they do not show."""
+    matrix = "the identity" if asking.shows is None else "a matrix of ours"
     yield (
-        f"probes: your engine was run {asking.runs} times, mostly on models made of this one. They have a small "
-        "vocabulary, a last norm whose weight is ones, and the identity in float32 as output matrix. Your engine may "
-        "use other kernels for these than for the model's own, so that a fault of those kernels may not show"
+        f"probes: {asking.engine.name} was run {asking.runs} times, mostly on models made of this one. They have a "
+        f"small vocabulary, a last norm whose weight is ones, and {matrix} in float32 as output matrix. Your engine "
+        "may use other kernels for these than for the model's own, so that a fault of those kernels may not show"
     )
+    if asking.shows is not None:
+        yield from of_most_probable(len(asking.shows), asking.run.model.hp.n_embd, depth.own_rows)
     yield from _in_parts(asking, depth)
     yield from _layers(depth)
     yield from _within(within)

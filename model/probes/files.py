@@ -18,6 +18,7 @@ import numpy.typing as npt
 from firstdiff.model.gguf import GGUF
 from firstdiff.model.gguf_writing import Encoded, Tensor, write_gguf
 from firstdiff.model.metadata import Metadata
+from firstdiff.model.probes.most_probable import Shown
 from firstdiff.model.quants import dequantize
 from firstdiff.model.synthetic import LEAST_VOCABULARY, tokenizer
 
@@ -58,11 +59,14 @@ class ProbeModel:
         What the file holds.
     tokens
         The prompt: ids of the rows.
+    shown
+        What its most probable tokens show; None for a model of which all logits are wanted.
     """
 
     metadata: Mapping[str, object]
     tensors: Mapping[str, Tensor]
     tokens: tuple[int, ...]
+    shown: Shown | None = None
 
     def write(self, path: Path) -> Path:
         """Write the file.

@@ -67,3 +67,29 @@ class ReferenceBox:
             logits = [np.array(x, np.float32) for x in model.forward(steps_of(tokens, parts), probe)]
         self.touched = probe.touched
         return np.concatenate(logits)
+
+
+@dataclass(eq=False)
+class TopBox(ReferenceBox):
+    """The reference as an engine that gives the log probabilities of its most probable tokens only.
+
+    Parameters
+    ----------
+    most
+        How many it gives at most.
+    """
+
+    most: int = 20
+
+    def logits(self, model: Path, tokens: Sequence[int], width: int, parts: Sequence[int] = ()) -> Floats:
+        return most_probable(super().logits(model, tokens, width, parts)[-1], self.most)
+
+
+def most_probable(logits: Floats, count: int) -> Floats:
+    """The log probabilities of the most probable tokens, in float32 as servers compute them; NaN for others."""
+    x = (logits - logits.max()).astype(np.float32)
+    x = x - np.log(np.exp(x).sum(dtype=np.float32))
+    made = np.full((1, x.size), np.nan, np.float32)
+    top = np.argsort(-x, kind="stable")[:count]
+    made[0, top] = x[top]
+    return made
