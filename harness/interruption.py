@@ -1,4 +1,4 @@
-"""Ctrl-C: what was recorded until then, and where it is."""
+"""Ctrl-C, and a request to end: what was recorded until then, and where it is."""
 
 from __future__ import annotations
 
@@ -32,3 +32,17 @@ def held_back(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if came:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def ended_by_request() -> Iterator[None]:
+    """Take a request to end (SIGTERM) for Ctrl-C, so that no file and no process is left behind."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

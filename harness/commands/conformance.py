@@ -16,6 +16,7 @@ from firstdiff.conformance.running import Conformance
 from firstdiff.conformance.suite import suite
 from firstdiff.conformance.telling import badge, cases, exit_code, lines, record
 from firstdiff.errors import UsageError
+from firstdiff.interruption import ended_by_request
 from firstdiff.probing.engine import CommandEngine
 from firstdiff.runs.folder import keep
 from firstdiff.verdict.writing import strict
@@ -29,7 +30,11 @@ def conformance(options: argparse.Namespace) -> int:
         if unknown := [name for name in options.only if name not in names]:
             raise UsageError(f"--only: there is no test {unknown[0]!r:.80}: leave --only out to see all names")
         tests = [test for test in tests if test.name in options.only or test is tests[0]]
-    with watched() as progress, tempfile.TemporaryDirectory(prefix="firstdiff-") as name:
+    with (
+        watched() as progress,
+        ended_by_request(),
+        tempfile.TemporaryDirectory(prefix="firstdiff-") as name,
+    ):
         engine = CommandEngine.of(options.engine, name, options.timeout or TIMEOUT)
         running = Conformance(engine, Path(name), progress=progress)
         results = running.run(tests)

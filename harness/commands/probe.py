@@ -11,6 +11,7 @@ from firstdiff.commands.options import TIMEOUT, budget_of, source_of, wants_deta
 from firstdiff.commands.printing import show_verdict
 from firstdiff.commands.watching import watched
 from firstdiff.errors import UsageError
+from firstdiff.interruption import ended_by_request
 from firstdiff.probing.engine import BlackBox, CommandEngine
 from firstdiff.probing.most_probable import LEAST, MOST
 from firstdiff.probing.probing import probe as probed
@@ -25,7 +26,7 @@ def probe(options: argparse.Namespace) -> int:
     top = _top(options)
     out = options.out or run_folder(options.model)
     detailed = wants_details(options)
-    with watched(out) as progress:
+    with watched(out) as progress, ended_by_request():
         run = begun(
             options.model,
             out=out,

@@ -25,6 +25,9 @@ ALIKE = 0.9
 FEW, SURELY, TOO_FEW = 32, 0.999, 6
 """Of fewer logits a cosine may be as large by chance, so that this one is asked for; of so few it says nothing."""
 
+SUMS = 1e-3
+"""How far a sum of probabilities may be from 1: those of bfloat16 are."""
+
 
 def control(asking: Asking, tokens: Sequence[int]) -> Answer:
     """Ask for both models, and return what was given for the one with the model's own embedding.
@@ -41,6 +44,7 @@ def control(asking: Asking, tokens: Sequence[int]) -> Answer:
     first = asking.ask(own, "the embedding")
     for answer in (second, first):
         _check_numbers(answer, asking.option)
+        _check_kind(answer, asking.option)
     if np.array_equal(first.logits, second.logits, equal_nan=True):
         raise CaptureError(
             f"{asking.option}: it gave the same logits for two models with other embedding rows: it does not read the "
@@ -89,6 +93,19 @@ def _check_numbers(answer: Answer, option: str) -> None:
             f"{option}: all logits of a token are the same number ({rows[0, 0]:.6g}), where its embedding row was "
             "expected: see that it writes the logits after they are computed"
         )
+
+
+def _check_kind(answer: Answer, option: str) -> None:
+    """Whether they are logits: what leaves a softmax sums up to 1, which rows of root mean square 1 do not."""
+    rows = answer.logits[answer.given].astype(np.float64)
+    with np.errstate(all="ignore"):
+        whole, of_logs = rows.sum(-1), np.exp(rows).sum(-1)
+    for sums, kind, what in ((whole, (rows >= 0).all(), "probabilities"), (of_logs, True, "log probabilities")):
+        if kind and (np.abs(sums - 1) <= SUMS).all():
+            raise CaptureError(
+                f"{option}: what it gives are {what}, where logits are wanted: write them as they leave the output "
+                "matrix, before the softmax"
+            )
 
 
 def _is_finite(answer: Answer) -> bool:

@@ -57,6 +57,14 @@ WRONG: dict[str, tuple[Box, tuple[str, ...]]] = {
     "keeps its first model": (Box(keeps=True), ("the same logits for two models", "kept the first model")),
     "the same number everywhere": (Box(after=lambda y: 0 * y + 0.25), ("are the same number (0.25)",)),
     "zeros everywhere": (Box(after=lambda y: 0 * y), ("all logits are 0", "is not added to what the layer gives")),
+    "probabilities": (
+        Box(after=lambda y: np.exp(y) / np.exp(y).sum(-1, keepdims=True)),
+        ("what it gives are probabilities", "before the softmax"),
+    ),
+    "log probabilities": (
+        Box(after=lambda y: y - np.log(np.exp(y).sum(-1, keepdims=True))),
+        ("what it gives are log probabilities", "before the softmax"),
+    ),
     "NaN": (Box(after=holes), ("1 of 1,600 logits are NaN or infinite, the first at token 2, id 5",)),
     "rows in another order": (Box(after=lambda y: y[::-1].copy()), ("the logits of token 0 are those of token 4",)),
     "a BOS before the prompt": (

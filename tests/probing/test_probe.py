@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -250,3 +254,22 @@ def test_too_few_runs_are_refused(firstdiff: Command, compiler: str, own_model: 
 def test_a_prompt_of_one_kind_of_token_is_refused(firstdiff: Command, own_model: Path) -> None:
     ran = firstdiff("probe", own_model, "--tokens", "5,5,5", "--engine", f"true {RUN_BY}")
     assert_refused(ran, 2, "one kind of token only")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_end_leaves_no_file_and_no_engine(own_model: Path, tmp_path: Path, number: signal.Signals) -> None:
+    engine = script(tmp_path / "engine", f"echo $$ > {tmp_path}/running", "exec sleep 600")
+    command = [sys.executable, "-m", "firstdiff", "probe", str(own_model), "--engine", by(engine), "--out", "out"]
+    child = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = tmp_path / "running"
+    for _ in range(600):
+        if running.exists() and running.read_text():
+            break
+        time.sleep(0.1)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=60)
+    assert (child.returncode, out) == (130, "")
+    assert err == "firstdiff: interrupted: nothing was recorded yet\n"
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(running.read_text()), 0)
