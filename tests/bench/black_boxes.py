@@ -1,8 +1,8 @@
 """Every hypothesis planted in an engine that only gives logits: ``python tests/bench/black_boxes.py``.
 
-The engine is the reference with one fault at the first, middle or last layer, and is probed as any engine is. The table
-says how often the layer, the operation and the cause are told rightly, and with how many runs. It is kept in
-tests/data/black-boxes.txt.
+The engine is the reference with one fault at the first, middle or last layer, and is probed as any engine is; with
+``--engine c`` it is the one in C, each of whose bugs is planted. The table says how often the layer, the operation and
+the cause are told rightly, and with how many runs. They are kept in tests/data/black-boxes.txt and black-boxes-c.txt.
 """
 
 from __future__ import annotations
@@ -14,42 +14,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is: more threads spin while they wait
 sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
+import black_box_engine
+from black_box_outcome import Outcome, is_told
 from diagnosis import model_at
 
 from builders.black_boxes import ReferenceBox
 from firstdiff.hypotheses import TABLE
 from firstdiff.hypotheses.planting import Planted
-from firstdiff.hypotheses.table import EQUIVALENT
 from firstdiff.model.engine import open_model
 from firstdiff.probing.probing import most_runs, probe
 from firstdiff.runs.run import Run
-from firstdiff.verdict import Verdict
 
 MODELS = ("Q8_0", "Q4_K_M", "qwen3")
 TOKENS = (300, 45, 301, 17, 260, 303, 99, 46)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What was told of one fault."""
-
-    model: str
-    id: str
-    layer: int | None
-    seen: bool
-    right_layer: bool
-    right_op: bool
-    right_cause: bool
-    told: str
-    runs: int
-    most: int
-    seconds: float
 
 
 def one(job: tuple[Path, str, str, int]) -> Outcome | None:
@@ -91,13 +73,6 @@ def one(job: tuple[Path, str, str, int]) -> Outcome | None:
     )
 
 
-def is_told(verdict: Verdict, id_: str) -> bool:
-    """Whether a hypothesis, or one that gives the same numbers, is among what is told."""
-    same = {other for pair in EQUIVALENT if id_ in pair for other in pair} | {id_}
-    told = {e.hypothesis for e in verdict.explanations} | {t.hypothesis for e in verdict.explanations for t in e.equals}
-    return bool(told & same)
-
-
 def report(outcomes: Sequence[Outcome], seconds: float) -> Iterator[str]:
     """The lines of the table."""
     seen = [o for o in outcomes if o.seen]
@@ -125,19 +100,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("black_boxes", description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--only", nargs="*", default=list(TABLE), metavar="ID")
+    parser.add_argument("--engine", choices=("reference", "c"), default="reference")
     parser.add_argument("--layers", nargs="*", type=int, help="default: the first, a middle one and the last")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     start, outcomes = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as name:
-        jobs = []
-        for model in options.models:
+        work, jobs = (one, []) if options.engine == "reference" else (black_box_engine.one, [])
+        if options.engine == "c":
+            jobs = black_box_engine.jobs(Path(name))
+        for model in options.models if options.engine == "reference" else ():
             path = model_at(Path(name), model)
             last = open_model(path).hp.n_layer - 1
             layers = (0, last // 2, last) if options.layers is None else options.layers
             jobs += [(path, model, id_, layer) for id_ in options.only for layer in layers]
         with multiprocessing.get_context("spawn").Pool(2) as pool:
-            for done, outcome in enumerate(pool.imap(one, jobs), 1):
+            for done, outcome in enumerate(pool.imap(work, jobs), 1):
                 if outcome is not None:
                     outcomes.append(outcome)
                 if done % 50 == 0:
