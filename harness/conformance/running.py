@@ -8,10 +8,12 @@ from enum import StrEnum
 from pathlib import Path
 from shutil import rmtree
 
-from firstdiff.conformance.suite import Test
+from firstdiff.conformance.definition import Test
+from firstdiff.engines.opening import open_reference
 from firstdiff.errors import CaptureError, UsageError
 from firstdiff.hypotheses import TABLE, Hypothesis
-from firstdiff.model.engine import open_model
+from firstdiff.model.engine import Model
+from firstdiff.model.errors import NotDescribedError
 from firstdiff.probing.arithmetics import ARITHMETICS, judged_in, nearest
 from firstdiff.probing.asking import Answer
 from firstdiff.probing.engine import BlackBox, NotStartedError, RefusedError, whole
@@ -20,7 +22,7 @@ from firstdiff.runs.judge import judge
 from firstdiff.runs.run import Run
 from firstdiff.verdict import Status, Verdict
 
-NOT_SEARCHED = "not searched for a cause, because the plain model is wrong already and nothing explains that"
+NOT_SEARCHED = "not searched for a cause, because {base!r} is wrong already and nothing explains that"
 
 
 class Outcome(StrEnum):
@@ -29,6 +31,7 @@ class Outcome(StrEnum):
     PASSED = "passed"
     FAILED = "failed"
     REFUSED = "refused"
+    LEFT_OUT = "left out"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,9 +42,10 @@ class Result:
     ----------
     test, outcome
         Which, and what came of it. An engine refuses what it ends at with an exit code of its own; one that crashes,
-        or gives other logits than those of the tokens, fails.
+        or gives other logits than those of the tokens, fails. A test is left out where the reference cannot run its
+        model: architectures that firstdiff does not describe itself need llama.cpp.
     says
-        What is wrong, in words; empty where nothing is.
+        What is wrong, or why there is no result, in words; empty where nothing is.
     error, floor
         How far the logits are off, relative to their size, and what rounding may leave.
     verdict
@@ -76,7 +80,7 @@ class Conformance:
     progress: Progress = QUIET
     budget: float = 20.0
     _known: dict[str, Hypothesis] = field(default_factory=dict)
-    _plain_fails: bool = False
+    _unexplained: set[str] = field(default_factory=set)
 
     def run(self, tests: Sequence[Test]) -> list[Result]:
         """Run the tests, one after another."""
@@ -88,17 +92,23 @@ class Conformance:
         models.mkdir(exist_ok=True)
         try:
             path = self._written(test, models)
-            model = open_model(path)
-            logits = self.engine.logits(path, test.tokens, model.hp.n_vocab)
+            model = open_reference(path)
+        except (NotDescribedError, CaptureError) as e:
+            return Result(test, Outcome.LEFT_OUT, f"llama.cpp is needed: {e}")
+        else:
+            return self._asked(test, model)
+        finally:
+            rmtree(models, ignore_errors=True)
+
+    def _asked(self, test: Test, model: Model) -> Result:
+        try:
+            logits = self.engine.logits(model.gguf.path, test.tokens, model.hp.n_vocab)
         except NotStartedError:
             raise
         except CaptureError as e:
             outcome = Outcome.REFUSED if isinstance(e, RefusedError) else Outcome.FAILED
             return Result(test, outcome, str(e).removeprefix("--engine: "))
-        else:
-            return self._judged(test, Answer(model, test.tokens, whole(logits, len(test.tokens))))
-        finally:
-            rmtree(models, ignore_errors=True)
+        return self._judged(test, Answer(model, test.tokens, whole(logits, len(test.tokens))))
 
     def _written(self, test: Test, folder: Path) -> Path:
         try:
@@ -114,11 +124,12 @@ class Conformance:
         found_ = judged_in(answer, {}, self.engine.name, named)
         if found_.status is not Status.DIVERGES:
             return Result(test, Outcome.PASSED, "", found_.local_error, found_.floor)
-        if self._plain_fails:
-            return Result(test, Outcome.FAILED, NOT_SEARCHED, found_.local_error, found_.floor)
+        if test.base in self._unexplained:
+            self._unexplained.add(test.name)
+            return Result(test, Outcome.FAILED, NOT_SEARCHED.format(base=test.base), found_.local_error, found_.floor)
         verdict = replace(self._explained(answer, named), model={"file": test.name})
-        if not test.changes:
-            self._plain_fails = all(e.hypothesis is None for e in verdict.explanations)
+        if all(e.hypothesis is None for e in verdict.explanations):
+            self._unexplained.add(test.name)
         return Result(test, Outcome.FAILED, _why(verdict), found_.local_error, found_.floor, verdict)
 
     def _explained(self, answer: Answer, arithmetic: str) -> Verdict:
