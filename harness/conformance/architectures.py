@@ -68,12 +68,14 @@ MIXTRAL = Family(
     {**RMS, **ROPE, **ROUTED_KEYS},
     layer={**PAIR, **QKV, **OUT, **routed()},
     ends={**HEAD, **END},
+    seed=6,
 )
 QWEN3MOE = Family(
     "qwen3moe",
     {**RMS, **WIDE, **ROUTED_KEYS, "expert_feed_forward_length": F // 2},
     layer={**PAIR, **QKV, **OUT, **QK_NORMS, **routed(F // 2)},
     ends={**HEAD, **END},
+    seed=40,
 )
 SHARED = weights(
     ffn_gate_inp_shexp=(N,), ffn_gate_shexp=(F // 2, N), ffn_up_shexp=(F // 2, N), ffn_down_shexp=(N, F // 2)
@@ -88,6 +90,7 @@ QWEN2MOE = Family(
     },
     layer={**PAIR, **biased(QKV), **OUT, **routed(F // 2), **SHARED},
     ends={**HEAD, **END},
+    seed=11,
 )
 OLMOE = Family(
     "olmoe",
@@ -100,6 +103,7 @@ OLMOE = Family(
         **routed(),
     },
     ends={**HEAD, **END},
+    seed=33,
 )
 GPT_OSS = Family(
     "gpt-oss",
@@ -116,6 +120,7 @@ GPT_OSS = Family(
         **weights(attn_sinks=(HEADS,)),
     },
     ends={**HEAD, **END},
+    seed=3,
 ).centred(attn_sinks=-30.0)  # they take nothing
 
 GPT2 = Family(
@@ -162,8 +167,8 @@ FALCON = Family(
 )
 BLOOM = Family(
     "bloom",
-    {**MEAN, "attention.head_count_kv": HEADS, "rope.freq_base": None},
-    layer=biased({**PAIR, **FUSED_OF_ONE_KIND, **OUT, **PLAIN}),
+    {**MEAN, "feed_forward_length": 4 * N, "attention.head_count_kv": HEADS, "rope.freq_base": None},
+    layer=biased({**PAIR, **FUSED_OF_ONE_KIND, **OUT, **weights(ffn_up=(4 * N, N), ffn_down=(N, 4 * N))}),
     ends={**biased(norms("token_embd_norm")), **HEAD, **biased(END)},
 )
 COHERE2 = Family(
@@ -238,8 +243,8 @@ DEEPSEEK2_ATTENTION: Shapes = {
 DEEPSEEK2 = Family(
     "deepseek2",
     {
-        **RMS,
         **ROUTED_KEYS,
+        "attention.layer_norm_rms_epsilon": 1e-6,  # as that of the latents always is elsewhere
         "attention.head_count_kv": 1,
         "attention.key_length": LATENT + TURNED,
         "attention.value_length": LATENT,
@@ -263,4 +268,5 @@ DEEPSEEK2 = Family(
     },
     others={0: {**DEEPSEEK2_ATTENTION, **GATED}},
     ends={**HEAD, **END},
+    seed=22,
 )

@@ -50,6 +50,9 @@ def family_tests() -> Iterator[Test]:
             yield Test(name, f"what the architecture has: {isolates}", family=family, level=level)  # type: ignore[arg-type]
     for name, (family, isolates, level) in _changed().items():
         yield Test(name, isolates, family=family, level=level, base=name.partition(": ")[0])
+    scaled = of.GEMMA3.but(rope__scaling__type="linear", rope__scaling__factor=8.0)
+    says = "linear scaling of positions, in the layer without a window only"
+    yield Test("gemma3: rope scaling", says, family=scaled, tokens=LONG, base="gemma3")
     yield Test("gpt2: long prompt", "learned positions up to 99", family=of.GPT2, tokens=LONG, base="gpt2")
     yield Test("bloom: long prompt", "ALiBi over 100 tokens", family=of.BLOOM, tokens=LONG, base="bloom", level="full")
 
@@ -66,28 +69,31 @@ def _changed() -> dict[str, tuple[Family, str, Level]]:
             "a window of 4 tokens in five of six layers",
             "core",
         ),
-        "gemma3: rope scaling": (
-            of.GEMMA3.but(rope__scaling__type="linear", rope__scaling__factor=8.0),
-            "linear scaling of positions, in the layer without a window only",
+        "mixtral: one expert": (
+            of.MIXTRAL.but(expert_used_count=1).seeded(27),
+            "one expert for each token, of weight 1",
             "core",
         ),
-        "mixtral: one expert": (of.MIXTRAL.but(expert_used_count=1), "one expert for each token, of weight 1", "core"),
         "mixtral: all experts": (of.MIXTRAL.but(expert_used_count=4), "all experts for each token", "core"),
-        "qwen3moe: one expert": (of.QWEN3MOE.but(expert_used_count=1), "one expert for each token", "full"),
+        "qwen3moe: one expert": (of.QWEN3MOE.but(expert_used_count=1).seeded(59), "one expert for each token", "full"),
         "qwen3moe: all experts": (of.QWEN3MOE.but(expert_used_count=4), "all experts for each token", "core"),
         "gpt-oss: sinks": (
-            of.GPT_OSS.centred(attn_sinks=1.0),
+            of.GPT_OSS.centred(attn_sinks=1.0).seeded(7),
             "sinks that take a part of each head's attention",
             "core",
         ),
-        "gpt-oss: window": (of.GPT_OSS.but(**{windowed: of.WINDOW}), "a window of 4 tokens in the first layer", "core"),
+        "gpt-oss: window": (
+            of.GPT_OSS.but(**{windowed: of.WINDOW}).seeded(6),
+            "a window of 4 tokens in the first layer",
+            "core",
+        ),
         "gpt-oss: clamped gate": (
-            of.GPT_OSS.sized(ffn_gate_exps=6.0, ffn_up_exps=6.0),
+            of.GPT_OSS.sized(ffn_gate_exps=6.0, ffn_up_exps=6.0).seeded(5),
             "gates above 7, and products beyond -7 and 7, which are clamped",
             "core",
         ),
         "gpt-oss: MXFP4 experts": (
-            replace(of.GPT_OSS, kinds={f"ffn_{part}_exps.weight": "MXFP4" for part in ("gate", "up", "down")}),
+            replace(of.GPT_OSS, kinds={f"ffn_{part}_exps.weight": "MXFP4" for part in ("gate", "up", "down")}, seed=46),
             "experts in MXFP4",
             "core",
         ),
@@ -100,14 +106,18 @@ def _changed() -> dict[str, tuple[Family, str, Level]]:
         "granite: factor of branches": (_granite(residual_scale=0.22), "a factor of both branches", "full"),
         "granite: factor of scores": (_granite(attention__scale=0.0625), "a factor of the scores", "full"),
         "granite: factor of logits": (_granite(logit_scale=8.0), "what the logits are divided by", "full"),
-        "deepseek2: softmax": (of.DEEPSEEK2.but(expert_gating_func=1), "experts chosen by a softmax", "full"),
+        "deepseek2: softmax": (
+            of.DEEPSEEK2.but(expert_gating_func=1).seeded(46),
+            "experts chosen by a softmax",
+            "full",
+        ),
         "deepseek2: weights of experts": (
             of.DEEPSEEK2.but(expert_weights_norm=False),
             "weights of experts that do not sum up to 1",
             "full",
         ),
         "deepseek2: bias of the choice": (
-            replace(of.DEEPSEEK2, sizes={"exp_probs_b.bias": 4.0}),
+            replace(of.DEEPSEEK2, sizes={"exp_probs_b.bias": 2.0}, seed=4),
             "a bias by which experts are chosen, and which their weights do not have",
             "core",
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,12 @@ from firstdiff.model.quants import SUPPORTED
 
 COMMON = ("F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 """Types that most files have."""
+
+FARTHEST: Mapping[int, Level] = {64: "full", 512: "core"}
+"""What positions are multiplied by; a power of two, so that nothing is rounded. Engines round an angle of 50,688 to
+float32 in ways of their own: as ggml does, position by frequency, frequency by scale first, by exp, or by exp2. These
+are up to 1.3e-3 radians apart, and change logits by 3.4e-5 at most, where the floor is 7.8e-5. At 1,024 they
+change them by 6.7e-5."""
 
 
 def _shapes(name: str, isolates: str, level: Level = "core", **shape: object) -> Test:
@@ -40,6 +46,25 @@ def _rope() -> Iterator[Test]:
     yield _shapes("rope scaling", "linear scaling of positions: llama.rope.scaling.factor", rope_scale=0.25)
     yield _shapes("rope factors", "a factor for each frequency: rope_freqs.weight", rope_factors=True)
     yield Test("rope halves", "pairs (i, i + head_dim / 2), as architectures but llama have them", arch="qwen2")
+    yield Test(
+        "yarn scaling",
+        "YaRN over 100 tokens, of a model that was trained on 64: llama.rope.scaling.type",
+        tokens=LONG,
+        metadata={
+            "llama.rope.scaling.type": "yarn",
+            "llama.rope.scaling.factor": 4.0,
+            "llama.rope.scaling.original_context_length": np.uint32(64),
+        },
+    )
+    for times, level in FARTHEST.items():
+        yield Test(
+            f"angles as of position {99 * times:,}",
+            f"sines and cosines of large angles: llama.rope.scaling.factor is 1 / {times}, so that position 99 turns "
+            f"as position {99 * times:,} would",
+            shape=replace(PLAIN, rope_scale=float(times)),
+            tokens=LONG,
+            level=level,
+        )
     yield Test("positions to 99", "angles of positions up to 99", tokens=LONG)
 
 

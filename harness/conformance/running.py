@@ -13,7 +13,7 @@ from firstdiff.engines.opening import open_reference
 from firstdiff.errors import CaptureError, UsageError
 from firstdiff.hypotheses import TABLE, Hypothesis
 from firstdiff.model.engine import Model
-from firstdiff.model.errors import NotDescribedError
+from firstdiff.model.errors import ModelError, NotDescribedError
 from firstdiff.probing.arithmetics import ARITHMETICS, judged_in, nearest
 from firstdiff.probing.asking import Answer
 from firstdiff.probing.engine import BlackBox, NotStartedError, RefusedError, whole
@@ -23,6 +23,8 @@ from firstdiff.runs.run import Run
 from firstdiff.verdict import Status, Verdict
 
 NOT_SEARCHED = "not searched for a cause, because {base!r} is wrong already and nothing explains that"
+
+GRAPH_NEEDED = "firstdiff judges architectures that it does not describe itself by llama.cpp's graph"
 
 
 class Outcome(StrEnum):
@@ -93,8 +95,9 @@ class Conformance:
         try:
             path = self._written(test, models)
             model = open_reference(path)
-        except (NotDescribedError, CaptureError) as e:
-            return Result(test, Outcome.LEFT_OUT, f"llama.cpp is needed: {e}")
+        except NotDescribedError as e:
+            why = str(e).rpartition("would do, but ")[2]
+            return Result(test, Outcome.LEFT_OUT, f"{GRAPH_NEEDED}: {why}")
         else:
             return self._asked(test, model)
         finally:
@@ -108,7 +111,10 @@ class Conformance:
         except CaptureError as e:
             outcome = Outcome.REFUSED if isinstance(e, RefusedError) else Outcome.FAILED
             return Result(test, outcome, str(e).removeprefix("--engine: "))
-        return self._judged(test, Answer(model, test.tokens, whole(logits, len(test.tokens))))
+        try:
+            return self._judged(test, Answer(model, test.tokens, whole(logits, len(test.tokens))))
+        except (ModelError, CaptureError) as e:  # weights that are not held as the plain ones are; llama.cpp gave up
+            return Result(test, Outcome.LEFT_OUT, f"the reference cannot run it: {e}")
 
     def _written(self, test: Test, folder: Path) -> Path:
         try:

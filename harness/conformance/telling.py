@@ -54,9 +54,8 @@ def summed_up(results: Sequence[Result]) -> str:
 
 
 def _left_out(results: Sequence[Result], width: int) -> Iterator[str]:
-    """Why tests were left out, once: it is one reason for all of them."""
-    said = next((r.says for r in results if r.outcome is Outcome.LEFT_OUT), None)
-    if said is not None:
+    """Why tests were left out, each reason once."""
+    for said in dict.fromkeys(r.says for r in results if r.outcome is Outcome.LEFT_OUT):
         yield from _wrapped(f"left out: {said}", width)
 
 

@@ -28,11 +28,13 @@ def of_llama_cpp(model: Path, tokens: Sequence[int]) -> Any:
 def of_transformers(model: Path, tokens: Sequence[int], dtype: str) -> Any:
     import torch
 
+    from builders.family_files import family_of_file, is_family
     from builders.hugging_face import hugging_face_model
 
     torch.set_num_threads(1)
+    make = family_of_file if is_family(model) else hugging_face_model
     with torch.no_grad():
-        logits = hugging_face_model(model, getattr(torch, dtype))(torch.tensor([list(tokens)])).logits
+        logits = make(model, getattr(torch, dtype))(torch.tensor([list(tokens)])).logits
     return logits[0].float().numpy()
 
 
