@@ -37,28 +37,45 @@ FUSED = weights(attn_qkv=((HEADS + 2 * KV) * DIM, N))
 FUSED_OF_ONE_KIND = weights(attn_qkv=(3 * HEADS * DIM, N))
 SANDWICH = norms("post_attention_norm", "post_ffw_norm")
 
+BROAD = 256
+"""How wide the heads of all Gemmas are but the largest ones: engines take it as given, as no file states by what scores
+are scaled."""
+
+BROAD_KEYS = {
+    "attention.head_count": 2,
+    "attention.head_count_kv": 1,
+    "attention.key_length": BROAD,
+    "attention.value_length": BROAD,
+}
+BROAD_HEADS = weights(attn_q=(2 * BROAD, N), attn_k=(BROAD, N), attn_v=(BROAD, N), attn_output=(N, 2 * BROAD))
 GEMMA = Family(
     "gemma",
-    {**RMS, **WIDE},
-    layer={**PAIR, **QKV, **OUT, **GATED},
+    {**RMS, **BROAD_KEYS},
+    layer={**PAIR, **BROAD_HEADS, **GATED},
     ends=END,
 ).sized(token_embd=N**-0.25)
 GEMMA2 = Family(
     "gemma2",
     {
         **RMS,
-        **WIDE,
+        **BROAD_KEYS,
         "attention.sliding_window": NO_WINDOW,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
-    layer={**PAIR, **QKV, **OUT, **GATED, **SANDWICH},
+    layer={**PAIR, **BROAD_HEADS, **GATED, **SANDWICH},
     ends=END,
 ).sized(token_embd=N**-0.25)
 GEMMA3 = Family(
     "gemma3",
-    {**RMS, **WIDE, "attention.sliding_window": NO_WINDOW, "rope.freq_base": 1e6},
-    layer={**PAIR, **QKV, **OUT, **QK_NORMS, **GATED, **SANDWICH},
+    {**RMS, **BROAD_KEYS, "attention.sliding_window": NO_WINDOW, "rope.freq_base": 1e6},
+    layer={
+        **PAIR,
+        **BROAD_HEADS,
+        **norms("attn_q_norm", "attn_k_norm", width=BROAD),
+        **GATED,
+        **SANDWICH,
+    },
     ends=END,
     layers=6,  # the sixth sees all tokens
 ).sized(token_embd=N**-0.25)

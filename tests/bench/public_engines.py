@@ -66,7 +66,9 @@ def told(name: str, results: list[Result]) -> Iterator[str]:
         if r.outcome is Outcome.FAILED:
             measured = f"error {r.error:.2g}, floor {r.floor:.2g}: " if r.error is not None else ""
             yield f"    {r.test.name}: {measured}{r.says}"[:160]
-            found = next((says for pattern, says in CONFIRMED[name] if re.fullmatch(pattern, r.test.name)), None)
+            found = next(
+                (says for pattern, says in CONFIRMED[name].items() if re.fullmatch(pattern, r.test.name)), None
+            )
             yield f"        {found or 'UNCONFIRMED'}"
 
 

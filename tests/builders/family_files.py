@@ -22,7 +22,7 @@ from builders.family_tensors import heads_as_halves, neox, plus_one
 
 Keys = Mapping[str, Any]
 
-PARTLY = {"partial_rotary_factor": 0.5}
+BROAD = {"head_dim": 256, "query_pre_attn_scalar": 256}
 
 MORE: dict[str, Family] = {
     "gemma": Family(
@@ -92,11 +92,16 @@ def _gemma3(keys: Keys) -> dict[str, Any]:
     scaled = {"rope_type": "linear", "factor": keys["rope.scaling.factor"]} if "rope.scaling.factor" in keys else {}
     whole = {**ROPE, "rope_theta": keys["rope.freq_base"], **scaled}
     cap = {"final_logit_softcapping": keys.get("final_logit_softcapping")}
-    return {**_windows(6)(keys), "rope_parameters": {"sliding_attention": ROPE, "full_attention": whole}, **cap}
+    return {
+        **BROAD,
+        **_windows(6)(keys),
+        "rope_parameters": {"sliding_attention": ROPE, "full_attention": whole},
+        **cap,
+    }
 
 
 def _gemma2(keys: Keys) -> dict[str, Any]:
-    return {**_windows(2)(keys), "final_logit_softcapping": keys["final_logit_softcapping"]}
+    return {**BROAD, **_windows(2)(keys), "final_logit_softcapping": keys["final_logit_softcapping"]}
 
 
 def _partial(keys: Keys) -> dict[str, Any]:
@@ -133,6 +138,7 @@ def _mamba2(keys: Keys) -> dict[str, Any]:
 
 
 OWN: Mapping[str, Callable[[Keys], dict[str, Any]]] = {
+    "gemma": lambda _: {"head_dim": 256},
     "gemma2": _gemma2,
     "gemma3": _gemma3,
     "gpt-oss": _gpt_oss,
