@@ -28,8 +28,8 @@ Where a segment spans several operations, what a product is fed was computed, an
 the candidate had: now and then an activation falls on the other side of a rounding boundary. One code of some
 40 on average changes a product of n terms by 1 / (40 sqrt(n)); four at once are allowed for. On SmolLM2,
 where 0.1 / sqrt(576) is 4e-3, tests/judging/test_floors.py sees less than 1e-3 for one product, 1e-2 for a layer, and
-0.15 for
-the whole model."""
+0.15 for the whole model. With two layers of quantised experts, of tiny gpt-oss models, llama.cpp is up to 1.5e-2 away,
+and 4.6e-2 are allowed (tests/conformance/test_families.py runs one)."""
 
 HALF = 1e-3
 """The same for operands rounded to f16 or bf16; tests/judging/test_floors.py sees less than 5e-4 on SmolLM2."""

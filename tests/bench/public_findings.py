@@ -15,8 +15,8 @@ CONFIRMED: dict[str, dict[str, str]] = {
         "rope scaling|yarn scaling|angles.*": "confirmed by llm/model.py: from_gguf reads no rope.scaling.*",
         "rope factors": "confirmed by llm/model.py: a comment in from_gguf says that rope_freqs.weight is unused",
         "biases": "confirmed by llm/model.py: Q, K and V have biases, other products have bias=False",
-        "mixtral.*": "confirmed by llm/model.py: norm_topk_prob is the file's expert_weights_norm, which a llama lacks, "
-        "or else whether the architecture is qwen3moe or qwen35moe",
+        "mixtral.*": "confirmed by llm/model.py: norm_topk_prob is the file's expert_weights_norm, which a llama "
+        "lacks, or else whether the architecture is qwen3moe or qwen35moe",
         "gemma.*|granite.*": "confirmed by llm/model.py: from_gguf refuses no architecture, and computes what has its "
         "tensors as a llama",
     },
