@@ -32,6 +32,12 @@ ADAPTER = ROOT / "tests" / "engines" / "public_engine.py"
 RUN_BY = "--model {model} --tokens {tokens} --logits {logits}"
 
 
+HEADER = """\
+Public engines on the core of the suite: `make bench-public`. On a failure's second line stands what was found to be its
+reason without the suite, by reading the engine's source or what it reports, or by computing the same otherwise.
+"""
+
+
 @dataclass(frozen=True)
 class Engine:
     """What is installed for an engine, and what its environment says."""
@@ -79,7 +85,8 @@ def main() -> int:
     parser.add_argument("--level", choices=("core", "full"), default="core")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    table = []
+    table = [*HEADER.splitlines(), ""]
+    sys.stdout.write(HEADER + "\n")
     for name in options.engine or ENGINES:
         os.environ.update(ENGINES[name].environment)
         command = f"{shlex.quote(str(python_of(name)))} {shlex.quote(str(ADAPTER))} {name} {RUN_BY}"

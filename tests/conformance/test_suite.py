@@ -123,6 +123,12 @@ def test_an_error_as_small_as_rounding_to_float16_is_said_to_be_so(tmp_path: Pat
     assert result.says == UNEXPLAINED + AS_OF_HALVES
 
 
+def test_every_failure_of_a_public_engine_has_a_reason_that_was_confirmed() -> None:
+    told = (Path(__file__).parents[1] / "data" / "public-engines.txt").read_text(encoding="utf-8")
+    assert "ctransformers" in told
+    assert "UNCONFIRMED" not in told
+
+
 # The command
 
 
