@@ -38,8 +38,8 @@ CONFIRMED: dict[str, dict[str, str]] = {
         "plain|two layers|type F16": TABLES,
         "type Q4_0": "no error: judged in float32, as its arithmetic is not known yet; in ggml-cpu+kv=f16, as all that "
         "follow, its error is 5.0e-3, and the floor 5.2e-2",
-        "rope scaling|yarn scaling|angles.*": "confirmed by its library, which has the key rope.scale_linear of 2023 "
-        "only, and by its logits, which are right for the same file without scaling (1.1e-4 and 7.4e-5 off, floor 4e-3)",
+        "rope scaling|yarn scaling|angles.*": "confirmed by its library, which has only the key rope.scale_linear of "
+        "2023, and by its logits, right for the same file without scaling (1.1e-4 and 7.4e-5 off, floor 4e-3)",
     },
 }
 """For each engine patterns of tests' names, and why they fail."""
