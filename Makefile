@@ -26,7 +26,7 @@ BEFORE = rm -rf $(LEFTOVERS) $(VENV)/lib/python*/site-packages/firstdiff
 $(shell ls $(VENV)/lib/python*/site-packages/firstdiff/__init__.py >/dev/null 2>&1 || rm -f $(VENV)/package.stamp)
 
 .NOTPARALLEL:
-.PHONY: help demo quick test sweeps lint bench bench-large bench-diagnosis bench-random bench-trust bench-graph bench-probes clean
+.PHONY: help demo quick test sweeps lint bench bench-large bench-diagnosis bench-random bench-trust bench-graph bench-probes bench-public clean
 
 help:
 	@echo 'make demo    a real model, a planted bug, the whole report'
@@ -41,7 +41,8 @@ help:
 	@echo 'make bench-trust   thousands of dumps of right engines, of engines with one fault, and faulty dumps'
 	@echo 'make bench-graph   tiny models of all architectures judged by llama.cpp'"'"'s graph (half an hour), single faults in them, its cost'
 	@echo 'make bench-probes   every hypothesis planted in an engine that only gives logits, and the suite on the C engine'"'"'s bugs'
-	@echo 'make clean   remove what make made, .venv and .venv-quick too'
+	@echo 'make bench-public   engines of other people, installed below .venv-public, run through the suite (needs clang)'
+	@echo 'make clean   remove what make made, .venv, .venv-quick and .venv-public too'
 
 demo: $(VENV)/demo.stamp $(VENV)/package.stamp
 	@$(RUN)/firstdiff demo $(ARGS)
@@ -83,13 +84,16 @@ bench-probes: $(VENV)/test.stamp $(VENV)/package.stamp
 	@$(RUN)/python tests/bench/black_boxes.py $(ARGS)
 	@$(RUN)/python tests/bench/conformance.py
 
+bench-public: $(VENV)/test.stamp $(VENV)/package.stamp
+	@$(RUN)/python tests/bench/public_engines.py $(ARGS)
+
 bench-graph: $(VENV)/test.stamp $(VENV)/package.stamp
 	@$(RUN)/python tests/bench/architectures.py
 	@$(RUN)/python tests/bench/graph_faults.py
 	@$(RUN)/python tests/bench/graph_cost.py
 
 clean:
-	rm -rf $(VENV) $(QUICK) $(LEFTOVERS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(QUICK) .venv-public $(LEFTOVERS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find harness model dumps reports tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(RUN)/pip $(QUICK)/bin/pip:

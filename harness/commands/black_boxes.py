@@ -52,7 +52,8 @@ def add_conformance(suite: argparse.ArgumentParser) -> None:
         "--engine",
         required=True,
         metavar="CMD",
-        help="your engine: 'CMD --model {model} --tokens {tokens} --logits {logits}', as for firstdiff probe",
+        help="your engine: 'CMD --model {model} --tokens {tokens} --logits {logits}', as for firstdiff probe; with "
+        "--parts {parts} decoding is tested too",
     )
     suite.add_argument(
         "--level", choices=("core", "full"), default="core", help="core: what most files need (default); full: all"

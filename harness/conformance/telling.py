@@ -31,11 +31,14 @@ def lines(results: Sequence[Result], arithmetic: str | None, *, width: int) -> I
         yield f"{r.test.name:{name}}  {r.outcome:7}  {error}".rstrip()
         if r.outcome is Outcome.FAILED:
             yield from _wrapped(f"isolates {r.test.isolates}", width)
+        if r.outcome is Outcome.LEFT_OUT:
+            continue
         if r.outcome is Outcome.REFUSED:
             said = r.says.rpartition("its last words: ")[2]
             yield "    " + textwrap.shorten(said, width - 4, placeholder=" …")
         elif r.says:
             yield from _wrapped(r.says, width)
+    yield from _left_out(results, width)
     yield ""
     yield summed_up(results) + (f" The engine computes as {arithmetic} does." if arithmetic else "")
     if results and results[0].outcome is Outcome.FAILED:
@@ -46,7 +49,14 @@ def summed_up(results: Sequence[Result]) -> str:
     """How many tests passed, failed and were refused."""
     count = Counter(r.outcome for r in results)
     refused = f", {count[Outcome.REFUSED]} refused by the engine" if count[Outcome.REFUSED] else ""
-    return f"{count[Outcome.PASSED]} of {len(results)} tests passed, {count[Outcome.FAILED]} failed{refused}."
+    left_out = f", {count[Outcome.LEFT_OUT]} left out" if count[Outcome.LEFT_OUT] else ""
+    return f"{count[Outcome.PASSED]} of {len(results)} tests passed, {count[Outcome.FAILED]} failed{refused}{left_out}."
+
+
+def _left_out(results: Sequence[Result], width: int) -> Iterator[str]:
+    """Why tests were left out, each reason once."""
+    for said in dict.fromkeys(r.says for r in results if r.outcome is Outcome.LEFT_OUT):
+        yield from _wrapped(f"left out: {said}", width)
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -76,7 +86,7 @@ def record(results: Sequence[Result], arithmetic: str | None) -> dict[str, Any]:
 def badge(results: Sequence[Result]) -> dict[str, Any]:
     """A badge as shields.io reads it from an address (https://shields.io/badges/endpoint-badge)."""
     passed = sum(r.outcome is Outcome.PASSED for r in results)
-    ran = sum(r.outcome is not Outcome.REFUSED for r in results)
+    ran = sum(r.outcome in (Outcome.PASSED, Outcome.FAILED) for r in results)
     return {
         "schemaVersion": 1,
         "label": "firstdiff conformance",
@@ -86,7 +96,7 @@ def badge(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def cases(results: Sequence[Result]) -> list[Checked]:
-    """The results as cases of a gate, which JUnit and Markdown are made of. What the engine refuses is no case."""
+    """The results as cases of a gate, which JUnit and Markdown are made of. What was not judged is no case."""
     return [
         Checked(
             r.test.name,
@@ -95,5 +105,5 @@ def cases(results: Sequence[Result]) -> list[Checked]:
             1 if r.outcome is Outcome.FAILED else 0,
         )
         for r in results
-        if r.outcome is not Outcome.REFUSED
+        if r.outcome in (Outcome.PASSED, Outcome.FAILED)
     ]

@@ -65,7 +65,7 @@ def judged_in(
     """
     trace = answer.trace(known, engine, arithmetic)
     plain = Fingerprint(arithmetic_named(arithmetic))
-    several = ((len(trace.steps[0].tokens), plain), (1, Fingerprint(arithmetic_named(one_token or arithmetic))))
+    several = ((1, Fingerprint(arithmetic_named(one_token or arithmetic))), (len(trace.steps[0].tokens), plain))
     replay = Replay.of(replace(plain, phases=several if one_token else ()), trace, Alignment())
     logits = {site for site in trace.tensors if site.point == LOGITS.point}
     if one_token:
@@ -98,7 +98,12 @@ def nearest(answer: Answer, engine: str, *, identity: bool = True) -> tuple[floa
 
 
 def nearest_of_one(answer: Answer, engine: str, arithmetic: str) -> str | None:
-    """The arithmetic of steps of one token, where those of several have another one; None where they fit none."""
+    """The arithmetic of steps of one token, where those of several have another one; None where they fit none.
+
+    None, too, where no step but the first may have one token.
+    """
+    if 1 not in answer.parts[1:]:
+        return None
     errors: dict[str, float] = {}
     plain = judged_in(answer, {}, engine, arithmetic, arithmetic).local_error or 0.0
     for name in (name for name in ARITHMETICS if name != arithmetic):

@@ -24,7 +24,7 @@ from firstdiff.conformance.suite import suite
 from firstdiff.conformance.telling import lines, summed_up
 from firstdiff.probing.engine import CommandEngine
 
-RUN_BY = "--model {model} --tokens {tokens} --logits {logits}"
+RUN_BY = "--model {model} --tokens {tokens} --logits {logits} --parts {parts}"
 BLACK_BOX = Path(__file__).parents[1] / "engines" / "black_box.py"
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from firstdiff.dumps import Site
+from firstdiff.engines.opening import open_reference
 from firstdiff.hypotheses.hypothesis import Values
 from firstdiff.hypotheses.planting import Planted, Planting
 from firstdiff.model.arithmetic import F32, Arithmetic
-from firstdiff.model.engine import Model, open_model
+from firstdiff.model.engine import Model
 from firstdiff.probing.asking import steps_of
 
 Floats = npt.NDArray[np.float32]
@@ -55,7 +56,7 @@ class ReferenceBox:
 
     def logits(self, model: Path, tokens: Sequence[int], width: int, parts: Sequence[int] = ()) -> Floats:
         self.runs += 1
-        given = self.run(open_model(model), tokens, parts)
+        given = self.run(open_reference(model), tokens, parts)
         assert given.shape[1] == width
         return given[-1:] if self.last else given
 

@@ -27,8 +27,14 @@ def family_model(arch: str, folder: Path, dtype: torch.dtype = torch.float32) ->
     reader = gguf.GGUFReader(path)
     values = {t.name: np.float32(gguf.dequantize(t.data, t.tensor_type)) for t in reader.tensors}
     config_kind = getattr(transformers, family.kind).config_class
+    return path, filled(arch, family, values, config_kind, dtype)
+
+
+def filled(arch: str, family: Family, values: Mapping[str, Array], config_kind: Any, dtype: torch.dtype) -> Any:
+    """transformers' model with the values of a file; every parameter is filled, and every value taken."""
     model = getattr(transformers, family.kind)(config_kind(**{**SIZES, **family.config}))
-    names = gguf.get_tensor_name_map(next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == arch), 2)
+    layers = model.config.num_hidden_layers
+    names = gguf.get_tensor_name_map(next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == arch), layers)
     state: dict[str, torch.Tensor] = {}
     used: set[str | None] = set()
     tied = model.config.tie_word_embeddings
@@ -50,7 +56,7 @@ def family_model(arch: str, folder: Path, dtype: torch.dtype = torch.float32) ->
     model.load_state_dict(state)
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
-    return path, model.eval()
+    return model.eval()
 
 
 def _file_name(family: Family, names: Any, name: str) -> str | None:

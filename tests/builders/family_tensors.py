@@ -33,8 +33,8 @@ def mamba(name: str, x: Array) -> Array:
 
 
 def falcon(name: str, x: Array) -> Array:
-    """Falcon has Q, K and V of one KV head after another: [group of q, k, v]."""
-    if "query_key_value" not in name:
+    """Falcon has Q, K and V of one KV head after another: [group of q, k, v]. With one KV head they lie as in files."""
+    if "query_key_value" not in name or len(x) != 512:
         return x
     q, k, v = np.split(x, (256, 384))
     parts = (q.reshape(2, 128, -1), k.reshape(2, 64, -1), v.reshape(2, 64, -1))

@@ -76,8 +76,6 @@ def by_halves(x: Array, heads: int) -> Array:
 def _config(keys: dict[str, Any], values: dict[str, Array]) -> dict[str, Any]:
     """Hyperparameters under transformers' names, from keys without the architecture before them."""
     n_embd, n_head = keys["embedding_length"], keys["attention.head_count"]
-    factor = keys.get("rope.scaling.factor")
-    scaling = {"rope_type": "default"} if factor is None else {"rope_type": "linear", "factor": factor}
     return {
         "vocab_size": len(values["token_embd.weight"]),
         "hidden_size": n_embd,
@@ -91,8 +89,18 @@ def _config(keys: dict[str, Any], values: dict[str, Array]) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in values,
         "attention_bias": "blk.0.attn_q.bias" in values,
         "mlp_bias": "blk.0.ffn_up.bias" in values,
-        "rope_parameters": {**scaling, "rope_theta": keys["rope.freq_base"]},
+        "rope_parameters": {**_scaling(keys), "rope_theta": keys["rope.freq_base"]},
     }
+
+
+def _scaling(keys: dict[str, Any]) -> dict[str, Any]:
+    factor = keys.get("rope.scaling.factor")
+    if factor is None:
+        return {"rope_type": "default"}
+    if keys.get("rope.scaling.type") == "yarn":
+        trained = keys["rope.scaling.original_context_length"]
+        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": trained}
+    return {"rope_type": "linear", "factor": factor}
 
 
 HELD: dict[str, tuple[torch.dtype, float]] = {

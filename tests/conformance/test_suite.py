@@ -17,7 +17,7 @@ from builders.command_line import Command, assert_refused, strict
 from builders.engines import compile_engine
 from builders.own_engine import script
 from firstdiff.conformance.blocks import half_scales, matrix
-from firstdiff.conformance.running import Conformance, Outcome, Result
+from firstdiff.conformance.running import AS_OF_HALVES, UNEXPLAINED, Conformance, Outcome, Result
 from firstdiff.conformance.suite import suite
 from firstdiff.conformance.telling import badge, exit_code, lines
 from firstdiff.errors import CaptureError
@@ -29,10 +29,12 @@ from firstdiff.model.quants import SUPPORTED
 from firstdiff.probing.engine import RefusedError
 
 RUN_BY = "--model {model} --tokens {tokens} --logits {logits}"
+BY_LLAMA_CPP = {"yarn scaling", *(test.name for test in suite("full") if test.family is not None)}
+"""Tests of what firstdiff does not describe itself: test_families.py has them."""
 
 
 def ran(box: ReferenceBox, folder: Path, *names: str) -> list[Result]:
-    tests = [test for test in suite("full") if not names or test.name in names]
+    tests = [test for test in suite("full") if test.name in names or (not names and test.name not in BY_LLAMA_CPP)]
     return Conformance(box, folder).run(tests)
 
 
@@ -71,7 +73,7 @@ def test_names_are_unique_and_say_what_they_isolate() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("arithmetic", ["f32", "bf16", "f16-operands", "ggml-cpu+kv=f16"])
 def test_a_right_engine_passes_in_whatever_it_computes(tmp_path: Path, arithmetic: str) -> None:
-    results = ran(ReferenceBox(arithmetic=arithmetic_named(arithmetic)), tmp_path)
+    results = ran(ReferenceBox(arithmetic=arithmetic_named(arithmetic), decodes=True), tmp_path)
     assert {r.outcome for r in results} == {Outcome.PASSED}, failed(results)
     assert exit_code(results) == 0
     assert list(tmp_path.iterdir()) == []
@@ -80,6 +82,21 @@ def test_a_right_engine_passes_in_whatever_it_computes(tmp_path: Path, arithmeti
 def test_the_last_tokens_logits_are_enough(tmp_path: Path) -> None:
     box = ReferenceBox([Planted(TABLE["bias-missing"])], last=True)
     assert failed(ran(box, tmp_path, "plain", "rope factors", "biases", "type Q8_0")) == ["biases"]
+
+
+@pytest.mark.parametrize("bug", ["cache-slot", "cache-stale", "rope-position"])
+def test_what_goes_wrong_in_decoding_only_fails_the_tests_of_decoding(tmp_path: Path, bug: str) -> None:
+    box = ReferenceBox([Planted(TABLE[bug])], decodes=True)
+    results = ran(box, tmp_path, "plain", "two tokens", "decoding", "one head of keys: decoding")
+    assert failed(results) == ["decoding", "one head of keys: decoding"]
+    assert f"({bug})" in results[2].says
+
+
+def test_decoding_is_left_out_where_the_command_has_no_place_for_it(tmp_path: Path) -> None:
+    results = ran(ReferenceBox(), tmp_path, "plain", "decoding", "prompt in two parts")
+    assert [r.outcome for r in results] == [Outcome.PASSED, Outcome.LEFT_OUT, Outcome.LEFT_OUT]
+    assert badge(results)["message"] == "1 of 1"
+    assert "\n".join(lines(results, "f32", width=200)).count("where the command has {parts}") == 1
 
 
 def test_an_engine_that_does_not_read_a_type_refuses_it(tmp_path: Path) -> None:
@@ -111,6 +128,26 @@ def test_an_engine_that_crashes_or_gives_other_logits_fails(tmp_path: Path) -> N
     results = ran(Crashes(), tmp_path, "plain", "one token")
     assert [r.outcome for r in results] == [Outcome.PASSED, Outcome.FAILED]
     assert exit_code(results) == 1
+
+
+def test_an_error_as_small_as_rounding_to_float16_is_said_to_be_so(tmp_path: Path) -> None:
+    class Rounds(ReferenceBox):
+        def logits(
+            self, model: Path, tokens: Sequence[int], width: int, parts: Sequence[int] = ()
+        ) -> npt.NDArray[np.float32]:
+            given = super().logits(model, tokens, width, parts)
+            noise = np.random.default_rng(0).standard_normal(given.shape)
+            return (given * (1 + 1e-4 * noise)).astype(np.float32)
+
+    (result,) = ran(Rounds(), tmp_path, "plain")
+    assert result.outcome is Outcome.FAILED
+    assert result.says == UNEXPLAINED + AS_OF_HALVES
+
+
+def test_every_failure_of_a_public_engine_has_a_reason_that_was_confirmed() -> None:
+    told = (Path(__file__).parents[1] / "data" / "public-engines.txt").read_text(encoding="utf-8")
+    assert "ctransformers" in told
+    assert "UNCONFIRMED" not in told
 
 
 # The command

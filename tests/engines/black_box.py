@@ -30,14 +30,17 @@ def of_llama_cpp(model: Path, parts: Sequence[Sequence[int]]) -> Any:
 def of_transformers(model: Path, parts: Sequence[Sequence[int]], dtype: str) -> Any:
     import torch
 
+    from builders.family_files import family_of_file, is_family
     from builders.hugging_face import hugging_face_model
 
     torch.set_num_threads(1)
-    engine, past, logits = hugging_face_model(model, getattr(torch, dtype)), None, []
+    make = family_of_file if is_family(model) else hugging_face_model
+    engine, cached, logits = make(model, getattr(torch, dtype)), {}, []
     with torch.no_grad():
         for tokens in parts:
-            out = engine(torch.tensor([list(tokens)]), past_key_values=past, use_cache=True)
-            past = out.past_key_values
+            out = engine(torch.tensor([list(tokens)]), **cached)
+            if len(parts) > 1:
+                cached = {"past_key_values": out.past_key_values, "use_cache": True}
             logits.append(out.logits[0].float().numpy())
     return np.concatenate(logits)
 

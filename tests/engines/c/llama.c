@@ -255,6 +255,7 @@ static model load(const char *path) {
         if (strcmp(key, "llama.attention.key_length") == 0) m.head_dim = count(x, path);
         if (strcmp(key, "llama.attention.layer_norm_rms_epsilon") == 0) m.eps = (float)x;
         if (strcmp(key, "llama.rope.freq_base") == 0) m.rope_base = x;
+        if (strcmp(key, "llama.rope.scaling.type") == 0 && strcmp(string, "linear") != 0) die("scales otherwise", path);
         if (strcmp(key, "llama.rope.scaling.factor") == 0) factor = x;
     }
     if (m.n_layer < 1 || m.n_embd < 1 || m.n_head < 1 || m.n_ff < 1) die("lacks hyperparameters", path);
