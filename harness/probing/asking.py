@@ -16,6 +16,7 @@ from firstdiff.dumps import Site, Step, Trace
 from firstdiff.dumps.tensors import Held
 from firstdiff.engines.opening import open_reference
 from firstdiff.errors import CaptureError
+from firstdiff.judging.floors import READ
 from firstdiff.model.engine import Model
 from firstdiff.model.errors import ModelError
 from firstdiff.model.probes.files import HEAD, ProbeModel, probe_model
@@ -26,6 +27,9 @@ from firstdiff.probing.engine import BlackBox, Floats, whole
 from firstdiff.probing.most_probable import fewer
 from firstdiff.progress import Progress
 from firstdiff.runs.run import Run
+
+BY_MEANS = ("Vcur", "Kcur", "Qcur", "attn_norm")
+"""Points that are read from differences of means."""
 
 LOGITS = Site(0, None, "result_output")
 """Where the logits of a probe model are in its trace."""
@@ -103,8 +107,9 @@ class Answer:
         trace = Trace.from_arrays(steps, {**known, **by_step(LOGITS, self.logits, steps)}, engine=stated, model={})
         digits = digits_of(arithmetic)
         if digits is None:
-            return trace
-        held = {site: Held(_narrow(x, digits), digits) for site, x in known.items()}
+            held = {site: Held(np.asarray(x), READ) for site, x in known.items() if site.point in BY_MEANS}
+        else:
+            held = {site: Held(_narrow(x, digits), digits) for site, x in known.items()}
         return replace(trace, tensors={**trace.tensors, **held})
 
 

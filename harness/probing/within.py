@@ -13,7 +13,7 @@ from firstdiff.dumps import Site
 from firstdiff.errors import CaptureError
 from firstdiff.model.probes.layer import LayerProbes
 from firstdiff.model.probes.reading import Reading
-from firstdiff.probing.asking import Answer, Asking, TooManyRunsError
+from firstdiff.probing.asking import BY_MEANS, Answer, Asking, TooManyRunsError
 from firstdiff.probing.depth import Depth, scaled_like
 from firstdiff.verdict import SiteVerdict, Status
 
@@ -22,8 +22,9 @@ Make = Callable[[], Reading | None]
 FirstWrong = Callable[[Mapping[Site, Array]], SiteVerdict | None]
 """Gives the first site of the layer that is wrong, of those that were read; None for none."""
 
-BY_MEANS = ("Vcur", "Kcur", "Qcur", "attn_norm")
-"""Points that are read from differences of means."""
+BY_GATE, NEARLY = ("ffn_gate", "ffn_up"), 1e-5
+"""Points that are read times what a gate was at, one number for each token, and how far that number may be off: it is
+computed from one input of the gate, which is off by more, relative to itself, than a row is."""
 
 MOST_TOKENS = 16
 """Tokens of which a tensor is read from differences of means: each token adds to what a difference is off."""
@@ -178,7 +179,10 @@ class Within:
             return
         if right.ndim > 2 and reading.point == "kq_soft_max":  # noqa: PLR2004 - [head, query, key]
             found = found.reshape(found.shape[0], right.shape[0], -1).transpose(1, 0, 2)
-        self.read[site] = np.asarray(found.reshape(right.shape), np.float32)
+        found = found.reshape(right.shape)
+        if reading.point in BY_GATE:
+            found = at_its_size(found, right)
+        self.read[site] = np.asarray(found, np.float32)
         if reading.point not in BY_MEANS:
             return
         wrong = first_wrong(self.read)
@@ -194,3 +198,12 @@ class Within:
         x = self._free(point)
         finite = x[np.isfinite(x)]
         return float(np.sqrt(np.square(finite).mean())) if finite.size else 1.0
+
+
+def at_its_size(found: npt.NDArray[np.float64], right: Array) -> npt.NDArray[np.float64]:
+    """Rows times the number by which each is nearest to the right one, where that is hardly another than 1."""
+    y, x = (np.asarray(rows, np.float64).reshape(len(rows), -1) for rows in (found, right))
+    size = np.square(y).sum(1)
+    factor = np.divide((x * y).sum(1), size, out=np.ones_like(size), where=size > 0)
+    factor[~(np.abs(factor - 1) <= NEARLY)] = 1.0
+    return np.asarray((y * factor[:, None]).reshape(found.shape))

@@ -23,6 +23,10 @@ from firstdiff.model.probes.reading import Doubles, Floats, Reading, joined, row
 ENLARGED = 16.0
 """How many times the largest number of the stream the numbers that are read are enlarged to, about."""
 
+CODE = 127.0
+"""The largest code of int8. A matrix whose only number in a row is this one, or a power of two times it, stays what it
+is where an engine holds it in Q8_0, int8, fp8 or 16 bits: its scale is the power of two."""
+
 WELL_APART = 1e3
 """The condition number of the rows of tokens up to which each can be told from the others: equal tokens cannot."""
 
@@ -253,7 +257,8 @@ class LayerProbes:
         """Read some inputs of a matrix that adds to the stream, as many at a time as the stream has coordinates."""
         n_embd, known = self.hp.n_embd, self.known
         free = np.setdiff1d(np.arange(n_embd), [known])
-        factor = 2.0 ** math.ceil(math.log2(ENLARGED * max(float(np.abs(self.rows).max()), 1e-6) / max(size, 1e-6)))
+        enlarged = ENLARGED * max(float(np.abs(self.rows).max()), 1e-6) / max(size, 1e-6)
+        factor = CODE * 2.0 ** math.ceil(math.log2(enlarged / CODE))
         width = self.heads_wide if matrix == "attn_output" else self.hp.n_ff
         parts = [places[start : start + len(free)] for start in range(0, len(places), len(free))]
         models = []
