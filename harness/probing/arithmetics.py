@@ -65,7 +65,7 @@ def judged_in(
     """
     trace = answer.trace(known, engine, arithmetic)
     plain = Fingerprint(arithmetic_named(arithmetic))
-    several = ((1, Fingerprint(arithmetic_named(one_token or arithmetic))), (len(trace.steps[0].tokens), plain))
+    several = ((1, Fingerprint(arithmetic_named(one_token or arithmetic))), (2, plain))
     replay = Replay.of(replace(plain, phases=several if one_token else ()), trace, Alignment())
     logits = {site for site in trace.tensors if site.point == LOGITS.point}
     if one_token:

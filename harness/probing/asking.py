@@ -17,6 +17,7 @@ from firstdiff.dumps.tensors import Held
 from firstdiff.engines.opening import open_reference
 from firstdiff.errors import CaptureError
 from firstdiff.judging.floors import READ
+from firstdiff.model.arithmetic import arithmetic_named
 from firstdiff.model.engine import Model
 from firstdiff.model.errors import ModelError
 from firstdiff.model.probes.files import HEAD, ProbeModel, probe_model
@@ -27,6 +28,9 @@ from firstdiff.probing.engine import BlackBox, Floats, whole
 from firstdiff.probing.most_probable import fewer
 from firstdiff.progress import Progress
 from firstdiff.runs.run import Run
+
+DIRECT = ("embd", "ffn_inp", "l_out")
+"""Points that logits are, but for the size of each row: nothing but the last norm stands between."""
 
 BY_MEANS = ("Vcur", "Kcur", "Qcur", "attn_norm")
 """Points that are read from differences of means."""
@@ -107,7 +111,9 @@ class Answer:
         trace = Trace.from_arrays(steps, {**known, **by_step(LOGITS, self.logits, steps)}, engine=stated, model={})
         digits = digits_of(arithmetic)
         if digits is None:
-            held = {site: Held(np.asarray(x), READ) for site, x in known.items() if site.point in BY_MEANS}
+            codes = arithmetic_named(arithmetic).ggml_products
+            less = {site for site in known if site.point in BY_MEANS or (codes and site.point not in DIRECT)}
+            held = {site: Held(np.asarray(known[site]), READ) for site in less}
         else:
             held = {site: Held(_narrow(x, digits), digits) for site, x in known.items()}
         return replace(trace, tensors={**trace.tensors, **held})

@@ -22,9 +22,12 @@ Make = Callable[[], Reading | None]
 FirstWrong = Callable[[Mapping[Site, Array]], SiteVerdict | None]
 """Gives the first site of the layer that is wrong, of those that were read; None for none."""
 
-BY_GATE, NEARLY = ("ffn_gate", "ffn_up"), 1e-5
+BY_GATE, NEARLY = ("ffn_gate", "ffn_up"), 1e-4
 """Points that are read times what a gate was at, one number for each token, and how far that number may be off: it is
 computed from one input of the gate, which is off by more, relative to itself, than a row is."""
+
+FACTOR = 2e-3
+"""A quarter of what holding a matrix in fewer digits may change: a block of Q8_0 or 16 bits, by its scale alone."""
 
 MOST_TOKENS = 16
 """Tokens of which a tensor is read from differences of means: each token adds to what a difference is off."""
@@ -53,6 +56,8 @@ class Within:
         Whether the layer is wrong too where it is the only one of its model; None where that was not asked.
     refused
         What the engine said of models that it did not run, in words.
+    rounds_ours
+        Whether the engine rounds matrices of ours.
     right_by_means
         What was read from differences of means, and is right as far as these tell.
     """
@@ -64,6 +69,7 @@ class Within:
     read: dict[Site, Array] = field(default_factory=dict)
     alone: bool | None = None
     refused: list[str] = field(default_factory=list)
+    rounds_ours: bool = False
     right_by_means: dict[Site, Array] = field(default_factory=dict)
     _given: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
@@ -142,7 +148,7 @@ class Within:
             return
         after = self._probes(layers, rows)
         yield lambda: after.swiglu(self._size("ffn_swiglu"))
-        if not exact or (not whole and first_wrong(self.read) is None):
+        if not exact or self.rounds_ours or (not whole and first_wrong(self.read) is None):
             return
         yield lambda: after.ffn_norm(self._free("ffn_norm"), self._size("ffn_norm"))
         yield lambda: after.up(self._normed(), self._size("ffn_up"))
@@ -180,6 +186,13 @@ class Within:
         if right.ndim > 2 and reading.point == "kq_soft_max":  # noqa: PLR2004 - [head, query, key]
             found = found.reshape(found.shape[0], right.shape[0], -1).transpose(1, 0, 2)
         found = found.reshape(right.shape)
+        if reading.point == "attn_norm" and (factor := common_factor(found, right)) is not None:
+            self.rounds_ours = True
+            self.refused.append(
+                f"{site.key} and what is read by such matrices were left out: your engine does not take matrices of "
+                f"ours as they are (1 came out as {factor:.6g}), as if it held float32 weights in fewer digits"
+            )
+            return
         if reading.point in BY_GATE:
             found = at_its_size(found, right)
         self.read[site] = np.asarray(found, np.float32)
@@ -207,3 +220,11 @@ def at_its_size(found: npt.NDArray[np.float64], right: Array) -> npt.NDArray[np.
     factor = np.divide((x * y).sum(1), size, out=np.ones_like(size), where=size > 0)
     factor[~(np.abs(factor - 1) <= NEARLY)] = 1.0
     return np.asarray((y * factor[:, None]).reshape(found.shape))
+
+
+def common_factor(found: npt.NDArray[np.float64], right: Array) -> float | None:
+    """One factor by which all rows differ from the right ones, and by nothing else; None for none, or for nearly 1."""
+    y, x = (np.asarray(rows, np.float64).reshape(len(rows), -1) for rows in (found, right))
+    factor = float(np.vdot(x, y) / np.vdot(x, x)) if x.any() else 1.0
+    left = np.abs(y - factor * x).max() / max(np.abs(y).max(), 1e-30)
+    return factor if left < abs(factor - 1) / 4 < FACTOR else None

@@ -27,11 +27,14 @@ CODE = 127.0
 """The largest code of int8. A matrix whose only number in a row is this one, or a power of two times it, stays what it
 is where an engine holds it in Q8_0, int8, fp8 or 16 bits: its scale is the power of two."""
 
+NEARLY_ONE = np.float32(CODE / 128)
+"""What stands for a one, so that it stays what it is."""
+
 WELL_APART = 1e3
 """The condition number of the rows of tokens up to which each can be told from the others: equal tokens cannot."""
 
-OPEN = 32.0
-"""What a gate is held at: silu(32) is 32 in float32."""
+OPEN, NOT_SMALL = 32.0, 0.05
+"""What a gate is held at: silu(32) is 32 in float32; and the size of the input that opens it, beside all of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -184,22 +187,25 @@ class LayerProbes:
         if self.hp.n_ff < self.hp.n_embd:  # not all of it goes through
             return None
         places = np.arange(self.hp.n_embd)
-        identity = Tensor.of(np.eye(self.hp.n_ff, self.hp.n_embd, dtype=np.float32))
-        gate, opened = self._open(normed)
+        identity = Tensor.of(NEARLY_ONE * np.eye(self.hp.n_ff, self.hp.n_embd, dtype=np.float32))
+        opener = self._open(normed)
+        if opener is None:
+            return None
+        gate, opened = opener
         own = self._through("ffn_norm", "ffn_down", self._gated(gate, identity), self._no_biases(), places, OPEN * size)
 
         def read(logits: Sequence[Floats]) -> Doubles:
-            x = own.read(logits)  # each number times what the gate was at, which goes with the numbers themselves
+            x = own.read(logits) / NEARLY_ONE  # times what the gate was at, which goes with the numbers themselves
             at = x @ opened
             return np.asarray(x / np.sqrt(np.maximum(at, 1e-30))[:, None])
 
         return Reading("ffn_norm", own.models, read)
 
-    def up(self, normed: Doubles, size: float) -> Reading:
+    def up(self, normed: Doubles, size: float) -> Reading | None:
         """What `ffn_up` gives, beside a gate that is open; `normed` is what both are given, as it was read."""
         return self._beside_open("ffn_up", self.own("ffn_up.weight"), self.own("ffn_up.bias"), normed, size)
 
-    def gate(self, normed: Doubles, size: float) -> Reading:
+    def gate(self, normed: Doubles, size: float) -> Reading | None:
         """What `ffn_gate` gives before its activation, made in the place of `ffn_up`."""
         return self._beside_open("ffn_gate", self.own("ffn_gate.weight"), self.own("ffn_gate.bias"), normed, size)
 
@@ -210,8 +216,11 @@ class LayerProbes:
 
     def _beside_open(
         self, point: str, weight: Tensor | None, bias: Tensor | None, normed: Doubles, size: float
-    ) -> Reading:
-        gate, opened = self._open(normed)
+    ) -> Reading | None:
+        opener = self._open(normed)
+        if opener is None:
+            return None
+        gate, opened = opener
         at = normed @ opened
         tensors = self._gated(gate, weight)
         if bias is not None:
@@ -226,21 +235,19 @@ class LayerProbes:
     def _no_biases(self) -> tuple[str, ...]:
         return ("attn_output", "ffn_gate.bias", "ffn_up.bias")
 
-    def _open(self, normed: Doubles) -> tuple[Floats, Doubles]:
+    def _open(self, normed: Doubles) -> tuple[Floats, Doubles] | None:
         """A gate's weight that holds it open for every token, and the row that it is made of.
 
-        One input alone opens it where that has one sign at all tokens: nothing is added up then, so that every engine
-        has the same number.
+        One input alone opens it, which has one sign at all tokens and is not small at any: nothing is added up then,
+        so that every engine has the same number. None where there is no such input, as in long prompts.
         """
         row = np.zeros(self.hp.n_embd)
         sign = np.where((normed > 0).all(0), 1.0, np.where((normed < 0).all(0), -1.0, 0.0))
         least = np.abs(normed).min(0) * np.abs(sign)
         best = int(least.argmax())
-        if least[best] > 0:
-            row[best] = sign[best] * 2.0 ** math.ceil(math.log2(OPEN / least[best]))
-        else:
-            row[:] = np.linalg.pinv(normed) @ np.full(len(normed), OPEN)
-        row = row.astype(np.float32).astype(np.float64)
+        if least[best] < NOT_SMALL * np.sqrt(np.square(normed).mean()):
+            return None
+        row[best] = sign[best] * CODE * 2.0 ** math.ceil(math.log2(OPEN / least[best] / CODE))
         return np.repeat(row.astype(np.float32)[None], self.hp.n_ff, 0), row
 
     # Through the stream

@@ -31,8 +31,12 @@ CALLED = {
 }
 """What the hypotheses call bugs of another name."""
 
-OTHER_ROWS = "are those of token"
-"""What an engine is told whose rows are those of other tokens: which it is cannot be seen from logits."""
+IN_A_LINE = {
+    "token-of-before": "are those of token",
+    "logits-of-wrong-row": "are those of token",
+    "residual-missing": "the input is not added to what the layer gives",
+}
+"""What an engine is told in one line of a bug that leaves nothing to go on with."""
 
 
 def jobs(folder: Path) -> list[tuple[Path, str, int | None]]:
@@ -65,7 +69,7 @@ def one(job: tuple[Path, str, int | None]) -> Outcome | None:
             verdict = probe(Run(model), engine, TOKENS, probes)
         except Exception as e:  # noqa: BLE001 - whatever it is, it is told in the table
             told = f"{type(e).__name__}: {e}"
-            right = OTHER_ROWS in told and bug in ("token-of-before", "logits-of-wrong-row")
+            right = bug in IN_A_LINE and IN_A_LINE[bug] in told
             return Outcome("C", bug, layer, True, right, right, right, told, 2, most, time.perf_counter() - start)
     first = verdict.first
     cause = next((e for e in verdict.explanations if e.hypothesis), None)
