@@ -40,7 +40,7 @@ help:
 	@echo 'make bench-random   thousands of random faults that no table has, and the faults of the table told without it'
 	@echo 'make bench-trust   thousands of dumps of right engines, of engines with one fault, and faulty dumps'
 	@echo 'make bench-graph   tiny models of all architectures judged by llama.cpp'"'"'s graph (half an hour), single faults in them, its cost'
-	@echo 'make bench-probes   every hypothesis planted in an engine that only gives logits, and the suite on the C engine'"'"'s bugs'
+	@echo 'make bench-probes   faults planted in engines that only give logits, right ones, and the suite on the C engine'"'"'s bugs'
 	@echo 'make bench-public   engines of other people, installed below .venv-public, run through the suite (needs clang)'
 	@echo 'make clean   remove what make made, .venv, .venv-quick and .venv-public too'
 
@@ -82,6 +82,8 @@ bench-trust: $(VENV)/test.stamp $(VENV)/package.stamp
 
 bench-probes: $(VENV)/test.stamp $(VENV)/package.stamp
 	@$(RUN)/python tests/bench/black_boxes.py $(ARGS)
+	@$(RUN)/python tests/bench/black_boxes.py --engine c
+	@$(RUN)/python tests/bench/clean_boxes.py
 	@$(RUN)/python tests/bench/conformance.py
 
 bench-public: $(VENV)/test.stamp $(VENV)/package.stamp
