@@ -17,8 +17,8 @@ def add_probe(probe: argparse.ArgumentParser) -> None:
         "--engine",
         metavar="CMD",
         help="your engine: 'CMD --model {model} --tokens {tokens} --logits {logits}'; it writes the logits of each "
-        "token, or of the last one, to the file {logits}; with --parts {parts} it is told how many tokens to run at a "
-        "time, and decoding is judged too",
+        "token, or of the last one, to the file {logits} (float32, .npy, .safetensors or text); with --parts {parts} "
+        "it is told how many tokens to run at a time ('5,1,1'), and decoding is judged too",
     )
     engine.add_argument(
         "--server",

@@ -32,7 +32,7 @@ once: on the plain model that makes an error of 1.2e-4."""
 
 AS_OF_HALVES = ", but it is as little as rounding something to float16 makes"
 
-NOT_TOLD = "decoding is tested where the command has {parts}, which is how many tokens to run at a time ('8,1,1')"
+NOT_TOLD = "to test decoding, put {parts} into the command: it is how many tokens to run at a time ('8,1,1')"
 
 GRAPH_NEEDED = "firstdiff judges architectures that it does not describe itself by llama.cpp's graph"
 

@@ -83,22 +83,8 @@ class HeldSearch:
         if ELEVEN_BITS[0] in fit():
             all_of([ELEVEN_BITS[1]])
             self._try_elsewhere(*ELEVEN_BITS[1])
-        if not fit():
-            self._search_all(group, all_of, fit, trial)
-        for base in STORED if narrow else ():  # results that are kept in what they were stored in leave nothing then
-            for _, kind in _found(trial, fit()) if base in errors else ():
-                all_of([(base, kind)])
-                self._try_elsewhere(base, kind)
-
-    def _search_all(
-        self,
-        group: str,
-        all_of: Callable[[Iterable[tuple[str, str]]], None],
-        fit: Callable[[], list[str]],
-        trial: Trial,
-    ) -> None:
-        """Search, unless that was in vain at several sites."""
-        errors, codes = trial.errors, group != "norm"
+        if fit():
+            return
         rounds = min(errors.values()) <= CEILINGS.get(group, 0.0)  # as an arithmetic does, and not as a fault
         if self.vain[trial.part, rounds] < IN_VAIN:
             if not self._search(all_of, fit, trial, codes=codes):

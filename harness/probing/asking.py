@@ -250,8 +250,9 @@ class Asking:
             model.prepare(steps_of(tokens, parts))
         except (CaptureError, ModelError) as e:
             raise CaptureError(
-                f"probe: {self.run.model.architecture} cannot be probed, because a model that is made of this one "
-                f"cannot be run here: {e}; dump its tensors instead (firstdiff run --engine)"
+                f"probe: {self.run.model.architecture} cannot be probed, because llama.cpp, by which firstdiff judges "
+                f"it, does not run the model that was made of this file: {e}; let your engine dump its tensors instead "
+                "(firstdiff run --engine)"
             ) from None
         return model
 

@@ -86,7 +86,7 @@ def _check_numbers(answer: Answer, option: str) -> None:
     if not rows.any():
         raise CaptureError(
             f"{option}: all logits are 0 for a model whose only layer has weights of zeros, so that its input passes "
-            "on: the input is not added to what the layer gives, or logits are written before they are computed"
+            "on: perhaps the input is not added to what the layer gives, or logits are written before they are computed"
         )
     if (np.ptp(rows, -1) == 0).all():
         raise CaptureError(

@@ -100,14 +100,14 @@ def of_most_probable(shown: int, n_embd: int, own_rows: int | None) -> Iterator[
     which = "all" if shown == n_embd else f"{shown:,}"
     others = "" if shown == n_embd else ", or only the other coordinates,"
     yield (
-        f"log probabilities: your server gives those of the most probable tokens, so that {shown:,} "
-        f"{'number' if shown == 1 else 'numbers'} of the last token were read of each model: {which} of the "
-        f"{n_embd:,} coordinates of the stream. A fault that changes only other tokens{others} does not show"
+        "your server gives the log probabilities of the most probable tokens only, so that each model showed "
+        f"{shown:,} {'number' if shown == 1 else 'numbers'} of the prompt's last token: {which} of the {n_embd:,} "
+        f"coordinates of the residual stream. A fault that changes only other tokens{others} does not show"
     )
     if own_rows == 0:
         yield "the last norm and the output matrix of the model itself were not looked at"
     elif own_rows is not None:
         yield (
-            f"{own_rows:,} rows of the model's own output matrix were read, those of the tokens that are most probable "
-            "here: a fault that changes only other rows does not show"
+            f"{own_rows:,} rows of the model's own output matrix were judged, those of the most probable tokens for "
+            "this prompt: a fault that changes only other rows does not show"
         )

@@ -118,25 +118,26 @@ def _in_parts(asking: Asking, depth: Depth) -> Iterator[str]:
     """What is known of a prompt that is run in parts."""
     if depth.parts:
         yield (
-            "all tokens at once are right; the prompt was run in parts of "
-            f"{enumerated(list(map(str, depth.parts)))} tokens, each of which needs what was cached of those before it"
+            f"wrong is the prompt in parts of {enumerated(list(map(str, depth.parts)))} tokens, each of which is run "
+            "with the cache of the parts before it; all tokens at once are right"
         )
     elif depth.one_token is not None:
         yield (
-            f"decoding was not judged: your engine computes in {depth.arithmetic} where it is given several tokens, "
-            f"and in {depth.one_token} where it is given one"
+            f"decoding was not judged: given several tokens your engine computes in {depth.arithmetic}, and given one "
+            f"it computes in {depth.one_token}"
         )
     elif depth.in_parts is not None and (found := depth.in_parts.found) is not None:
         parts, layers = depth.in_parts.parts, sorted(depth.in_parts.judged)
-        read = f", and what leaves {'layer' if len(layers) == 1 else 'layers'} {enumerated(list(map(str, layers)))}"
+        said = "output of layer" if len(layers) == 1 else "outputs of layers"
+        read = f" and the {said} {enumerated(list(map(str, layers)))}"
         yield (
             f"decoding: the prompt in parts of {enumerated(list(map(str, parts)))} tokens is right too. Judged were "
             f"the model's logits (error {found.local_error:.2g}, floor {found.floor:.2g}){read if layers else ''}"
         )
     elif not asking.engine.decodes:
         yield (
-            "decoding was not looked at, because the command has no {parts}: with it your engine is told how many of "
-            "the tokens to run at a time ('5,1,1'), one part after another, with what it cached of those before"
+            "decoding was not judged: for that the command needs {parts}, which is how many of the tokens to run at a "
+            "time ('5,1,1'), part after part in one run, each with the cache of the parts before it"
         )
 
 

@@ -26,6 +26,9 @@ BY_GATE, NEARLY = ("ffn_gate", "ffn_up"), 1e-4
 """Points that are read times what a gate was at, one number for each token, and how far that number may be off: it is
 computed from one input of the gate, which is off by more, relative to itself, than a row is."""
 
+OF_Q8_0 = 1e-6
+"""How far from it a factor may be read that Q8_0 makes."""
+
 FACTOR = 2e-3
 """A quarter of what holding a matrix in fewer digits may change: a block of Q8_0 or 16 bits, by its scale alone."""
 
@@ -189,8 +192,8 @@ class Within:
         if reading.point == "attn_norm" and (factor := common_factor(found, right)) is not None:
             self.rounds_ours = True
             self.refused.append(
-                f"{site.key} and what is read by such matrices were left out: your engine does not take matrices of "
-                f"ours as they are (1 came out as {factor:.6g}), as if it held float32 weights in fewer digits"
+                f"{site.key} and other tensors that are read through matrices of firstdiff's own were left out: your "
+                f"engine changes these matrices (1 became {factor:.6g}), as {_storage(factor)} does"
             )
             return
         if reading.point in BY_GATE:
@@ -211,6 +214,12 @@ class Within:
         x = self._free(point)
         finite = x[np.isfinite(x)]
         return float(np.sqrt(np.square(finite).mean())) if finite.size else 1.0
+
+
+def _storage(factor: float) -> str:
+    """What makes of 1 the factor, in words."""
+    of_q8_0 = 127 * float(np.float16(1 / 127))
+    return "storage in 8 bits (Q8_0)" if abs(factor - of_q8_0) < OF_Q8_0 else "storage in fewer digits"
 
 
 def at_its_size(found: npt.NDArray[np.float64], right: Array) -> npt.NDArray[np.float64]:

@@ -96,7 +96,7 @@ def test_decoding_is_left_out_where_the_command_has_no_place_for_it(tmp_path: Pa
     results = ran(ReferenceBox(), tmp_path, "plain", "decoding", "prompt in two parts")
     assert [r.outcome for r in results] == [Outcome.PASSED, Outcome.LEFT_OUT, Outcome.LEFT_OUT]
     assert badge(results)["message"] == "1 of 1"
-    assert "\n".join(lines(results, "f32", width=200)).count("where the command has {parts}") == 1
+    assert "\n".join(lines(results, "f32", width=200)).count("put {parts} into the command") == 1
 
 
 def test_an_engine_that_does_not_read_a_type_refuses_it(tmp_path: Path) -> None:

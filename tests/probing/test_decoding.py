@@ -66,7 +66,7 @@ def test_a_right_engine_that_decodes_agrees(model: Model, tmp_path: Path, arithm
 
 def test_an_engine_that_is_not_told_how_many_tokens_to_run_is_not_judged_so(model: Model, tmp_path: Path) -> None:
     verdict = probed(model, ReferenceBox(), tmp_path)
-    assert any("decoding was not looked at, because the command has no {parts}" in note for note in verdict.notes)
+    assert any("decoding was not judged: for that the command needs {parts}" in note for note in verdict.notes)
 
 
 @dataclass(eq=False)

@@ -68,7 +68,7 @@ def test_an_engine_that_holds_matrices_of_ours_in_fewer_digits_agrees(tmp_path: 
     verdict = probe(Run(model), box, (300, 45, 301, 17, 260, 303, 99, 46), folder)
     assert verdict.verdict == "agrees", verdict.first
     if kind == "Q8_0":
-        assert any("does not take matrices of ours as they are" in note for note in verdict.notes)
+        assert any("as storage in 8 bits (Q8_0) does" in note for note in verdict.notes)
     wrong = ReferenceBox([Planted(TABLE["gate-up-swapped"], 1)], arithmetic=arithmetic_named("f32+matrices=q8_0"))
     told = probe(Run(model), wrong, (300, 45, 301, 17, 260, 303, 99, 46), folder)
     assert told.first is not None

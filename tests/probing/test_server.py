@@ -110,9 +110,9 @@ def test_a_right_engine_agrees_in_whatever_it_computes(
     which = "all" if shown == 128 else str(shown)
     notes = " ".join(verdict.notes)
     numbers = "1 number" if shown == 1 else f"{shown} numbers"
-    assert f"{numbers} of the last token were read of each model: {which} of the 128 coordinates" in notes
+    assert f"{numbers} of the prompt's last token: {which} of the 128 coordinates" in notes
     assert ("only the other coordinates" in notes) == (shown < 128)
-    assert "rows of the model's own output matrix were read" in notes
+    assert "rows of the model's own output matrix were judged" in notes
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_rows_of_the_models_own_output_matrix_are_read(tmp_path: Path, box: TopB
     folder.mkdir()
     of = synthetic(tmp_path / "tied.gguf", tied=True, n_layer=1, n_embd=64, n_ff=64)
     verdict = probed(open_model(of), box, folder)
-    assert "19 rows of the model's own output matrix were read" in " ".join(verdict.notes)
+    assert "19 rows of the model's own output matrix were judged" in " ".join(verdict.notes)
     assert (str(verdict.first.site) if verdict.first else None) == (
         "result_output" if isinstance(box, WrongKernel) else None
     )
@@ -153,7 +153,7 @@ def test_rows_of_a_quantised_output_matrix_are_read(tmp_path: Path) -> None:
     folder.mkdir()
     verdict = probed(open_model(in_blocks("Q8_0", tmp_path, n_layer=1)), TopBox(), folder)
     assert verdict.verdict == "agrees", verdict.first
-    assert "19 rows of the model's own output matrix were read" in " ".join(verdict.notes)
+    assert "19 rows of the model's own output matrix were judged" in " ".join(verdict.notes)
 
 
 @pytest.mark.slow
