@@ -17,6 +17,9 @@ from firstdiff.model.probe import Call
 from firstdiff.model.rope import angles
 from firstdiff.model.rounding import round_to
 
+LEAST_MAGNITUDE = 0.01
+"""What cos and sin are multiplied by at least: YaRN's factors are a little over 1."""
+
 
 def _turned(
     x: Array,
@@ -66,8 +69,10 @@ def _turn(call: Call, theta: Array, **how: Any) -> Call:  # noqa: ANN401 - of _t
     return replaced(call, _turned, call.argument("x"), theta, pairing=call.argument("pairing"), **how)
 
 
-def with_magnitude(call: Call, scene: Scene, values: Values) -> Call:
-    """Cos and sin multiplied."""
+def with_magnitude(call: Call, scene: Scene, values: Values) -> Call | None:
+    """Cos and sin multiplied; by next to nothing they leave scores of zeros, as many a fault does."""
+    if abs(values["magnitude"]) < LEAST_MAGNITUDE:
+        return None
     return _turn(call, _theta(call, scene), magnitude=values["magnitude"])
 
 

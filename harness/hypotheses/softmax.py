@@ -19,8 +19,12 @@ SMALLEST = 1e-30  # of probabilities that float32 holds to all its digits
 PADDED = 256  # llama.cpp pads the keys of plain attention to a multiple of it
 
 
-def _scale(call: Call, _scene: Scene, values: Values) -> Call:
-    return call.with_arguments(scale=values["scale"])
+LEAST_SCALE, LEAST_CAP = 1e-4, 0.01
+"""What scores are multiplied by, or capped at, at least: less leaves all of them alike, as many a fault does."""
+
+
+def _scale(call: Call, _scene: Scene, values: Values) -> Call | None:
+    return call.with_arguments(scale=values["scale"]) if abs(values["scale"]) >= LEAST_SCALE else None
 
 
 def _scales(call: Call, scene: Scene) -> Iterator[float]:
@@ -83,7 +87,7 @@ def _softmax(
 
 
 def _cap(call: Call, _scene: Scene, values: Values) -> Call | None:
-    if values["cap"] <= 0 or call.argument("cap") is not None:
+    if values["cap"] < LEAST_CAP or call.argument("cap") is not None:
         return None
     return with_op(call, _softmax, cap=values["cap"])
 
