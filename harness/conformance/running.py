@@ -159,6 +159,8 @@ class Conformance:
 
     def _of_one_token(self, answer: Answer, arithmetic: str) -> SiteVerdict | None:
         """What is found where one token is computed otherwise than several; None where it is not."""
+        if 1 not in answer.parts:
+            return None
         one = self.of_one_token or nearest_of_one(answer, self.engine.name, arithmetic)
         if one is None:
             return None

@@ -26,7 +26,7 @@ FEW, SURELY, TOO_FEW = 32, 0.999, 6
 """Of fewer logits a cosine may be as large by chance, so that this one is asked for; of so few it says nothing."""
 
 SUMS = 1e-3
-"""How far a sum of probabilities may be from 1: those of bfloat16 are."""
+"""How far from 1 a sum may be where it is taken for one of probabilities."""
 
 
 def control(asking: Asking, tokens: Sequence[int]) -> Answer:

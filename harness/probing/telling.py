@@ -134,6 +134,8 @@ def _in_parts(asking: Asking, depth: Depth) -> Iterator[str]:
             f"decoding: the prompt in parts of {enumerated(list(map(str, parts)))} tokens is right too. Judged were "
             f"the model's logits (error {found.local_error:.2g}, floor {found.floor:.2g}){read if layers else ''}"
         )
+    elif asking.shows is not None:
+        yield "decoding was not judged: a server is not told how many tokens to run at a time"
     elif not asking.engine.decodes:
         yield (
             "decoding was not judged: for that the command needs {parts}, which is how many of the tokens to run at a "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from black_box_outcome import Outcome, is_told
@@ -14,7 +16,7 @@ from builders.engines import compile_engine
 from builders.models import in_blocks, synthetic
 from builders.own_engine import SHAPE
 from firstdiff.model.engine import open_model
-from firstdiff.probing.engine import CommandEngine
+from firstdiff.probing.engine import CommandEngine, Floats
 from firstdiff.probing.probing import most_runs, probe
 from firstdiff.runs.run import Run
 
@@ -39,6 +41,20 @@ IN_A_LINE = {
 """What an engine is told in one line of a bug that leaves nothing to go on with."""
 
 
+@dataclass(eq=False)
+class Counted:
+    """An engine whose runs are counted."""
+
+    engine: CommandEngine
+    runs: int = 0
+    name: str = "your engine"
+    decodes: bool = True
+
+    def logits(self, model: Path, tokens: Sequence[int], width: int, parts: Sequence[int] = ()) -> Floats:
+        self.runs += 1
+        return self.engine.logits(model, tokens, width, parts)
+
+
 def jobs(folder: Path) -> list[tuple[Path, str, int | None]]:
     """Each bug at each of three layers, with a model on which it shows."""
     shape = {**SHAPE, "n_layer": LAYERS, "n_embd": 128, "head_dim": 16}
@@ -61,16 +77,18 @@ def one(job: tuple[Path, str, int | None]) -> Outcome | None:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
         program = compile_engine(Path(name), bug, layer)
-        engine = CommandEngine.of(f"{shlex.quote(str(program))} {RUN_BY}", name, 60.0)
+        engine = Counted(CommandEngine.of(f"{shlex.quote(str(program))} {RUN_BY}", name, 60.0))
         probes = Path(name) / "probes"
         probes.mkdir()
-        most = most_runs(model.hp.n_layer, decodes=True)
+        most = most_runs(model.hp.n_layer)
         try:
             verdict = probe(Run(model), engine, TOKENS, probes)
         except Exception as e:  # noqa: BLE001 - whatever it is, it is told in the table
             told = f"{type(e).__name__}: {e}"
             right = bug in IN_A_LINE and IN_A_LINE[bug] in told
-            return Outcome("C", bug, layer, True, right, right, right, told, 2, most, time.perf_counter() - start)
+            return Outcome(
+                "C", bug, layer, True, right, right, right, told, engine.runs, most, time.perf_counter() - start
+            )
     first = verdict.first
     cause = next((e for e in verdict.explanations if e.hypothesis), None)
     found = is_told(verdict, wanted)
@@ -84,7 +102,7 @@ def one(job: tuple[Path, str, int | None]) -> Outcome | None:
         found,
         found,
         "" if first is None else f"{first.site}: {cause.hypothesis if cause else 'not explained'} ({where})",
-        0,
+        engine.runs,
         most,
         time.perf_counter() - start,
     )

@@ -18,6 +18,8 @@ from pathlib import Path
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is: more threads spin while they wait
 sys.path.append(str(Path(__file__).parents[1]))  # for builders
 
+from lines import printed
+
 from builders.engines import SOURCE, compile_engine
 from firstdiff.conformance.running import Conformance, Outcome, Result
 from firstdiff.conformance.suite import suite
@@ -63,19 +65,13 @@ def main() -> int:
     parser.add_argument("--engine", choices=("llama.cpp", "transformers", "transformers-bf16"))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    told = []
     with tempfile.TemporaryDirectory() as name:
         if options.engine is None:
             made = matrix(Path(name))
         else:
             command = f"{shlex.quote(sys.executable)} {shlex.quote(str(BLACK_BOX))} {options.engine} {RUN_BY}"
             made = lines(*results_of(command, Path(name)), width=160)
-        for line in made:
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
-            told.append(line)
-    if options.out:
-        options.out.write_text("\n".join(told) + "\n", encoding="utf-8")
+        printed(((line, 0) for line in made), options.out)
     return 0
 
 

@@ -14,14 +14,16 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is: more threads spin while they wait
 
+from lines import printed
 from public_findings import CONFIRMED
 
+from firstdiff.conformance.definition import Level
 from firstdiff.conformance.running import Conformance, Outcome, Result
 from firstdiff.conformance.suite import suite
 from firstdiff.conformance.telling import summed_up
@@ -78,6 +80,17 @@ def told(name: str, results: list[Result]) -> Iterator[str]:
             yield f"        {found or 'UNCONFIRMED'}"
 
 
+def table(names: Iterable[str], level: Level) -> Iterator[str]:
+    """What each engine makes of the suite, line by line."""
+    yield from [*HEADER.splitlines(), ""]
+    for name in names:
+        os.environ.update(ENGINES[name].environment)
+        command = f"{shlex.quote(str(python_of(name)))} {shlex.quote(str(ADAPTER))} {name} {RUN_BY}"
+        with tempfile.TemporaryDirectory() as folder:
+            running = Conformance(CommandEngine.of(command, folder, 300.0), Path(folder), budget=5.0)
+            yield from told(name, running.run(suite(level)))
+
+
 def main() -> int:
     """Print the table, and write it where asked."""
     parser = argparse.ArgumentParser("public_engines", description=__doc__)
@@ -85,19 +98,7 @@ def main() -> int:
     parser.add_argument("--level", choices=("core", "full"), default="core")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    table = [*HEADER.splitlines(), ""]
-    sys.stdout.write(HEADER + "\n")
-    for name in options.engine or ENGINES:
-        os.environ.update(ENGINES[name].environment)
-        command = f"{shlex.quote(str(python_of(name)))} {shlex.quote(str(ADAPTER))} {name} {RUN_BY}"
-        with tempfile.TemporaryDirectory() as folder:
-            running = Conformance(CommandEngine.of(command, folder, 300.0), Path(folder), budget=5.0)
-            for line in told(name, running.run(suite(options.level))):
-                sys.stdout.write(f"{line}\n")
-                sys.stdout.flush()
-                table.append(line)
-    if options.out:
-        options.out.write_text("\n".join(table) + "\n", encoding="utf-8")
+    printed(((line, 0) for line in table(options.engine or ENGINES, options.level)), options.out)
     return 0
 
 

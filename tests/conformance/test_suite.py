@@ -92,6 +92,12 @@ def test_what_goes_wrong_in_decoding_only_fails_the_tests_of_decoding(tmp_path: 
     assert f"({bug})" in results[2].says
 
 
+def test_parts_of_several_tokens_are_judged_where_one_token_has_an_arithmetic_of_its_own(tmp_path: Path) -> None:
+    running = Conformance(ReferenceBox([Planted(TABLE["rope-position"])], decodes=True), tmp_path, of_one_token="f16")
+    results = running.run([test for test in suite("full") if test.name in ("plain", "prompt in two parts")])
+    assert [r.outcome for r in results] == [Outcome.PASSED, Outcome.FAILED]
+
+
 def test_decoding_is_left_out_where_the_command_has_no_place_for_it(tmp_path: Path) -> None:
     results = ran(ReferenceBox(), tmp_path, "plain", "decoding", "prompt in two parts")
     assert [r.outcome for r in results] == [Outcome.PASSED, Outcome.LEFT_OUT, Outcome.LEFT_OUT]
